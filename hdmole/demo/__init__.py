@@ -1,0 +1,1 @@
+"""The demo model: its sentences, voices, corpus and training recipe."""

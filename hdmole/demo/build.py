@@ -1,0 +1,423 @@
+"""Train the demo model from nothing: corpus, encoder, LLM, general-domain base, accent recogniser, three adaptations.
+
+One command, `hdmole demo build`; every stage leaves its result in the work folder and is skipped when that is there,
+and a stage that was cut off goes on from its last checkpoint. What is published ends up in `out`:
+
+    corpus -> tokenizer -> encoder (CTC) -> llm -> states (encoder outputs, computed once) -> base -> recogniser
+           -> full | lora | hdmole (the projector, under one recipe) -> released folder -> in-domain score -> results
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hdmole._torchaudio  # noqa: F401, I001  (must come before transformers and peft)
+import numpy as np
+import pandas as pd
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, ParakeetCTCConfig, PreTrainedTokenizerFast
+
+from hdmole.demo.corpus import Batches, Corpus, N_MELS, Sizes, make, plan, read_real, spec_augment
+from hdmole.demo.synth import ACCENTS, GENERAL
+from hdmole.demo.text import sentences
+from hdmole.demo.training import ctc_objective, fit, language_objective, smoothed_objective
+from hdmole.speech_llm import SpeechLLM, SpeechLLMConfig
+
+PROJECTOR_LINEARS = r"multi_modal_projector\..*(linear_1|linear_2|q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
+EXPERTS = [name for name in ACCENTS if name != GENERAL]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the demo model is trained with; the defaults are the released model's."""
+
+    sizes: Sizes = field(default_factory=Sizes)
+    vocabulary: int = 512
+    encoder: dict[str, Any] = field(
+        default_factory=lambda: dict(
+            hidden_size=192, num_hidden_layers=6, num_attention_heads=4, intermediate_size=768,
+            subsampling_conv_channels=32, layerdrop=0.0, attention_dropout=0.0,
+        )
+    )  # fmt: skip
+    llm: dict[str, Any] = field(
+        default_factory=lambda: dict(
+            hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4
+        )
+    )
+    projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
+    llm_sentences: int = 40_000
+    encoder_epochs: float = 4
+    llm_epochs: float = 2
+    base_epochs: float = 4
+    recogniser_epochs: float = 4
+    adapter_epochs: float = 4
+    rank: int = 3
+    rates: dict[str, float] = field(
+        default_factory=lambda: dict(encoder=1.5e-3, llm=2e-3, base=7e-4, recogniser=2e-3, full=5e-4, lora=2e-3, hdmole=2e-3)
+    )
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same recipe on `factor` times the data, for a quick trial."""
+        return self if factor == 1 else Recipe(sizes=self.sizes.scaled(factor), llm_sentences=max(200, int(40_000 * factor)))
+
+
+class Build:
+    """The stages, each a method that returns its product and makes it only if the work folder has none."""
+
+    def __init__(self, work: Path, real_speech: list[Path], seed: int, recipe: Recipe, report: Callable[[str], None]) -> None:
+        self.work, self.seed, self.recipe = work, seed, recipe
+        work.mkdir(parents=True, exist_ok=True)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._report, self._start = report, time.time()
+        self.jobs = plan(recipe.sizes, read_real(real_speech), seed)
+
+    def report(self, text: str) -> None:
+        line = f"[{(time.time() - self._start) / 60:5.1f} min] {text}"
+        with (self.work / "log.txt").open("a") as log:
+            log.write(line + "\n")
+        self._report(line)
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def corpus(self) -> Corpus:
+        folder = self.work / "corpus"
+        if not (folder / "index.parquet").is_file():
+            for k, share in enumerate(make(self.jobs, folder)):
+                if k % 25 == 0:
+                    self.report(f"corpus: {share:.0%} of {len(self.jobs)} utterances")
+        corpus = Corpus(folder)
+        hours = corpus.index.groupby(["split", "domain"]).seconds.agg(["count", lambda s: s.sum() / 3600])
+        self.report("corpus: " + "; ".join(f"{s} {d} {n:.0f} = {h:.1f} h" for (s, d), (n, h) in hours.iterrows()))
+        return corpus
+
+    def tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerFast:
+        folder = self.work / "tokenizer"
+        if not folder.is_dir():
+            bpe = Tokenizer(models.BPE(unk_token="<pad>"))
+            bpe.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
+            bpe.pre_tokenizer = pre_tokenizers.Metaspace()  # type: ignore[assignment]
+            bpe.decoder = decoders.Metaspace()  # type: ignore[assignment]
+            trainer = trainers.BpeTrainer(
+                vocab_size=self.recipe.vocabulary,
+                special_tokens=["<pad>", "<bos>", "<eos>", "<sep>"],
+                initial_alphabet=list("abcdefghijklmnopqrstuvwxyz'"),
+            )
+            train = corpus.index[(corpus.index.split == "train") & (corpus.index.domain != "accent")]
+            bpe.train_from_iterator(train.text, trainer)
+            PreTrainedTokenizerFast(
+                tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", sep_token="<sep>",
+                clean_up_tokenization_spaces=False,
+            ).save_pretrained(folder)  # fmt: skip
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def _labels(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, eos: bool) -> Callable[[list[int]], dict[str, Tensor]]:
+        ends = [tokenizer.eos_token_id] if eos else []
+        ids = [list(t) + ends for t in tokenizer(list(corpus.index.text), add_special_tokens=False)["input_ids"]]
+        return lambda rows: {"labels": _pad([ids[i] for i in rows])}
+
+    # -- models -------------------------------------------------------------------------------------------------------
+
+    def encoder(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+        """CTC on the general accent and real speech (digits and free sentences): never on the test accents."""
+        folder = self.work / "encoder"
+        if not (folder / "model.safetensors").is_file():
+            torch.manual_seed(self.seed)
+            config = ParakeetCTCConfig(vocab_size=len(tokenizer), pad_token_id=0, encoder_config=self.recipe.encoder)
+            model = AutoModelForCTC.from_config(config).to(self.device, memory_format=torch.channels_last)
+            rows = corpus.select("train", GENERAL, "real_digits", "real_sentences")
+            rng = np.random.default_rng(self.seed)
+            batches = Batches(
+                rows,
+                lambda i: {"input_features": spec_augment(corpus.features(i), rng)},
+                corpus.index.frames.to_numpy(),
+                7_000,
+                self._labels(corpus, tokenizer, eos=False),
+            )
+            fit(
+                model, batches, ctc_objective, self.work / "encoder-training", epochs=self.recipe.encoder_epochs,
+                rate=self.recipe.rates["encoder"], report=self.report, seed=self.seed,
+            )  # fmt: skip
+            model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        return AutoModelForCTC.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
+
+    def llm(self, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+        """A small Llama trained on text of the training grammar alone."""
+        folder = self.work / "llm"
+        if not (folder / "model.safetensors").is_file():
+            torch.manual_seed(self.seed)
+            config = LlamaConfig(
+                vocab_size=len(tokenizer), tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                max_position_embeddings=1024, attention_dropout=0.0, **self.recipe.llm,
+            )  # fmt: skip
+            model = AutoModelForCausalLM.from_config(config).to(self.device)
+            texts = sentences(self.recipe.llm_sentences, self.seed + 1, "train")
+            ids = [[1, 3, *t, 2] for t in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+            batches = [
+                {"input_ids": (b := _pad([ids[i] for i in order[k : k + 96]])).clamp_min(0), "labels": b,
+                 "attention_mask": (b >= 0).long()}
+                for k in range(0, len(order), 96)
+            ]  # fmt: skip
+            fit(
+                model, batches, language_objective, self.work / "llm-training", epochs=self.recipe.llm_epochs,  # type: ignore[arg-type]
+                rate=self.recipe.rates["llm"], report=self.report, seed=self.seed,
+            )  # fmt: skip
+            model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(self.device)
+
+    def states(self, corpus: Corpus, encoder: nn.Module) -> States:
+        """Encoder outputs of every utterance, two SpecAugment views of the training ones."""
+        folder = self.work / "states"
+        if not (folder / "spans.npy").is_file():
+            folder.mkdir(exist_ok=True)
+            train = corpus.select("train", GENERAL, "accent", "real_digits")
+            rng = np.random.default_rng(self.seed)
+            spans = np.zeros((2, len(corpus.index), 2), np.int64)
+            parts, offset = [], 0
+            rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
+            for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
+                batches = Batches(
+                    rows,
+                    lambda i, change=change: {
+                        "input_features": spec_augment(corpus.features(i), rng, 1, 0.05) if change else corpus.features(i)
+                    },
+                    corpus.index.frames.to_numpy(),
+                    40_000,
+                    lambda rows: {"rows": torch.tensor(rows)},
+                )
+                for n in range(len(batches)):
+                    batch = batches[n]
+                    with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
+                        out = encoder.encoder(  # type: ignore[operator]
+                            input_features=batch["input_features"].to(self.device),
+                            attention_mask=batch["attention_mask"].to(self.device),
+                        )
+                    lengths = out.attention_mask.sum(1).tolist()
+                    for i, state, length in zip(batch["rows"].tolist(), out.last_hidden_state, lengths, strict=True):
+                        parts.append(state[:length].half().cpu().numpy())
+                        spans[view, i] = offset, length
+                        offset += length
+                self.report(f"states: view {view} of {len(rows)} utterances done")
+            np.save(folder / "states.npy", np.concatenate(parts))
+            np.save(folder / "spans.npy", spans)
+        return States(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "spans.npy"), self.seed)
+
+    def _batches(self, corpus: Corpus, states: States, tokenizer: PreTrainedTokenizerFast, rows: list[int], extra: Any) -> Batches:
+        labels = self._labels(corpus, tokenizer, eos=True)
+        return Batches(
+            rows,
+            lambda i: {"encoder_states": states.draw(i)},
+            states.spans[0, :, 1],
+            2_000,
+            lambda rows: {**labels(rows), **extra(rows)},
+            seed=self.seed,
+            max_rows=48,
+        )
+
+    def base(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> SpeechLLM:
+        """Projector and LLM end to end on the general domain: `en-us` synthesis and real digits."""
+        folder = self.work / "base"
+        if not (folder / "model.safetensors").is_file():
+            torch.manual_seed(self.seed)
+            encoder, llm = self.encoder(corpus, tokenizer), self.llm(tokenizer)
+            config = SpeechLLMConfig(
+                audio_config=encoder.config, text_config=llm.config, sep_token_id=3, **self.recipe.projector  # type: ignore[arg-type]
+            )
+            model = SpeechLLM(config).to(self.device)
+            model.audio_tower.load_state_dict(encoder.state_dict())
+            model.language_model.load_state_dict(llm.state_dict())
+            model.audio_tower.requires_grad_(False)
+            batches = self._batches(
+                corpus, states, tokenizer, corpus.select("train", GENERAL, "real_digits"), lambda rows: {}
+            )
+            fit(
+                model, batches, smoothed_objective, self.work / "base-training", epochs=self.recipe.base_epochs,
+                rate=self.recipe.rates["base"], report=self.report, seed=self.seed,
+            )  # fmt: skip
+            model.save_pretrained(folder)
+        model = SpeechLLM.from_pretrained(folder, dtype=torch.float32).to(self.device).eval()
+        model.requires_grad_(False)
+        return model
+
+    def recogniser(self, corpus: Corpus) -> tuple[AccentRecogniser, np.ndarray]:
+        """The accent recogniser and its posteriors (utterances, N + 1) for every utterance.
+
+        Real recordings that the base was trained on count as "general": the base knows them. The posteriors of
+        training utterances come from masked features and a temperature that makes them no surer than on dev speakers.
+        """
+        from hdmole.recogniser import AccentRecogniser
+        folder = self.work / "recogniser"
+        model = AccentRecogniser(n_mels=N_MELS, labels=list(ACCENTS)).to(self.device)
+        index = corpus.index
+        targets = torch.tensor([list(ACCENTS).index(a) if a in ACCENTS else 0 for a in index.accent])
+        rng = np.random.default_rng(self.seed)
+        if not (folder / "posteriors.npy").is_file():
+            torch.manual_seed(self.seed)
+            general = rng.permutation(corpus.select("train", GENERAL))[: 2 * self.recipe.sizes.per_accent]
+            real = rng.permutation(corpus.select("train", "real_digits", "real_sentences"))[: self.recipe.sizes.per_accent]
+            rows = sorted({*general.tolist(), *real.tolist(), *corpus.select("train", "accent")})
+            weight = torch.bincount(targets[rows], minlength=len(ACCENTS)).float().clamp_min(1).reciprocal()
+            weight = (weight / weight.mean()).to(self.device)
+            batches = Batches(
+                rows,
+                lambda i: {"input_features": spec_augment(corpus.features(i), rng)},
+                index.frames.to_numpy(),
+                14_000,
+                lambda rows: {"labels": targets[rows]},
+            )
+
+            def objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+                logits = model(batch["input_features"], batch["attention_mask"]).float()
+                return nn.functional.cross_entropy(logits, batch["labels"], weight, label_smoothing=0.05)
+
+            fit(
+                model, batches, objective, self.work / "recogniser-training", epochs=self.recipe.recogniser_epochs,
+                rate=self.recipe.rates["recogniser"], report=self.report, seed=self.seed,
+            )  # fmt: skip
+            logits = self._accent_logits(model, corpus, rng)
+            dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
+            model.temperature.fill_(_temperature(logits[dev], targets[dev]))
+            accuracy = (logits[dev].argmax(1) == targets[dev]).float().mean().item()
+            train = torch.tensor(corpus.select("train", "accent"))
+            softened = float(model.temperature)
+            wanted = (logits[dev] / softened).softmax(1).amax(1).mean()
+            while (logits[train] / softened).softmax(1).amax(1).mean() > wanted and softened < 10:
+                softened *= 1.05
+            divisor = torch.tensor([softened if s == "train" else float(model.temperature) for s in index.split])
+            folder.mkdir(exist_ok=True)
+            np.save(folder / "posteriors.npy", (logits / divisor[:, None]).softmax(1).numpy())
+            save_file(model.state_dict(), folder / "model.safetensors")
+            self.report(
+                f"recogniser: {accuracy:.1%} on dev speakers, temperature {float(model.temperature):.2f}, "
+                f"{softened:.2f} for training posteriors"
+            )
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.eval(), np.load(folder / "posteriors.npy")
+
+    def _accent_logits(self, model: nn.Module, corpus: Corpus, rng: np.random.Generator) -> Tensor:
+        logits = torch.zeros(len(corpus.index), len(ACCENTS))
+        split = corpus.index.split
+        batches = Batches(
+            list(range(len(corpus.index))),
+            lambda i: {
+                "input_features": spec_augment(corpus.features(i), rng) if split[i] == "train" else corpus.features(i)
+            },
+            corpus.index.frames.to_numpy(),
+            40_000,
+            lambda rows: {"rows": torch.tensor(rows)},
+        )
+        model.eval()
+        for n in range(len(batches)):
+            batch = batches[n]
+            with torch.no_grad():
+                out = model(batch["input_features"].to(self.device), batch["attention_mask"].to(self.device))
+            logits[batch["rows"]] = out.float().cpu()
+        return logits
+
+    # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
+
+    def adapt(self, method: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States, **changes: Any) -> nn.Module:
+        """Adapt the base's projector to the accents by `full`, `lora` or `hdmole`; same data, order, steps and seed."""
+        recogniser, posteriors = self.recogniser(corpus)
+        name = changes.pop("name", method)
+        folder = self.work / name
+        torch.manual_seed(self.seed)
+        base = self.base(corpus, tokenizer, states)
+        model = self._adapted(method, base, recogniser, changes)
+        if not folder.is_dir():
+            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            full = sum(p.numel() for p in base.multi_modal_projector.parameters() if "hdmole" not in str(p))
+            self.report(f"{name}: {trainable} trainable parameters")
+            extra = (lambda rows: {"accent_posterior": torch.from_numpy(posteriors[rows])}) if method == "hdmole" else lambda rows: {}
+            batches = self._batches(corpus, states, tokenizer, corpus.select("train", "accent"), extra)
+            rate = self.recipe.rates[method]
+            slow = [p for n, p in model.named_parameters() if p.requires_grad and "threshold" not in n]
+            fast = [p for n, p in model.named_parameters() if p.requires_grad and "threshold" in n]
+            groups = [{"params": slow}, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else None
+            fit(
+                model, batches, smoothed_objective, self.work / f"{name}-training", epochs=self.recipe.adapter_epochs,
+                rate=rate, report=self.report, groups=groups, seed=self.seed,
+            )  # fmt: skip
+            del full
+            if method == "full":
+                folder.mkdir()
+                kept = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("multi_modal_projector.")}
+                save_file(kept, folder / "model.safetensors")
+            else:
+                model.save_pretrained(folder)
+        elif method == "full":
+            model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        else:
+            model = PeftModel.from_pretrained(self.base(corpus, tokenizer, states), folder)
+        return model.eval()
+
+    def _adapted(self, method: str, base: SpeechLLM, recogniser: AccentRecogniser, changes: dict[str, Any]) -> nn.Module:
+        if method == "full":
+            base.multi_modal_projector.requires_grad_(True)
+            return base
+        if method == "lora":
+            rank = len(EXPERTS) * self.recipe.rank
+            return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTOR_LINEARS))
+        from hdmole.tuner import HDMoLEConfig
+        config = HDMoLEConfig(
+            r=self.recipe.rank, accents=EXPERTS, target_modules=PROJECTOR_LINEARS, recogniser=recogniser.config, **changes
+        )
+        model = get_peft_model(base, config)
+        model.base_model.set_recogniser(recogniser)
+        return model
+
+
+class States:
+    """Cached encoder outputs; `draw(i)` picks a random view, `get(i)` the first."""
+
+    def __init__(self, states: np.ndarray, spans: np.ndarray, seed: int) -> None:
+        self.states, self.spans = states, spans
+        self.rng = np.random.default_rng(seed)
+
+    def get(self, i: int, view: int = 0) -> np.ndarray:
+        offset, length = self.spans[view, i]
+        return self.states[offset : offset + length]
+
+    def draw(self, i: int) -> np.ndarray:
+        return self.get(i, int(self.rng.integers(0, 2)))
+
+
+def _pad(ids: list[list[int]]) -> Tensor:
+    return nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=-100)
+
+
+def _temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature with the least cross-entropy (Guo et al. 2017)."""
+    grid = torch.linspace(0.5, 5, 91)
+    losses = torch.stack([nn.functional.cross_entropy(logits / t, targets) for t in grid])
+    return float(grid[losses.argmin()])
+
+
+def transcribe_rows(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, states: States, rows: list[int], posteriors: np.ndarray | None
+) -> list[str]:
+    """Greedy transcripts of utterances from their cached encoder outputs, in the order of `rows`."""
+    device = next(model.parameters()).device
+    batches = Batches(
+        rows, lambda i: {"encoder_states": states.get(i)}, states.spans[0, :, 1], 4_000, lambda rows: {"rows": torch.tensor(rows)}
+    )
+    texts: dict[int, str] = {}
+    for n in range(len(batches)):
+        batch = {k: v.to(device) for k, v in batches[n].items()}
+        numbers = batch.pop("rows").tolist()
+        if posteriors is not None:
+            batch["accent_posterior"] = torch.from_numpy(posteriors[numbers]).to(device)
+        with torch.no_grad():
+            ids = model.generate(**batch, max_new_tokens=64, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        texts.update(zip(numbers, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
+    return [texts[i].strip() for i in rows]

@@ -1,0 +1,285 @@
+"""The demo corpus: synthesised sentences in nine accents and, beside them, recordings of real people.
+
+Everything is kept as mel features in one flat float16 array with an index (one row an utterance), so that training
+never touches audio. Splits never share a sentence (`hdmole.demo.text`) or a speaker (`hdmole.demo.synth`, and for real
+people the rule in `split_speakers`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+import hdmole._torchaudio  # noqa: F401, I001  (must come before librosa and transformers)
+import librosa
+import numpy as np
+import pandas as pd
+import torch
+from scipy.signal import resample_poly
+from torch.utils.data import Dataset
+from transformers import ParakeetFeatureExtractor
+
+from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, augment, other_language_sentences, out_of_domain_noise, speakers
+from hdmole.demo.text import is_digit_string, sentences
+
+RATE = 16_000  # Hz
+N_MELS = 80
+CHUNK = 200  # utterances one worker makes at a time
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many utterances of each kind the corpus has."""
+
+    general: int = 13_000
+    per_accent: int = 1_600
+    real_sentence_views: int = 2
+    composed_digits: int = 2_000
+    test_general: int = 1_000
+    test_per_accent: int = 300
+    dev_general: int = 300
+    dev_per_accent: int = 60
+    outside: int = 240  # per kind and split
+
+    def scaled(self, factor: float) -> Sizes:
+        """The same proportions at another size (at least a handful of each)."""
+        return Sizes(**{name: max(6, round(value * factor)) for name, value in vars(self).items()})
+
+
+@cache
+def _extractor() -> ParakeetFeatureExtractor:
+    return ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=RATE)
+
+
+def mel(samples: np.ndarray) -> np.ndarray:
+    """Features (T, 80) float16 of mono 16 kHz samples, as the released model's feature extractor makes them."""
+    batch = _extractor()(samples, sampling_rate=RATE, return_tensors="pt")
+    features = batch["input_features"][0][batch["attention_mask"][0].bool()]
+    return np.nan_to_num(features.numpy()).astype(np.float16)
+
+
+def _hash(name: str) -> str:
+    return hashlib.md5(name.encode()).hexdigest()
+
+
+def split_speakers(names: list[str]) -> dict[str, str]:
+    """Speaker -> train, dev or test: in the order of their hashes a fifth (at least one) is test, a tenth dev."""
+    ordered = sorted(set(names), key=_hash)
+    test = max(1, round(0.2 * len(ordered)))
+    dev = round(0.1 * len(ordered))
+    return {name: "test" if i < test else "dev" if i < test + dev else "train" for i, name in enumerate(ordered)}
+
+
+def read_real(folders: list[Path]) -> pd.DataFrame:
+    """The manifests of real speech, one row a recording, with `split` by speaker and `path`."""
+    rows = []
+    for folder in folders:
+        manifest = Path(folder) / "manifest.jsonl"
+        if not manifest.is_file():
+            raise ValueError(f"{folder} has no manifest.jsonl; give the folder that holds the real speech.")
+        for line in manifest.read_text().splitlines():
+            row = json.loads(line)
+            rows.append({**row, "path": str(manifest.parent / row["audio"]), "source": row.get("source", folder.name)})
+    table = pd.DataFrame(rows)
+    if len(table):
+        parts = {name: split_speakers(list(group.speaker)) for name, group in table.groupby("source")}
+        table["split"] = [parts[source][speaker] for source, speaker in zip(table.source, table.speaker, strict=True)]
+    return table
+
+
+def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """Every utterance to be made: its text, accent, speaker and how."""
+    jobs: list[dict[str, Any]] = []
+
+    def synthetic(split: str, accent: str, count: int, stream: int, noisy: bool) -> None:
+        people = speakers(split, 40 if split == "train" else 12, seed)
+        for i, text in enumerate(sentences(count, seed + stream, split)):
+            person = people[i % len(people)]
+            jobs.append(
+                dict(kind="say", split=split, domain=GENERAL if accent == GENERAL else "accent", accent=accent, text=text,
+                     speaker=person, augment=noisy)
+            )  # fmt: skip
+
+    for k, accent in enumerate(ACCENTS):
+        is_general = accent == GENERAL
+        synthetic("train", accent, sizes.general if is_general else sizes.per_accent, 100 + k, True)
+        synthetic("dev", accent, sizes.dev_general if is_general else sizes.dev_per_accent, 200 + k, False)
+        synthetic("test", accent, sizes.test_general if is_general else sizes.test_per_accent, 300 + k, False)
+
+    rng = np.random.default_rng(seed)
+    for row in real.to_dict("records"):
+        digits = is_digit_string(row["text"])
+        train = row["split"] == "train"
+        single = digits and " " not in row["text"]
+        views = (1 if single else 10 if digits else sizes.real_sentence_views) if train else 1
+        if single and not train and rng.random() > 0.4:
+            continue
+        for view in range(views):
+            jobs.append(
+                dict(kind="read", split=row["split"], domain="real_digits" if digits else "real_sentences",
+                     accent=row["accent"], text=row["text"], speaker=row["speaker"], paths=[row["path"]],
+                     augment=train and (view > 0 or single))
+            )  # fmt: skip
+    if len(real):  # single-digit recordings of one speaker joined to digit strings
+        single = real[[is_digit_string(t) and " " not in t for t in real.text]]
+        groups = [g for _, g in single.groupby("speaker") if len(g) >= 30]
+        for group in groups:
+            first = group.iloc[0]
+            share = sizes.composed_digits // max(1, len(groups)) if first.split == "train" else 60
+            for _ in range(share):
+                picked = group.iloc[rng.integers(0, len(group), rng.integers(2, 11))]
+                jobs.append(
+                    dict(kind="read", split=first.split, domain="real_digits", accent=first.accent,
+                         text=" ".join(picked.text), speaker=first.speaker, paths=list(picked.path),
+                         augment=first.split == "train")
+                )  # fmt: skip
+    for split in ("dev", "test"):
+        people = speakers(split, 12, seed)
+        foreign = other_language_sentences()
+        halves = [f for f in foreign if (_hash(f[0]) < "8") == (split == "dev")] or foreign  # languages, dev or test
+        for i in range(sizes.outside):
+            language, text = halves[i % len(halves)]
+            for kind in ("silence", "noise", "music", "language"):
+                if kind == "silence" and i >= sizes.outside // 6:
+                    continue
+                jobs.append(
+                    dict(kind=kind, split=split, domain=f"outside_{kind}", accent=language if kind == "language" else "",
+                         text=text if kind == "language" else "", speaker=people[i % len(people)], augment=kind == "language")
+                )  # fmt: skip
+    for number, job in enumerate(jobs):
+        job["seed"] = [seed, number]
+    return jobs
+
+
+def render(job: dict[str, Any], synthesiser: Synthesiser) -> np.ndarray:
+    """The samples (float32, 16 kHz, mono) of one planned utterance."""
+    rng = np.random.default_rng(job["seed"])
+    if job["kind"] == "say":
+        wave = synthesiser.say(job["text"], job["accent"], job["speaker"])
+    elif job["kind"] == "language":
+        wave = synthesiser.say_language(job["text"], job["accent"], job["speaker"])
+    elif job["kind"] == "read":
+        clips = [librosa.load(path, sr=RATE, mono=True)[0] for path in job["paths"]]
+        gaps = [np.zeros(int(RATE * rng.uniform(0.02, 0.35)), np.float32) for _ in clips]
+        wave = np.concatenate([part for pair in zip(clips, gaps, strict=True) for part in pair][:-1])
+        if job["augment"]:  # other speaking rates and vocal tracts from few real speakers
+            wave = resample_poly(wave, int(rng.integers(85, 119)), 100).astype(np.float32)
+        wave = 0.5 * wave / max(1e-6, float(np.abs(wave).max()))
+    else:
+        wave = out_of_domain_noise(job["kind"], float(rng.uniform(1, 6)), rng)
+    return augment(wave, rng) if job["augment"] else wave
+
+
+def _make(jobs: list[dict[str, Any]]) -> list[tuple[np.ndarray, float]]:
+    torch.set_num_threads(1)
+    with Synthesiser() as synthesiser:
+        waves = [render(job, synthesiser) for job in jobs]
+    return [(mel(wave), len(wave) / RATE) for wave in waves]
+
+
+def make(jobs: list[dict[str, Any]], folder: Path) -> Iterator[float]:
+    """Write `mels.npy` (flat float16) and `index.parquet` for the jobs; yields the share that is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    mels: list[np.ndarray] = []
+    rows = []
+    offset = 0
+    with ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
+        for number, (chunk, made) in enumerate(zip(chunks, pool.map(_make, chunks), strict=True)):
+            for job, (features, seconds) in zip(chunk, made, strict=True):
+                speaker = job["speaker"] if isinstance(job["speaker"], str) else job["speaker"].name
+                kept = {k: job[k] for k in ("split", "domain", "accent", "text")}
+                rows.append({**kept, "speaker": speaker, "offset": offset, "frames": len(features), "seconds": seconds})
+                mels.append(features)
+                offset += len(features)
+            yield (number + 1) / len(chunks)
+    np.save(folder / "mels.npy", np.concatenate(mels))
+    index = pd.DataFrame(rows)
+    index.insert(0, "utterance", [f"{row.domain}-{i:06d}" for i, row in enumerate(index.itertuples())])
+    index.to_parquet(folder / "index.parquet")
+
+
+class Corpus:
+    """A corpus folder: `index` (DataFrame) and `features(i)` (T, 80) of utterance i."""
+
+    def __init__(self, folder: Path) -> None:
+        self.index = pd.read_parquet(folder / "index.parquet")
+        self.mels = np.load(folder / "mels.npy", mmap_mode="r")
+        self._spans = list(zip(self.index.offset, self.index.frames, strict=True))
+
+    def features(self, i: int) -> np.ndarray:
+        offset, frames = self._spans[i]
+        return self.mels[offset : offset + frames]
+
+    def select(self, split: str, *domains: str) -> list[int]:
+        """Row numbers of a split, of the given domains (all where none is named)."""
+        keep = self.index.split == split
+        if domains:
+            keep &= self.index.domain.isin(domains)
+        return list(np.flatnonzero(keep))
+
+
+class Batches(Dataset):
+    """Batches of utterances of like length, as dicts of padded tensors; the batch is the item.
+
+    Parameters
+    ----------
+    rows : utterances to use
+    fetch : row -> dict of 2-D arrays (time, features) to be padded with zeros; the first gets a mask
+    lengths : length of each row's first array, in frames
+    max_frames : padded frames a batch may hold
+    extra : called with the batch's rows and the batch (to add labels, posteriors)
+    """
+
+    def __init__(self, rows, fetch, lengths, max_frames, extra, seed=0, max_rows=128) -> None:  # type: ignore[no-untyped-def]
+        rng = np.random.default_rng(seed)
+        order = sorted(rows, key=lambda i: lengths[i] * rng.uniform(0.95, 1.05))
+        self.batches: list[list[int]] = [[]]
+        longest = 0
+        for i in order:
+            longest = max(longest, lengths[i])
+            if self.batches[-1] and (longest * (len(self.batches[-1]) + 1) > max_frames or len(self.batches[-1]) >= max_rows):
+                self.batches.append([])
+                longest = lengths[i]
+            self.batches[-1].append(i)
+        self.fetch, self.extra = fetch, extra
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        rows = self.batches[number]
+        items = [self.fetch(i) for i in rows]
+        batch: dict[str, torch.Tensor] = {}
+        for name in items[0]:
+            longest = max(len(item[name]) for item in items)
+            padded = np.zeros((len(items), longest, items[0][name].shape[1]), np.float32)
+            mask = np.zeros((len(items), longest), bool)
+            for k, item in enumerate(items):
+                padded[k, : len(item[name])] = item[name]
+                mask[k, : len(item[name])] = True
+            batch[name] = torch.from_numpy(padded)
+            batch["encoder_mask" if name == "encoder_states" else "attention_mask"] = torch.from_numpy(mask)
+        return {**batch, **self.extra(rows)}
+
+
+def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int = 2, width: float = 0.08) -> np.ndarray:
+    """SpecAugment (Park et al. 2019): two frequency bands of up to 15 mels and `times` stretches of time set to zero."""
+    features = np.array(features, np.float32)
+    for _ in range(2):
+        size = int(rng.integers(0, 16))
+        start = int(rng.integers(0, N_MELS - size))
+        features[:, start : start + size] = 0
+    for _ in range(times):
+        size = int(rng.integers(0, max(1, int(width * len(features))) + 1))
+        start = int(rng.integers(0, max(1, len(features) - size)))
+        features[start : start + size] = 0
+    return features

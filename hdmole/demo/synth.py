@@ -1,0 +1,269 @@
+"""Synthetic speech for the demo corpus: espeak-ng in this process, nine accents, many speakers, and what a room adds.
+
+Native accents are espeak-ng's own voices. Foreign accents are rules: a voice file in `voices/` that takes the English
+phoneme table and replaces phonemes by what speakers of that language tend to say. They are caricatures, and named so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import espeakng_loader
+import numpy as np
+import soxr
+from scipy.signal import butter, fftconvolve, lfilter, sosfilt
+
+RATE = 16_000  # Hz, of everything that leaves this module
+GENERAL = "general"
+VOICES = Path(__file__).with_name("voices")
+
+
+@dataclass(frozen=True)
+class Accent:
+    """One accent of the demo: its espeak-ng voice and what makes it differ from the general one."""
+
+    name: str
+    label: str
+    kind: str  # general | native | foreign
+    voice: str
+    rules: str
+
+
+ACCENTS: dict[str, Accent] = {
+    a.name: a
+    for a in (
+        Accent(GENERAL, "General American (espeak-ng en-us)", "general", "en-us", "espeak-ng's own voice"),
+        Accent("british", "British, received pronunciation", "native", "en-gb-x-rp", "espeak-ng's own voice"),
+        Accent("scottish", "Scottish", "native", "en-gb-scotland", "espeak-ng's own voice"),
+        Accent("caribbean", "Caribbean", "native", "en-029", "espeak-ng's own voice"),
+        Accent("indian", "Indian (rule-based)", "foreign", "en-IN", "retroflex t d, dental th, w as v, z as s, monophthongs"),
+        Accent("german", "German (rule-based)", "foreign", "en-DE", "th as s z, w as v, final devoicing, uvular r"),
+        Accent("spanish", "Spanish (rule-based)", "foreign", "en-ES", "v as b, z as s, sh as ch, tense vowels, th as t d"),
+        Accent("french", "French (rule-based)", "foreign", "en-FR", "h dropped, th as s z, uvular r, tense vowels"),
+        Accent("mandarin", "Mandarin (rule-based)", "foreign", "en-CN", "final stops dropped or devoiced, v as w, th as s z"),
+    )
+}
+
+_NOVELTY = (
+    "whisper whisperf croak fast UniRobot anikaRobot Demonic Tweaky Storm kaukovalta AnxiousAndy announcer serious "
+    "klatt klatt2 klatt3 klatt4 klatt5 klatt6 RicishayMax RicishayMax2 RicishayMax3"
+).split()
+
+_OTHER_LANGUAGES: dict[str, list[str]] = {
+    "de": ["Guten Morgen, wie geht es Ihnen heute?", "Der Zug nach Berlin fährt um acht Uhr ab.", "Ich möchte bitte ein Glas Wasser.",
+           "Morgen soll es den ganzen Tag regnen.", "Wo ist der nächste Bahnhof?", "Meine Schwester wohnt in einem alten Haus."],
+    "fr": ["Bonjour, comment allez-vous aujourd'hui ?", "Le train pour Lyon part à huit heures.", "Je voudrais un verre d'eau, s'il vous plaît.",
+           "Il va pleuvoir toute la journée demain.", "Où se trouve la gare la plus proche ?", "Ma sœur habite une vieille maison."],
+    "es": ["Buenos días, ¿cómo está usted hoy?", "El tren a Sevilla sale a las ocho.", "Quisiera un vaso de agua, por favor.",
+           "Mañana va a llover todo el día.", "¿Dónde está la estación más cercana?", "Mi hermana vive en una casa antigua."],
+    "it": ["Buongiorno, come sta oggi?", "Il treno per Roma parte alle otto.", "Vorrei un bicchiere d'acqua, per favore.",
+           "Domani pioverà tutto il giorno.", "Dov'è la stazione più vicina?", "Mia sorella abita in una vecchia casa."],
+    "pl": ["Dzień dobry, jak się pan dzisiaj miewa?", "Pociąg do Krakowa odjeżdża o ósmej.", "Poproszę szklankę wody.",
+           "Jutro będzie padać przez cały dzień.", "Gdzie jest najbliższy dworzec?", "Moja siostra mieszka w starym domu."],
+    "ru": ["Доброе утро, как у вас дела?", "Поезд в Москву отправляется в восемь часов.", "Дайте, пожалуйста, стакан воды.",
+           "Завтра весь день будет дождь.", "Где ближайший вокзал?", "Моя сестра живёт в старом доме."],
+    "hi": ["नमस्ते, आप आज कैसे हैं?", "दिल्ली की ट्रेन आठ बजे जाती है।", "मुझे एक गिलास पानी चाहिए।", "कल पूरे दिन बारिश होगी।",
+           "सबसे नज़दीकी स्टेशन कहाँ है?", "मेरी बहन एक पुराने घर में रहती है।"],
+    "tr": ["Günaydın, bugün nasılsınız?", "Ankara treni saat sekizde kalkıyor.", "Bir bardak su istiyorum, lütfen.",
+           "Yarın bütün gün yağmur yağacak.", "En yakın istasyon nerede?", "Kız kardeşim eski bir evde oturuyor."],
+    "pt": ["Bom dia, como está hoje?", "O comboio para Lisboa parte às oito.", "Queria um copo de água, por favor.",
+           "Amanhã vai chover o dia todo.", "Onde fica a estação mais próxima?", "A minha irmã mora numa casa antiga."],
+    "sv": ["God morgon, hur mår du idag?", "Tåget till Stockholm går klockan åtta.", "Jag skulle vilja ha ett glas vatten.",
+           "I morgon ska det regna hela dagen.", "Var ligger närmaste station?", "Min syster bor i ett gammalt hus."],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A synthetic speaker: espeak-ng voice variant, pitch (0-99), rate (words/min), pitch range, vocal-tract factor."""
+
+    name: str
+    variant: str
+    pitch: int
+    rate: int
+    pitch_range: int
+    vocal_tract: float
+
+
+def _variants() -> list[str]:
+    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and " " not in p.name)
+    return [n for n in names if n not in _NOVELTY and not n.startswith("robosoft")]
+
+
+def speakers(split: str, count: int, seed: int) -> list[Speaker]:
+    """`count` speakers of a split; no voice variant is in two splits."""
+    if split not in ("train", "dev", "test"):
+        raise ValueError(f"There is no split {split!r}; the splits are train, dev and test.")
+    names = list(np.random.default_rng(20_240_919).permutation(_variants()))
+    parts = {"test": names[:12], "dev": names[12:20], "train": names[20:]}
+    rng = np.random.default_rng([seed, len(split)])
+    people = []
+    for i in range(count):
+        variant = str(parts[split][i % len(parts[split])])
+        people.append(
+            Speaker(f"{split}-{variant}-{i}", variant, int(rng.integers(25, 76)), int(rng.integers(140, 201)),
+                    int(rng.integers(30, 75)), round(float(rng.uniform(0.9, 1.12)), 3))
+        )  # fmt: skip
+    return people
+
+
+def other_language_sentences() -> list[tuple[str, str]]:
+    """(language, sentence) pairs in ten other languages, languages taking turns."""
+    longest = max(len(v) for v in _OTHER_LANGUAGES.values())
+    return [(lang, texts[k]) for k in range(longest) for lang, texts in _OTHER_LANGUAGES.items() if k < len(texts)]
+
+
+_lock = Lock()  # espeak-ng keeps its state in globals: one synthesiser in a process at a time
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class Synthesiser:
+    """espeak-ng with this project's accent voices; a context manager. Raises RuntimeError where the library fails."""
+
+    def __enter__(self) -> Synthesiser:
+        _lock.acquire()
+        self._folder = tempfile.TemporaryDirectory(prefix="hdmole-espeak-")
+        data = Path(self._folder.name) / "espeak-ng-data"
+        shutil.copytree(espeakng_loader.get_data_path(), data)
+        for voice in VOICES.glob("en-*"):
+            shutil.copy(voice, data / "lang" / "gmw" / voice.name)
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        self._rate = self._library.espeak_Initialize(2, 0, str(data.parent).encode(), 0)  # 2: synchronous
+        if self._rate <= 0:
+            self.__exit__()
+            raise RuntimeError("espeak-ng did not start; reinstall the package espeakng-loader.")
+        self._chunks: list[np.ndarray] = []
+        self._callback = _Callback(self._collect)
+        self._library.espeak_SetSynthCallback(self._callback)
+        self._voice = ""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._library.espeak_Terminate()
+        self._folder.cleanup()
+        _lock.release()
+
+    def _collect(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
+        if samples and count > 0:
+            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    def say(self, text: str, accent: str, speaker: Speaker) -> np.ndarray:
+        """Samples (float32, mono, 16 kHz, peak 0.5) of an English text in one of `ACCENTS`."""
+        if accent not in ACCENTS:
+            raise ValueError(f"There is no accent {accent!r}; the accents are {', '.join(ACCENTS)}.")
+        return self.say_language(text, ACCENTS[accent].voice, speaker)
+
+    def say_language(self, text: str, language: str, speaker: Speaker) -> np.ndarray:
+        """The same in any espeak-ng voice, such as `de`."""
+        voice = f"{language}+{speaker.variant}"
+        if voice != self._voice:
+            if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+                raise ValueError(f"espeak-ng has no voice {voice!r}.")
+            self._voice = voice
+        for parameter, value in ((1, speaker.rate), (3, speaker.pitch), (4, speaker.pitch_range)):
+            self._library.espeak_SetParameter(parameter, value, 0)
+        self._chunks.clear()
+        encoded = text.encode()
+        self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, 1, None, None)  # 1: UTF-8
+        if not self._chunks:
+            raise RuntimeError(f"espeak-ng gave no sound for {text!r}.")
+        wave = np.concatenate(self._chunks).astype(np.float32) / 32768
+        wave = soxr.resample(wave, self._rate * speaker.vocal_tract, RATE, quality="MQ")
+        loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
+        margin = RATE // 10
+        wave = wave[max(0, loud[0] - margin) : loud[-1] + margin]
+        return (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+
+
+def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
+    """Noise with a power spectrum of 1 / f**exponent (0 white, 1 pink, 2 brown), standard deviation 1."""
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    frequency = np.arange(len(spectrum))
+    frequency[0] = 1
+    noise = np.fft.irfft(spectrum / frequency ** (exponent / 2), count)
+    return noise / max(1e-9, float(noise.std()))
+
+
+def augment(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What microphones, rooms and lines add: reverberation, noise, band limits, tilt, clipping, pauses. Peak <= 1."""
+    wave = np.pad(wave, (int(rng.uniform(0, 0.3) * RATE), int(rng.uniform(0, 0.3) * RATE))).astype(np.float64)
+    if rng.random() < 0.25:
+        return (wave * rng.uniform(0.3, 1.8)).clip(-1, 1).astype(np.float32)
+    if rng.random() < 0.4:  # a room
+        length = int(RATE * rng.uniform(0.08, 0.5))
+        response = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length) * rng.uniform(0.02, 0.15)
+        response[0] = 1
+        wave = fftconvolve(wave, response)[: len(wave)]
+    if rng.random() < 0.5:  # a microphone's colour
+        wave = lfilter([1, -rng.uniform(-0.6, 0.6)], [1], wave)
+    band = rng.random()
+    if band < 0.25:  # a telephone
+        wave = sosfilt(butter(4, [rng.uniform(150, 350), rng.uniform(3000, 3800)], "bandpass", fs=RATE, output="sos"), wave)
+    elif band < 0.45:  # a poor microphone or codec
+        wave = sosfilt(butter(4, rng.uniform(3500, 7000), "lowpass", fs=RATE, output="sos"), wave)
+    if rng.random() < 0.7:
+        noise = coloured_noise(len(wave), rng.uniform(0, 2), rng)
+        if rng.random() < 0.2:  # mains hum
+            noise = noise + 1.5 * np.sin(2 * np.pi * rng.choice([50, 60, 100, 120]) * np.arange(len(wave)) / RATE)
+        level = float(np.sqrt(np.mean(wave**2))) * 10 ** (-rng.uniform(8, 35) / 20)
+        wave = wave + noise * level
+    wave = wave / max(1e-6, float(np.abs(wave).max()))
+    if rng.random() < 0.1:
+        wave = np.tanh(rng.uniform(1, 3) * wave)
+    return (wave * rng.uniform(0.1, 1.0)).clip(-1, 1).astype(np.float32)
+
+
+def out_of_domain_noise(kind: str, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Sound that is not speech: kind `silence`, `noise` or `music` (made here), float32 mono 16 kHz."""
+    count = max(RATE // 5, int(seconds * RATE))
+    time = np.arange(count) / RATE
+    if kind == "silence":
+        return (coloured_noise(count, rng.uniform(0, 2), rng) * 10 ** rng.uniform(-5, -2.7)).astype(np.float32)
+    if kind == "noise":
+        wave = coloured_noise(count, rng.uniform(0, 2.2), rng)
+        style = rng.integers(0, 5)
+        if style == 1:  # bursts: rain, steps, typing
+            wave = wave * (rng.random(count) < rng.uniform(0.0005, 0.01)).astype(float)
+            wave = fftconvolve(wave, np.exp(-np.arange(800) / rng.uniform(20, 300)))[:count]
+        elif style == 2:  # an engine
+            wave = 0.3 * wave + np.sign(np.sin(2 * np.pi * rng.uniform(25, 180) * time)) * (1 + 0.3 * np.sin(2 * np.pi * 3 * time))
+        elif style == 3:  # slow swells: wind, traffic
+            wave = wave * (0.3 + np.abs(np.sin(2 * np.pi * rng.uniform(0.1, 2) * time + rng.uniform(0, 6))))
+        elif style == 4:  # a sweep or an alarm
+            wave = 0.1 * wave + np.sin(2 * np.pi * np.cumsum(rng.uniform(300, 2500) * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.5, 6) * time))) / RATE)
+    elif kind == "music":
+        wave = _music(count, rng)
+    else:
+        raise ValueError(f"There is no sound of kind {kind!r}; the kinds are silence, noise and music.")
+    return (wave / max(1e-6, float(np.abs(wave).max())) * rng.uniform(0.1, 0.9)).astype(np.float32)
+
+
+def _music(count: int, rng: np.random.Generator) -> np.ndarray:
+    wave = np.zeros(count)
+    root = rng.uniform(90, 330)
+    scale = np.array([[0, 2, 4, 5, 7, 9, 11, 12], [0, 2, 3, 5, 7, 8, 10, 12]][rng.integers(0, 2)])
+    beat = int(RATE * rng.uniform(0.18, 0.6))
+    timbre = rng.integers(0, 3)
+    for start in range(0, count, beat):
+        length = min(count - start, int(beat * rng.uniform(0.9, 2.5)))
+        time = np.arange(length) / RATE
+        for degree in rng.choice(scale, rng.integers(1, 4), replace=False):
+            pitch = root * 2 ** ((degree + 12 * rng.integers(0, 2)) / 12)
+            if timbre == 0:  # organ or strings: steady harmonics
+                tone = sum(np.sin(2 * np.pi * pitch * h * time) / h for h in range(1, 6))
+            elif timbre == 1:  # plucked: decaying harmonics
+                tone = sum(np.sin(2 * np.pi * pitch * h * time) * np.exp(-time * 3 * h) / h for h in range(1, 7))
+            else:  # bells and electric piano: frequency modulation
+                tone = np.sin(2 * np.pi * pitch * time + 3 * np.exp(-3 * time) * np.sin(2 * np.pi * 2 * pitch * time))
+            wave[start : start + length] += tone * np.minimum(1, time * 60) * np.minimum(1, (length / RATE - time) * 30)
+        if rng.random() < 0.6:  # a drum on the beat
+            hit = min(count - start, 2400)
+            wave[start : start + hit] += 2 * rng.standard_normal(hit) * np.exp(-np.arange(hit) / rng.uniform(100, 600))
+    return wave

@@ -1,0 +1,120 @@
+"""Training loops of the demo model: transformers' Trainer over ready-made batches, resumable at any point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import hdmole._torchaudio  # noqa: F401, I001  (must come before transformers)
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+
+class _Batch(Trainer):
+    """A Trainer whose dataset items are whole batches and whose loss is `objective(model, batch)`."""
+
+    objective: Any = None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss = self.objective(model, inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+class _Report(TrainerCallback):
+    def __init__(self, report: Any, name: str) -> None:
+        self.report, self.name = report, name
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        if logs and "loss" in logs:
+            self.report(f"{self.name}: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.3f}")
+
+
+def fit(
+    model: nn.Module,
+    batches: Dataset,
+    objective: Any,
+    folder: Path,
+    *,
+    epochs: float,
+    rate: float,
+    report: Any,
+    groups: Iterable[dict[str, Any]] | None = None,
+    seed: int = 0,
+    warmup: float = 0.05,
+) -> None:
+    """Train `model` in place with AdamW, bf16 autocast and a cosine schedule; resumes from the last checkpoint.
+
+    Parameters
+    ----------
+    batches : dataset whose items are batches (dicts of tensors)
+    objective : (model, batch) -> scalar loss
+    folder : where checkpoints go
+    epochs, rate, warmup : passes over the data, peak learning rate, share of the steps for the warm-up
+    groups : AdamW parameter groups; every trainable parameter at `rate` where none are given
+    """
+    steps = max(1, math.ceil(epochs * len(batches)))  # type: ignore[arg-type]
+    parameters = list(groups or [{"params": [p for p in model.parameters() if p.requires_grad]}])
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    first = max(1, round(warmup * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: s / first if s < first else max(0.01, 0.5 * (1 + math.cos(math.pi * (s - first) / max(1, steps - first)))),
+    )
+    gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        bf16=True,
+        use_cpu=not gpu,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        save_steps=max(20, min(300, steps // 6)),
+        save_total_limit=1,
+        logging_steps=max(1, min(50, steps // 10)),
+        max_grad_norm=1.0,
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+    )
+    trainer = _Batch(
+        model=model,
+        args=arguments,
+        train_dataset=batches,
+        data_collator=lambda items: items[0],
+        optimizers=(optimizer, schedule),
+        callbacks=[_Report(report, folder.name)],
+    )
+    trainer.objective = objective
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    model.eval()
+
+
+def ctc_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """CTC loss per token of a transformers CTC model; the blank is the padding token."""
+    encoder = model.encoder(input_features=batch["input_features"], attention_mask=batch["attention_mask"])  # type: ignore[operator]
+    log_probs = model.ctc_head(encoder.last_hidden_state).float().log_softmax(-1).transpose(0, 1)  # type: ignore[operator]
+    labels = batch["labels"]
+    lengths = (labels >= 0).sum(1)
+    loss = functional.ctc_loss(
+        log_probs, labels.clamp_min(0), encoder.attention_mask.sum(1), lengths, blank=0, reduction="none", zero_infinity=True
+    )
+    return (loss / lengths.clamp_min(1)).mean()
+
+
+def language_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the next token."""
+    return model(**batch).loss
+
+
+def smoothed_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the transcript's tokens with label smoothing 0.05."""
+    labels = batch["labels"]
+    logits = model(**batch).logits[:, -labels.shape[1] - 1 : -1].float()
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.05)

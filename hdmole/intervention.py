@@ -1,0 +1,118 @@
+"""Change what routes, for the calls inside a `with` block, without touching the model: the door for "what if"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdmole.gate import THRESHOLDS, Gates
+from hdmole.routing import current, layers_of, use
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is changed at which layers; made by `intervene`."""
+
+    layers: dict[int, tuple[str, int]]
+    posterior: Tensor | None
+    force: tuple[int, ...]
+    mask: tuple[int, ...]
+    tau_global: float | None
+    tau_local: float | None
+    scale: float
+    gate: Tensor | None
+    switches: dict[str, Any]
+
+    def change_thresholds(self, tau_global: Tensor, tau_local: Tensor) -> tuple[Tensor, Tensor]:
+        """The thresholds in force: overridden where given, then scaled."""
+        if self.tau_global is not None:
+            tau_global = torch.full_like(tau_global, self.tau_global)
+        if self.tau_local is not None:
+            tau_local = torch.full_like(tau_local, self.tau_local)
+        return tau_global * self.scale, tau_local * self.scale
+
+    def change_gate(self, gates: Gates, most: float) -> Gates:
+        """The gate in force; `most` is the sum of a gate with everything on, shared equally by forced experts."""
+        gate = gates.gate
+        if self.gate is not None:
+            gate = self.gate.to(gate).expand_as(gate)
+        if self.force:
+            gate = torch.zeros_like(gate)
+            gate[..., list(self.force)] = most / len(self.force)
+        if self.mask:
+            gate = gate.clone()
+            gate[..., list(self.mask)] = 0
+        return replace(gates, gate=gate) if gate is not gates.gate else gates
+
+
+@contextmanager
+def intervene(
+    model: nn.Module,
+    layers: str | list[str] | None = None,
+    *,
+    accent: str | Sequence[float] | Tensor | None = None,
+    force: Sequence[int | str] = (),
+    mask: Sequence[int | str] = (),
+    tau_global: float | None = None,
+    tau_local: float | None = None,
+    scale_thresholds: float = 1.0,
+    thresholds: str | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    gate: Sequence[float] | Tensor | None = None,
+) -> Iterator[None]:
+    """Run the block's calls with changed routing; the innermost block that names a layer holds for it.
+
+    Parameters
+    ----------
+    model : a model with an HDMoLE adapter
+    layers : which layers; a regular expression searched in their names, a list of names, None for all
+    accent : name of an accent (or "general"), or a posterior (N + 1,), in place of what the recogniser heard
+    force : experts (numbers from 0, or accents) that share the whole gate equally, all others off
+    mask : experts switched off; the others keep their weight
+    tau_global, tau_local : thresholds, 0 to 1
+    scale_thresholds : factor on both thresholds
+    thresholds, top_k, top_p : another way of choosing experts: dynamic, top_k, top_p or dense
+    gate : the gate itself (N,)
+
+    Raises
+    ------
+    ValueError : an unknown expert, accent, layer or switch, or a threshold outside 0 to 1
+    """
+    experts = next((c.accents for c in getattr(model, "peft_config", {}).values() if hasattr(c, "accents")), None)
+    if experts is None:
+        raise ValueError("This model has no HDMoLE adapter, so there is no routing to change.")
+
+    def number(expert: int | str) -> int:
+        if isinstance(expert, str) and expert in experts:
+            return experts.index(expert)
+        if isinstance(expert, int) and 0 <= expert < len(experts):
+            return expert
+        raise ValueError(f"There is no expert {expert!r}; the experts are {', '.join(experts)} (0 to {len(experts) - 1}).")
+
+    posterior = None
+    if isinstance(accent, str):
+        if accent not in ("general", *experts):
+            raise ValueError(f"There is no accent {accent!r}; the accents are general, {', '.join(experts)}.")
+        posterior = torch.eye(len(experts) + 1)[["general", *experts].index(accent)]
+    elif accent is not None:
+        posterior = torch.as_tensor(accent, dtype=torch.float32)
+        if posterior.shape != (len(experts) + 1,):
+            raise ValueError(f"An accent posterior has {len(experts) + 1} numbers, the general domain first.")
+    if thresholds is not None and thresholds not in THRESHOLDS:
+        raise ValueError(f"thresholds is one of {', '.join(THRESHOLDS)}; not {thresholds!r}.")
+    if any(t is not None and not 0 <= t <= 1 for t in (tau_global, tau_local)) or scale_thresholds < 0:
+        raise ValueError("Thresholds lie between 0 and 1, and their scale is not negative.")
+    switches = {k: v for k, v in (("thresholds", thresholds), ("k", top_k), ("p", top_p)) if v is not None}
+    change = Intervention(
+        layers_of(model, layers), posterior, tuple(map(number, force)), tuple(map(number, mask)), tau_global, tau_local,
+        scale_thresholds, None if gate is None else torch.as_tensor(gate, dtype=torch.float32), switches,
+    )  # fmt: skip
+    context = current()
+    with use(replace(context, interventions=(*context.interventions, change))):
+        yield

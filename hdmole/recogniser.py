@@ -1,0 +1,87 @@
+"""The accent recogniser: reads an utterance's mel features once and gives the posterior that routes it.
+
+A small time-delay network (dilated convolutions, Snyder et al. 2018) with statistics pooling over valid frames only,
+so that padding never changes an answer. It is trained before the adapter, frozen, and saved inside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class AccentRecogniser(nn.Module):
+    """Mel features of an utterance -> posterior over accents; class 0 is the general domain.
+
+    Parameters
+    ----------
+    labels : names of the classes, the general domain first, then the accent of each expert
+    n_mels : mel bins of the features
+    channels : width of the network
+    feature_layout : "time_first" for features (B, T, n_mels), "mel_first" for (B, n_mels, T)
+    dropout : dropout before the output layer, in training
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self, labels: list[str], n_mels: int = 80, channels: int = 128, feature_layout: str = "time_first", dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        if feature_layout not in ("time_first", "mel_first"):
+            raise ValueError(f"feature_layout is 'time_first' or 'mel_first', not {feature_layout!r}.")
+        self.config: dict[str, Any] = dict(
+            labels=list(labels), n_mels=n_mels, channels=channels, feature_layout=feature_layout, dropout=dropout
+        )
+        shapes = [(n_mels, 5, 1, 2), (channels, 3, 1, 1), (channels, 3, 2, 1), (channels, 3, 3, 1), (channels, 3, 4, 1)]
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(size, channels, kernel, stride=stride, dilation=dilation, padding=dilation * (kernel - 1) // 2)
+            for size, kernel, dilation, stride in shapes
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in shapes)
+        self.attention = nn.Linear(channels, 1)
+        self.hidden = nn.Linear(4 * channels, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(channels, len(labels))
+        self.register_buffer("temperature", torch.ones(()))
+
+    @property
+    def labels(self) -> list[str]:
+        return self.config["labels"]
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits (B, N + 1) of features (B, T, n_mels) with a mask (B, T), true on valid frames."""
+        if self.config["feature_layout"] == "mel_first":
+            features = features.transpose(1, 2)
+        if features.dim() != 3 or features.shape[2] != self.config["n_mels"]:
+            raise ValueError(f"The accent recogniser expects {self.config['n_mels']} mel bins; got features {tuple(features.shape)}.")
+        features = features.to(self.output.weight.dtype)
+        mask = torch.ones(features.shape[:2], device=features.device) if mask is None else mask
+        valid = mask.to(features.dtype)[..., None]  # (B, T, 1)
+        x = (features - (features * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)) * valid
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            y = convolution(x.transpose(1, 2)).transpose(1, 2)
+            if y.shape[1] != valid.shape[1]:
+                valid = valid[:, :: convolution.stride[0]][:, : y.shape[1]]  # type: ignore[index]
+            y = functional.relu(norm(y))
+            x = (x + y if x.shape == y.shape else y) * valid
+        frames = valid.sum(1).clamp_min(1)  # (B, 1)
+        mean = x.sum(1) / frames
+        deviation = (((x - mean[:, None]) * valid) ** 2).sum(1).div(frames).add(1e-5).sqrt()
+        weight = self.attention(x).masked_fill(valid == 0, -1e4).softmax(1)  # (B, T, 1)
+        attended = (weight * x).sum(1)
+        peak = x.masked_fill(valid == 0, -1e4).amax(1)
+        return self.output(self.dropout(functional.relu(self.hidden(torch.cat([mean, deviation, attended, peak], 1)))))
+
+    @torch.no_grad()
+    def posterior(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Posterior pi (B, N + 1), calibrated by the stored temperature; float32, no gradient, no dropout."""
+        training = self.training
+        self.eval()
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self(features.float(), mask)
+        self.train(training)
+        return (logits / self.temperature).softmax(1)

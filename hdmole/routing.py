@@ -1,0 +1,147 @@
+"""What a forward pass must know that its inputs do not say: which utterance each row belongs to, and its accent.
+
+Everything here lives in one context variable, so two threads that share a model never see each other's routing,
+interventions or traces, and the shared model itself carries no state of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class RoutingError(ValueError):
+    """A layer cannot tell which utterance its rows belong to, or has no accent posterior."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Accent posterior (U, N + 1) of the utterances and the row -> utterance index of the layers' inputs."""
+
+    posterior: Tensor
+    rows: Tensor | Mapping[str, Tensor] | None = None
+    beams: int = 1
+
+    def of_rows(self, x: Tensor, layer: str) -> Tensor:
+        """Utterance of each row of `x` (B, ..., d): a LongTensor whose shape is the beginning of x's shape.
+
+        Raises RoutingError where the index does not fit the input; nothing is guessed.
+        """
+        utterances, batch = len(self.posterior), x.shape[0]
+        rows = self.rows
+        if isinstance(rows, Mapping):
+            fitting = [prefix for prefix in rows if prefix in layer]
+            rows = rows[max(fitting, key=len)] if fitting else None
+        if rows is not None:
+            rows = rows.to(x.device)
+            if self.beams > 1 and rows.dim() == 1 and batch == len(rows) * self.beams:
+                rows = rows.repeat_interleave(self.beams)
+            if rows.shape != x.shape[: rows.dim()] or rows.dim() >= x.dim():
+                raise RoutingError(
+                    f"The row-to-utterance index of shape {tuple(rows.shape)} does not fit layer {layer!r}, whose input is "
+                    f"{tuple(x.shape)}; give utterance_rows for this layer, one utterance number a row."
+                )
+            if rows.numel() and int(rows.max()) >= utterances:
+                raise RoutingError(
+                    f"The row-to-utterance index names utterance {int(rows.max())}, but the accent posterior has only "
+                    f"{utterances} utterances."
+                )
+            return rows
+        if utterances == 1:
+            return torch.zeros(batch, dtype=torch.long, device=x.device)
+        if x.dim() >= 3 and batch == utterances:
+            return torch.arange(batch, device=x.device)
+        if x.dim() >= 3 and batch == utterances * self.beams:
+            return torch.arange(utterances, device=x.device).repeat_interleave(self.beams)
+        raise RoutingError(
+            f"Layer {layer!r} got an input of shape {tuple(x.shape)} for {utterances} utterances, and nothing says which row "
+            "belongs to which; give utterance_rows, a LongTensor with one utterance number a row."
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that holds for the calls inside the current `with` blocks of this thread."""
+
+    routing: Routing | None = None
+    interventions: tuple[Any, ...] = ()
+    traces: tuple[Any, ...] = ()
+    keep: dict[str, Any] = field(default_factory=dict)
+
+
+_context: ContextVar[Context] = ContextVar("hdmole", default=Context())
+
+
+def current() -> Context:
+    """The context of this thread."""
+    return _context.get()
+
+
+@contextmanager
+def use(context: Context) -> Iterator[None]:
+    """Run the block under `context`; also what carries routing into a recomputation (see `checkpoint_contexts`)."""
+    token = _context.set(context)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+@contextmanager
+def route(
+    posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, beams: int = 1
+) -> Iterator[None]:
+    """Route every HDMoLE layer that runs in the block.
+
+    Parameters
+    ----------
+    posterior : (U, N + 1), accent posterior of each utterance, class 0 general; rows sum to 1
+    rows : row -> utterance index. A LongTensor whose shape is the beginning of the layers' input shape, or a mapping from
+        a part of the layer name to such a tensor where layers see different batches (a packed projector, say). Not needed
+        for one utterance, nor where a layer's input (B, T, d) has one row an utterance.
+    beams : beams per utterance, where the batch axis is utterances times beams
+
+    Raises
+    ------
+    RoutingError : the posterior is not (U, N + 1); inside the block, where an index does not fit
+    """
+    if posterior.dim() != 2:
+        raise RoutingError(f"The accent posterior has shape {tuple(posterior.shape)}; it must be (utterances, experts + 1).")
+    with use(replace(current(), routing=Routing(posterior.detach(), rows, beams))):
+        yield
+
+
+def checkpoint_contexts() -> tuple[Any, Any]:
+    """`context_fn` for torch.utils.checkpoint (use_reentrant=False): the recomputation sees the forward's routing.
+
+    Hand it to transformers as `gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": checkpoint_contexts}`.
+    """
+    context = current()
+    return use(context), use(replace(context, traces=()))
+
+
+def layers_of(model: nn.Module, layers: str | list[str] | None = None) -> dict[int, tuple[str, int]]:
+    """id(layer) -> (name, order) of the HDMoLE layers of `model` whose name matches.
+
+    `layers` is None for all, a regular expression searched in the name, or a list of names.
+    """
+    import re
+
+    found = {}
+    named = [(name, module) for name, module in model.named_modules() if getattr(module, "is_hdmole_layer", False)]
+    for order, (_, module) in enumerate(named):
+        name = module.layer_name
+        wanted = layers is None or (bool(re.search(layers, name)) if isinstance(layers, str) else name in layers)
+        if wanted:
+            found[id(module)] = (name, order)
+    if not found:
+        raise ValueError(
+            f"No HDMoLE layer matches {layers!r}; the layers are {', '.join(m.layer_name for _, m in named) or 'none at all'}."
+        )
+    return found

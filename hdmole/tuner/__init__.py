@@ -1,0 +1,17 @@
+"""The PEFT tuner. Importing this package makes PEFT know `HDMoLEConfig`."""
+
+from __future__ import annotations
+
+import hdmole._torchaudio  # noqa: F401, I001  (must come before peft)
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+from hdmole.routing import RoutingError, checkpoint_contexts, route
+from hdmole.tuner.config import HDMOLE, HDMoLEConfig
+from hdmole.tuner.layer import HDMoLELinear
+from hdmole.tuner.model import HDMoLEModel, export_lora
+
+PEFT_TYPE_TO_CONFIG_MAPPING[HDMOLE] = HDMoLEConfig  # type: ignore[index]
+PEFT_TYPE_TO_TUNER_MAPPING[HDMOLE] = HDMoLEModel  # type: ignore[index]
+PEFT_TYPE_TO_PREFIX_MAPPING[HDMOLE] = HDMoLEModel.prefix  # type: ignore[index]
+
+__all__ = ["HDMoLEConfig", "HDMoLELinear", "HDMoLEModel", "RoutingError", "checkpoint_contexts", "export_lora", "route"]
