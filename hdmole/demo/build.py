@@ -56,7 +56,7 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 40_000
-    encoder_epochs: float = 4
+    encoder_epochs: float = 3.5
     llm_epochs: float = 2
     base_epochs: float = 4
     recogniser_epochs: float = 4
@@ -133,7 +133,7 @@ class Build:
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
             config = ParakeetCTCConfig(vocab_size=len(tokenizer), pad_token_id=0, encoder_config=self.recipe.encoder)
-            model = AutoModelForCTC.from_config(config).to(self.device, memory_format=torch.channels_last)
+            model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)
             rows = corpus.select("train", GENERAL, "real_digits", "real_sentences")
             rng = np.random.default_rng(self.seed)
             batches = Batches(
@@ -390,6 +390,20 @@ class States:
 
     def draw(self, i: int) -> np.ndarray:
         return self.get(i, int(self.rng.integers(0, 2)))
+
+
+def _initialise(model: nn.Module) -> nn.Module:
+    """PyTorch's own initialisation in place of transformers' (standard deviation 0.02 everywhere).
+
+    With 32 subsampling channels the latter leaves 2e-7 of the input's variation after three convolutions: the encoder
+    starts deaf, and CTC stays on its plateau for as long as we cared to wait (700 steps).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            module.reset_parameters()
+            if "subsampling" in name and isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
 
 
 def _pad(ids: list[list[int]]) -> Tensor:

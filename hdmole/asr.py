@@ -1,0 +1,454 @@
+"""`ASR`: the one object that transcribes. The command line, the app and the evaluation all use it.
+
+* an utterance is encoded once (`encode`): mel features, encoder states, CTC posteriors, accent posterior; every method
+  (frozen base, LoRA, full fine-tuning, HDMoLE) then decodes from that
+* each method has its own projector and shares encoder and LLM, so that methods and threads never interfere
+* word times come from the CTC head, word confidence from the LLM
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hdmole._torchaudio  # noqa: F401, I001  (must come before transformers and peft)
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoFeatureExtractor, AutoTokenizer
+
+import hdmole.tuner  # noqa: F401  (makes PEFT know HDMoLE)
+from hdmole.audio import SAMPLE_RATE, Audio
+from hdmole.domain import DomainScorer, domain_features
+from hdmole.intervention import intervene
+from hdmole.routing import route
+from hdmole.speech_llm import SpeechLLM
+from hdmole.tracing import Trace, trace
+
+METHODS = ("base", "lora", "full", "hdmole")
+METHOD_LABELS = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
+GENERAL = "general"
+LONGEST_SEGMENT = 20.0  # seconds decoded at once; longer audio is cut at its quietest points
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, its start and end in seconds, and the LLM's probability of its tokens."""
+
+    word: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass
+class Encoded:
+    """One segment of an utterance, ready for every method."""
+
+    samples: np.ndarray  # (S,) 16 kHz
+    offset: float  # seconds into the recording
+    states: Tensor  # (T, d_encoder)
+    ctc: Tensor  # (T, vocabulary) log-probabilities
+    posterior: Tensor  # (N + 1,)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass
+class Decoded:
+    """What the LLM wrote for one segment."""
+
+    text: str
+    ids: list[int]
+    log_probs: list[float]  # of each token, the closing one among them
+
+
+@dataclass
+class Transcript:
+    """What was heard, and why. `seconds` is the audio's length, `rtf` decoding time over audio time."""
+
+    text: str
+    words: list[Word]
+    accent: dict[str, float]
+    in_domain: dict[str, Any]
+    seconds: float
+    rtf: float
+    method: str
+    ctc_text: str
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    timing: str = "ctc"
+    trace: Trace | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON."""
+        kept = {k: v for k, v in vars(self).items() if k != "trace"}
+        return {**kept, "words": [asdict(word) for word in self.words]}
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder of a model: "demo", a path, or the name of a repository on the Hugging Face hub.
+
+    Raises ModelError where there is none.
+    """
+    if str(model) == "demo":
+        folder = Path(__file__).resolve().parent.parent / "assets" / "demo"
+        if not (folder / "config.json").is_file():
+            raise ModelError("The demo model is not here; run 'hdmole demo build', or give --model a folder or hub name.")
+        return folder
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"The folder {folder} holds no config.json, so it is not a model; give the folder of a SpeechLLM.")
+        return folder
+    try:
+        return Path(snapshot_download(str(model)))
+    except Exception as error:  # offline, not found, no access: the hub has many classes for it
+        raise ModelError(
+            f"There is no folder {model!r}, and it could not be had from the Hugging Face hub ({type(error).__name__}); "
+            "check the name and the connection."
+        ) from None
+
+
+class ASR:
+    """A loaded model with all its methods; safe to use from several threads at once."""
+
+    def __init__(self, folder: Path, device: str | None = None) -> None:
+        self.folder = folder
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            config = json.loads((folder / "config.json").read_text())
+        except ValueError:
+            raise ModelError(f"{folder / 'config.json'} is not valid JSON, so the model cannot be loaded.") from None
+        if config.get("model_type") != "speech_llm":
+            raise ModelError(
+                f"{folder} holds a {config.get('model_type')!r} model; this tool transcribes with 'speech_llm' models "
+                "(hdmole.speech_llm.SpeechLLM). Other models can be adapted in Python with get_peft_model."
+            )
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.extractor = AutoFeatureExtractor.from_pretrained(folder)
+        base = SpeechLLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False).to(self.device)
+        self.models: dict[str, nn.Module] = {"base": base}
+        if (folder / "adapters" / "lora").is_dir():
+            self.models["lora"] = PeftModel.from_pretrained(_with_own_projector(base), folder / "adapters" / "lora").eval()
+        if (folder / "adapters" / "full" / "model.safetensors").is_file():
+            full = _with_own_projector(base)
+            full.load_state_dict(load_file(folder / "adapters" / "full" / "model.safetensors"), strict=False)
+            self.models["full"] = full.float().eval()
+        self.accents = [GENERAL]
+        if (folder / "adapters" / "hdmole").is_dir():
+            model = PeftModel.from_pretrained(_with_own_projector(base), folder / "adapters" / "hdmole").eval()
+            self.models["hdmole"] = model
+            self.accents += list(model.peft_config["default"].accents)
+        self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
+
+    @classmethod
+    def load(cls, model: str | Path = "demo", device: str | None = None) -> ASR:
+        """Load "demo", a folder or a hub name, onto the GPU where there is one. Raises ModelError."""
+        return cls(find_model(model), device)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods this model has."""
+        return [name for name in METHODS if name in self.models]
+
+    @property
+    def seconds_per_frame(self) -> float:
+        return float(self.models["base"].config.seconds_per_frame)
+
+    def trainable(self, method: str) -> int:
+        """Parameters that the method trained."""
+        model = self.models[method]
+        if method == "base":
+            return 0
+        if method == "full":
+            return sum(p.numel() for p in model.multi_modal_projector.parameters())
+        return sum(p.numel() for n, p in model.named_parameters() if ("hdmole_" in n and "recogniser" not in n) or "lora_" in n)
+
+    def check_method(self, method: str) -> None:
+        """Raise ModelError where this model has no such method."""
+        if method not in self.models:
+            raise ModelError(f"This model has no method {method!r}; it has {', '.join(self.methods)}.")
+
+    # -- encoding -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, audio: Audio | np.ndarray) -> list[Encoded]:
+        """Segments of one recording (one where it is short), ready for every method."""
+        samples = audio.samples if isinstance(audio, Audio) else np.asarray(audio, np.float32)
+        base, segments = self.models["base"], []
+        for start, end in _cut(samples):
+            batch = self.extractor(samples[start:end], sampling_rate=SAMPLE_RATE, return_tensors="pt")
+            features = torch.nan_to_num(batch["input_features"]).to(self.device)
+            mask = batch["attention_mask"].to(self.device)
+            states, states_mask = base.encode(features, mask)  # type: ignore[operator]
+            states = states[0][states_mask[0]]
+            if "hdmole" in self.models:
+                posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
+            else:
+                posterior = torch.ones(1)
+            ctc = base.ctc_log_probs(states)  # type: ignore[operator]
+            segments.append(Encoded(samples[start:end], start / SAMPLE_RATE, states, ctc, posterior))
+        return segments
+
+    def posterior_of(self, segment: Encoded, accent: str) -> Tensor:
+        """The posterior (N + 1,) that routes: what was heard ("auto") or certainty of a named accent."""
+        if accent == "auto":
+            return segment.posterior
+        if accent not in self.accents:
+            raise ModelError(f"There is no accent {accent!r}; give auto or one of {', '.join(self.accents)}.")
+        return torch.eye(len(self.accents), device=self.device)[self.accents.index(accent)]
+
+    # -- decoding -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decode_batch(self, segments: list[Encoded], method: str, accent: str = "auto") -> list[Decoded]:
+        """Greedy transcripts of many segments at once, with the log-probability of every token."""
+        self.check_method(method)
+        states = nn.utils.rnn.pad_sequence([s.states for s in segments], batch_first=True)
+        lengths = torch.tensor([len(s.states) for s in segments], device=self.device)
+        mask = torch.arange(states.shape[1], device=self.device)[None] < lengths[:, None]
+        routing: Any = nullcontext()
+        if method == "hdmole":
+            routing = route(torch.stack([self.posterior_of(s, accent) for s in segments]))
+        limit = int(8 + 1.5 * int(lengths.max()))
+        with routing:
+            out = self.models[method].generate(  # type: ignore[operator]
+                encoder_states=states, encoder_mask=mask, max_new_tokens=limit, do_sample=False,
+                pad_token_id=self.tokenizer.pad_token_id, return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+        log_probs = torch.stack(out.logits, 1).float().log_softmax(-1).gather(2, out.sequences[..., None])[..., 0]
+        decoded = []
+        for ids, scores in zip(out.sequences.tolist(), log_probs.tolist(), strict=True):
+            length = next((i + 1 for i, t in enumerate(ids) if t == self.tokenizer.eos_token_id), len(ids))
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+            decoded.append(Decoded(text, ids[:length], scores[:length]))
+        return decoded
+
+    def ctc_text(self, segment: Encoded) -> str:
+        """What the CTC head alone hears, greedily."""
+        best = segment.ctc.argmax(-1)
+        kept = torch.unique_consecutive(best)
+        return self.tokenizer.decode(kept[kept != self.tokenizer.pad_token_id], skip_special_tokens=True).strip()
+
+    def transcribe(
+        self,
+        audio: Audio | np.ndarray,
+        method: str = "hdmole",
+        accent: str = "auto",
+        *,
+        want_trace: bool = False,
+        intervention: dict[str, Any] | None = None,
+        encoded: list[Encoded] | None = None,
+    ) -> Transcript:
+        """Transcribe one recording.
+
+        Parameters
+        ----------
+        audio : decoded audio, or samples (S,) at 16 kHz
+        method : base, lora, full or hdmole
+        accent : "auto" or the name of an accent to route by
+        want_trace : keep the full trace of the routing (HDMoLE only)
+        intervention : keywords of `hdmole.intervene`, for this call
+        encoded : what `encode` gave for this audio, to spare doing it again
+
+        Raises
+        ------
+        ModelError : no such method or accent
+        """
+        self.check_method(method)
+        started = time.perf_counter()
+        segments = self.encode(audio) if encoded is None else encoded
+        words: list[Word] = []
+        texts, layers, timing = [], [], "ctc"
+        recorded: Trace | None = None
+        for segment in segments:
+            with ExitStack() as stack:
+                if method == "hdmole":
+                    if intervention:
+                        stack.enter_context(intervene(self.models[method], **intervention))
+                    recorded = stack.enter_context(trace(self.models[method], seconds_per_frame=self.seconds_per_frame))
+                result = self.decode_batch([segment], method, accent)[0]
+            texts.append(result.text)
+            timed, kind = self._words(segment, result)
+            timing = kind if kind != "ctc" else timing
+            words += timed
+            if recorded is not None:
+                _shift(recorded, segment.offset)
+                layers.append(recorded)
+        full_trace = _join(layers) if layers else None
+        seconds = sum(s.seconds for s in segments)
+        elapsed = time.perf_counter() - started
+        return Transcript(
+            text=" ".join(filter(None, texts)),
+            words=words,
+            accent=dict(zip(self.accents, _mean_posterior(segments), strict=False)),
+            in_domain=self.in_domain(segments),
+            seconds=round(seconds, 3),
+            rtf=round(elapsed / max(seconds, 1e-9), 4),
+            method=method,
+            ctc_text=" ".join(filter(None, (self.ctc_text(s) for s in segments))),
+            layers=layer_summary(full_trace) if full_trace is not None else [],
+            timing=timing,
+            trace=full_trace if want_trace else None,
+        )
+
+    def in_domain(self, segments: list[Encoded]) -> dict[str, Any]:
+        """Whether the audio is inside what the model was made for: score 0 to 1, verdict, reasons; by the base model."""
+        if self.domain is None:
+            return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
+        worst = None
+        for segment in segments:
+            result = self.domain.score(self.domain_features(segment))
+            if worst is None or result["score"] < worst["score"]:
+                worst = result
+        assert worst is not None
+        return worst
+
+    def domain_features(self, segment: Encoded) -> dict[str, float]:
+        """What the in-domain score looks at, for one segment."""
+        heard = self.decode_batch([segment], "base")[0]
+        tokens = [i for i in heard.ids if i > 3]
+        aligned = align(segment.ctc, tokens)
+        return domain_features(
+            samples=segment.samples,
+            ctc_log_probs=segment.ctc.cpu().numpy(),
+            ctc_text=self.ctc_text(segment),
+            text=heard.text,
+            token_log_probs=heard.log_probs,
+            alignment_score=aligned[1] if aligned else None,
+            posterior=segment.posterior.cpu().numpy(),
+        )
+
+    def _words(self, segment: Encoded, result: Decoded) -> tuple[list[Word], str]:
+        pieces = [(i, p) for i, p in zip(result.ids, result.log_probs, strict=True) if i > 3]
+        if not pieces:
+            return [], "ctc"
+        aligned = align(segment.ctc, [i for i, _ in pieces])
+        step = self.seconds_per_frame
+        if aligned is None:
+            width = segment.seconds / len(pieces)
+            spans, timing = [(k * width, (k + 1) * width) for k in range(len(pieces))], "uniform"
+        else:
+            spans, timing = [(a * step, (b + 1) * step) for a, b in aligned[0]], "ctc"
+        words: list[Word] = []
+        names = self.tokenizer.convert_ids_to_tokens([i for i, _ in pieces])
+        for name, (_, score), (start, end) in zip(names, pieces, spans, strict=True):
+            start, end = start + segment.offset, min(end, segment.seconds) + segment.offset
+            if name.startswith("▁") or not words:
+                words.append(Word(name.replace("▁", ""), start, end, float(np.exp(score))))
+            else:
+                last = words[-1]
+                words[-1] = Word(last.word + name, last.start, end, last.confidence * float(np.exp(score)))
+        return [Word(w.word, round(w.start, 3), round(w.end, 3), round(w.confidence, 4)) for w in words if w.word], timing
+
+
+def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tuple[int, int]], float] | None:
+    """Viterbi alignment of `tokens` to CTC log-probabilities (T, vocabulary).
+
+    Returns the first and last frame of each token and the path's mean log-probability per frame; None where the tokens
+    do not fit into the frames.
+    """
+    scores = log_probs.detach().float().cpu().numpy()
+    frames, count = len(scores), len(tokens)
+    repeats = sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    if count == 0 or frames < count + repeats:
+        return None
+    states = np.full(2 * count + 1, blank)
+    states[1::2] = tokens
+    skip = np.zeros(len(states), bool)  # a token may follow the one before it directly, unless it is the same
+    skip[3::2] = states[3::2] != states[1:-2:2]
+    best = np.full(len(states), -np.inf)
+    best[:2] = scores[0, states[:2]]
+    back = np.zeros((frames, len(states)), np.int8)
+    for t in range(1, frames):
+        options = np.full((3, len(states)), -np.inf)
+        options[0] = best
+        options[1, 1:] = best[:-1]
+        options[2, 2:] = np.where(skip[2:], best[:-2], -np.inf)
+        back[t] = options.argmax(0)
+        best = options.max(0) + scores[t, states]
+    state = len(states) - 1 if best[-1] > best[-2] else len(states) - 2
+    total = float(best[state]) / frames
+    path = np.zeros(frames, int)
+    for t in range(frames - 1, -1, -1):
+        path[t] = state
+        state -= back[t, state]
+    spans = []
+    for k in range(count):
+        inside = np.flatnonzero(path == 2 * k + 1)
+        spans.append((int(inside[0]), int(inside[-1])))
+    return spans, total
+
+
+def _with_own_projector(base: SpeechLLM) -> SpeechLLM:
+    """A copy of the model that shares everything but the projector."""
+    model = copy.copy(base)
+    model._modules = dict(base._modules)
+    model._forward_pre_hooks = copy.copy(base._forward_pre_hooks)
+    model._forward_pre_hooks_with_kwargs = copy.copy(base._forward_pre_hooks_with_kwargs)
+    model.multi_modal_projector = copy.deepcopy(base.multi_modal_projector)
+    return model
+
+
+def _cut(samples: np.ndarray) -> list[tuple[int, int]]:
+    """Spans of at most LONGEST_SEGMENT seconds, cut where the signal is quietest in the second half of each."""
+    longest = int(LONGEST_SEGMENT * SAMPLE_RATE)
+    spans, start = [], 0
+    while len(samples) - start > longest:
+        window = samples[start + longest // 2 : start + longest]
+        block = SAMPLE_RATE // 20
+        energy = (window[: len(window) // block * block].reshape(-1, block) ** 2).mean(1)
+        smooth = np.convolve(energy, np.ones(5), "same")
+        cut = start + longest // 2 + int(smooth.argmin()) * block + block // 2
+        spans.append((start, cut))
+        start = cut
+    return [*spans, (start, len(samples))]
+
+
+def _mean_posterior(segments: list[Encoded]) -> list[float]:
+    weights = np.array([s.seconds for s in segments])
+    stacked = np.stack([s.posterior.cpu().numpy() for s in segments])
+    return [round(float(p), 4) for p in (weights[:, None] * stacked).sum(0) / weights.sum()]
+
+
+def _shift(recorded: Trace, seconds: float) -> None:
+    for record in recorded.records:
+        record["time"] = record["time"] + seconds
+
+
+def _join(traces: list[Trace]) -> Trace:
+    joined = traces[0]
+    for other in traces[1:]:
+        joined.records += other.records
+    return joined
+
+
+def layer_summary(recorded: Trace) -> list[dict[str, Any]]:
+    """Means over frames for each layer: active experts, gate of each expert, thresholds."""
+    summary = []
+    for name in recorded.layer_names:
+        a = recorded.arrays(name)
+        summary.append(
+            {
+                "name": name,
+                "active_experts": round(float(a["n_active"].mean()), 3),
+                "gate": {e: round(float(v), 4) for e, v in zip(recorded.experts, a["gate"].mean(0), strict=True)},
+                "tau_global": round(float(a["tau_global"].mean()), 5),
+                "tau_local": round(float(a["tau_local"].mean()), 5),
+            }
+        )
+    return summary

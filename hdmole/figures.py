@@ -1,0 +1,345 @@
+"""Figures of the app: pure functions from tidy data to plotly figures.
+
+* `*_data` functions select and average, and return the tidy table that is plotted (and offered as CSV)
+* figure functions only draw what they are given; they know nothing of models, pages or files
+* a colour means one thing everywhere: `METHOD_COLOURS` for methods, `accent_colours` for accents and their experts
+* times are seconds, frequencies hertz, levels decibels under the loudest cell
+* heatmaps go out as float32 or int8 arrays, and long audio is averaged down to `MAX_COLUMNS` columns
+* a plotly heatmap returns no clicks, so an invisible scatter lies over each one that can be clicked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+GENERAL = "general"
+METHOD_NAMES = {"base": "Base model", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
+METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3D7FB5", "full": "#8464B8", "hdmole": "#E0672F"}
+GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
+MAX_COLUMNS = 1_500  # of a heatmap
+WORD_LABELS = 60  # more words than this on one axis cannot be read
+
+# Okabe and Ito (2008) without black, which vanishes on dark pages, and with a dark purple in its place.
+_EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#C9B80A", "#7F3C8D")
+_GENERAL_COLOUR = "#8A8A8A"
+_LAYOUT: dict[str, Any] = dict(margin=dict(l=8, r=8, t=36, b=8), hoverlabel=dict(namelength=-1), dragmode=False)
+
+
+class TimedWord(Protocol):
+    """A word with its start and end in seconds, as `hdmole.asr` gives it."""
+
+    word: str
+    start: float
+    end: float
+
+
+def accent_colours(accents: Iterable[str]) -> dict[str, str]:
+    """Colour of each accent, in the model's order; the general domain is grey. After eight experts colours repeat."""
+    names = [name for name in accents if name != GENERAL]
+    colours = {name: _EXPERT_COLOURS[i % len(_EXPERT_COLOURS)] for i, name in enumerate(names)}
+    return {GENERAL: _GENERAL_COLOUR, **colours}
+
+
+def layer_label(name: str) -> str:
+    """A layer's name without the wrappers' prefixes: `layers.0.q_proj` of the projector, say."""
+    for prefix in ("base_model.model.", "multi_modal_projector."):
+        name = name.removeprefix(prefix)
+    return name
+
+
+# -- the sound -----------------------------------------------------------------------------------------------------------
+
+
+def envelope(samples: np.ndarray, rate: int, points: int = 1_200) -> pd.DataFrame:
+    """Waveform reduced to at most `points` stretches: columns `time` (s, middle of the stretch), `low`, `high`."""
+    width = max(1, -(-len(samples) // points))
+    padded = np.pad(samples, (0, -len(samples) % width), mode="edge") if len(samples) else np.zeros(0, np.float32)
+    stretches = padded.reshape(-1, width)
+    time = (np.arange(len(stretches)) + 0.5) * width / rate
+    return pd.DataFrame({"time": time, "low": stretches.min(1, initial=0), "high": stretches.max(1, initial=0)})
+
+
+def mel_spectrogram(samples: np.ndarray, rate: int, bins: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Times (T,) in s, frequencies (bins,) in Hz, and levels (bins, T) as int8 dB, 0 at the loudest and -80 at least."""
+    import librosa
+
+    samples = np.pad(samples, (0, max(0, 512 - len(samples))))
+    hop = max(rate // 100, -(-len(samples) // MAX_COLUMNS))
+    power = librosa.feature.melspectrogram(
+        y=samples.astype(np.float32), sr=rate, n_fft=max(512, hop), hop_length=hop, win_length=max(400, hop), n_mels=bins
+    )
+    levels = 10 * np.log10(np.maximum(power, 1e-12) / max(float(power.max()), 1e-12))
+    frequencies = librosa.mel_frequencies(n_mels=bins + 2, fmin=0, fmax=rate / 2)[1:-1]
+    times = np.arange(power.shape[1]) * hop / rate
+    return times, frequencies, np.maximum(levels, -80).round().astype(np.int8)
+
+
+def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = ()) -> go.Figure:
+    """Waveform over mel spectrogram on one time axis, with the words, if any, between their start and end."""
+    wave = envelope(samples, rate)
+    times, frequencies, levels = mel_spectrogram(samples, rate)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.28, 0.72], vertical_spacing=0.03)
+    outline = dict(
+        x=np.concatenate([wave.time, wave.time[::-1]]).astype(np.float32),
+        y=np.concatenate([wave.high, wave.low[::-1]]).astype(np.float32),
+    )
+    figure.add_scatter(
+        **outline, row=1, col=1, fill="toself", mode="lines", line=dict(width=0.5, color=METHOD_COLOURS["lora"]),
+        hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+    figure.add_heatmap(
+        x=times.astype(np.float32), y=frequencies.astype(np.float32), z=levels, row=2, col=1, colorscale="Cividis", zmin=-80,
+        zmax=0, colorbar=dict(title="dB", thickness=10, len=0.72, y=0.36),
+        hovertemplate="%{x:.2f} s, %{y:.0f} Hz<br>%{z} dB<extra></extra>",
+    )  # fmt: skip
+    peak = max(0.05, float(np.abs(samples).max(initial=0)))
+    figure.update_yaxes(range=[-1.1 * peak, 1.1 * peak], title="level", showticklabels=False, row=1, col=1)
+    figure.update_yaxes(title="frequency (Hz)", range=[0, rate / 2], row=2, col=1)
+    figure.update_xaxes(range=[0, len(samples) / rate])
+    figure.update_xaxes(title="time (s)", row=2, col=1)
+    _mark_words(figure, words, row=1, col=1)
+    return figure.update_layout(**_LAYOUT, height=330)
+
+
+def accent_posterior(posterior: Mapping[str, float]) -> go.Figure:
+    """One bar an accent: how sure the accent recogniser is, in percent, in the model's order (general first)."""
+    names = list(posterior)
+    shares = [100 * float(posterior[name]) for name in names]
+    colours = accent_colours(names)
+    figure = go.Figure(
+        go.Bar(
+            x=shares, y=names, orientation="h", marker_color=[colours[name] for name in names],
+            text=[f"{share:.0f} %" for share in shares], textposition="outside", cliponaxis=False,
+            hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(range=[0, 118], title="accent recogniser's posterior (%)", tickvals=[0, 25, 50, 75, 100])
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_layout(**_LAYOUT, height=330)
+
+
+# -- the routing: data ---------------------------------------------------------------------------------------------------
+
+
+def gate_data(table: pd.DataFrame, layer: str, which: str = "gate") -> pd.DataFrame:
+    """Rows of one layer: `time`, `frame`, `expert`, `accent` and the value `which`, one of `GATES`."""
+    return _of_layer(table, layer)[["call", "time", "frame", "expert", "accent", which]].reset_index(drop=True)
+
+
+def active_data(table: pd.DataFrame) -> pd.DataFrame:
+    """How many experts are on: one row a layer and frame, with `n_active`, `n_active_global`, `n_active_local`."""
+    columns = ["layer_index", "layer", "call", "time", "frame", "n_active", "n_active_global", "n_active_local"]
+    return table.drop_duplicates(["layer_index", "call", "time", "frame"])[columns].reset_index(drop=True)
+
+
+def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -> pd.DataFrame:
+    """What each router's threshold of one layer cuts: one row a router and expert.
+
+    `weight` is the number that is compared with `threshold`: pi_i / m for the global router, p_i for the local one,
+    averaged over frames, or at the frame nearest to `time` (s). `lowest` and `highest` are its range over the frames
+    that were averaged, `share_on` the share of these frames in which the expert got through.
+    """
+    rows = _of_layer(table, layer)
+    if time is not None and not rows.empty:
+        rows = rows[rows.time == rows.time.iloc[(rows.time - time).abs().to_numpy().argmin()]]
+    mass = rows.groupby(["call", "time", "frame"], dropna=False).posterior.transform("sum")
+    rows = rows.assign(accent_share=(rows.posterior / mass.where(mass > 0)).fillna(0.0))
+    parts = []
+    for router, weight in (("global", "accent_share"), ("local", "local_probability")):
+        grouped = rows.assign(on=rows[weight] > rows[f"tau_{router}"]).groupby(["expert", "accent"], as_index=False)
+        part = grouped.agg(
+            weight=(weight, "mean"), lowest=(weight, "min"), highest=(weight, "max"),
+            threshold=(f"tau_{router}", "mean"), share_on=("on", "mean"),
+        )  # fmt: skip
+        parts.append(part.assign(router=router))
+    return pd.concat(parts, ignore_index=True)
+
+
+def overview_data(table: pd.DataFrame, which: str = "gate") -> pd.DataFrame:
+    """Mean over the utterance's frames of `which`: one row a layer and expert."""
+    return table.groupby(["layer_index", "layer", "expert", "accent"], as_index=False)[which].mean()
+
+
+# -- the routing: figures ------------------------------------------------------------------------------------------------
+
+
+def gate_heatmap(data: pd.DataFrame, which: str = "gate", words: Sequence[TimedWord] = ()) -> go.Figure:
+    """Expert x time of one layer's `gate_data`; cells where an expert is off stay empty. Cells can be clicked."""
+    times, accents, values, axis = _grid(data, "accent", "expert", which)
+    figure = go.Figure(
+        go.Heatmap(
+            x=times, y=accents, z=np.where(values > 0, values, np.nan).astype(np.float32), colorscale="Viridis", zmin=0,
+            zmax=max(0.05, float(np.nanmax(values, initial=0))), hoverongaps=False, hoverinfo="skip",
+            colorbar=dict(title=dict(text="gate", side="right"), thickness=10),
+        )
+    )  # fmt: skip
+    _clickable(figure, times, accents, values, "expert %{y}<br>%{x:.2f} s<br>gate %{customdata:.3f}<extra></extra>")
+    _expert_axis(figure, accents)
+    return _over_time(figure, times, words, axis).update_layout(height=340)
+
+
+def active_heatmap(data: pd.DataFrame, experts: int, words: Sequence[TimedWord] = (), which: str = "n_active") -> go.Figure:
+    """Layer x time of `active_data`: how many of the `experts` are on. Cells can be clicked."""
+    data = data.assign(label=data.layer.map(layer_label))
+    times, layers, values, axis = _grid(data, "label", "layer_index", which)
+    figure = go.Figure(
+        go.Heatmap(
+            x=times, y=layers, z=values.astype(np.float32), colorscale="Cividis", zmin=0, zmax=experts, hoverinfo="skip",
+            colorbar=dict(title=dict(text="experts on", side="right"), thickness=10, dtick=max(1, experts // 4)),
+        )
+    )  # fmt: skip
+    _clickable(figure, times, layers, values, "%{y}<br>%{x:.2f} s<br>%{customdata:.1f} experts on<extra></extra>")
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    return _over_time(figure, times, words, axis).update_layout(height=140 + 17 * len(layers))
+
+
+def threshold_bars(data: pd.DataFrame) -> go.Figure:
+    """Both routers of one layer's `threshold_data`: a bar an expert, full where it exceeds the dashed threshold."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("Global router (utterance)", "Local router (frames)"), shared_yaxes=True)
+    colours = accent_colours(data.accent.unique())
+    for column, router in enumerate(("global", "local"), start=1):
+        rows = data[data.router == router].sort_values("expert")
+        on = rows.weight > rows.threshold
+        figure.add_bar(
+            row=1, col=column, x=rows.weight, y=rows.accent, orientation="h", showlegend=False,
+            marker=dict(
+                color=[colours[accent] for accent in rows.accent], opacity=[1.0 if o else 0.45 for o in on],
+                pattern=dict(shape=["" if o else "/" for o in on], solidity=0.35),
+            ),
+            error_x=dict(
+                symmetric=False, array=rows.highest - rows.weight, arrayminus=rows.weight - rows.lowest, thickness=1, width=3,
+                color="#8A8A8A", visible=bool((rows.highest > rows.lowest).any()),
+            ),
+            customdata=np.stack([rows.threshold, 100 * rows.share_on], -1),
+            hovertemplate="%{y}: weight %{x:.3f}<br>threshold %{customdata[0]:.3f}<br>on in %{customdata[1]:.0f} % of the "
+            "frames<extra></extra>",
+        )  # fmt: skip
+        if len(rows):
+            tau = float(rows.threshold.mean())
+            figure.add_vline(
+                x=tau, row=1, col=column, line=dict(dash="dash", width=2, color="#C0392B"), annotation_text=f"τ {tau:.3f}",
+                annotation_position="bottom right", annotation_font_color="#C0392B",
+            )  # fmt: skip
+    figure.update_xaxes(title="share of the accents, π / m", row=1, col=1, rangemode="tozero")
+    figure.update_xaxes(title="probability p", row=1, col=2, rangemode="tozero")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_layout(**_LAYOUT, height=360)
+
+
+def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
+    """Layer x expert of `overview_data`: the mean gate. Cells can be clicked to choose a layer."""
+    grid = data.assign(label=data.layer.map(layer_label)).sort_values(["layer_index", "expert"])
+    layers, accents = list(grid.label.unique()), list(grid.accent.unique())
+    values = grid[which].to_numpy(np.float32).reshape(len(layers), len(accents))
+    figure = go.Figure(
+        go.Heatmap(
+            x=accents, y=layers, z=values, colorscale="Viridis", zmin=0, hoverinfo="skip", zmax=max(0.05, float(values.max(initial=0))),
+            colorbar=dict(title=dict(text="mean gate", side="right"), thickness=10),
+        )
+    )  # fmt: skip
+    _clickable(figure, accents, layers, values, "%{y}, expert %{x}<br>mean gate %{customdata:.3f}<extra></extra>")
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    figure.update_xaxes(type="category", tickangle=-35, automargin=True)
+    return figure.update_layout(**_LAYOUT, height=140 + 17 * len(layers))
+
+
+def error_rates(data: pd.DataFrame) -> go.Figure:
+    """Bars of word error rates with their intervals: columns `accent`, `method`, `wer`, `low`, `high`, in percent."""
+    figure = go.Figure()
+    for method in data.method.unique():
+        rows = data[data.method == method]
+        figure.add_bar(
+            x=rows.accent, y=rows.wer, name=METHOD_NAMES.get(method, method), marker_color=METHOD_COLOURS.get(method),
+            error_y=dict(symmetric=False, array=rows.high - rows.wer, arrayminus=rows.wer - rows.low, thickness=1, width=2),
+            customdata=np.stack([rows.low, rows.high], -1),
+            hovertemplate="%{x}: %{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]",
+        )  # fmt: skip
+    figure.update_yaxes(title="word error rate (%)", rangemode="tozero")
+    figure.update_xaxes(tickangle=-35, automargin=True)
+    return figure.update_layout(
+        **_LAYOUT, height=340, barmode="group", legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="left", x=0)
+    )
+
+
+# -- parts ---------------------------------------------------------------------------------------------------------------
+
+
+def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
+    rows = table[table.layer == layer]
+    if rows.empty:
+        names = ", ".join(table.layer.unique()) or "none at all"
+        raise ValueError(f"The trace has no layer {layer!r}; its layers are {names}.")
+    return rows
+
+
+def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.ndarray, list[str], np.ndarray, str]:
+    """Middles of the columns (T,), row labels, values (rows, T), and the axis' title; columns averaged to `MAX_COLUMNS`."""
+    timed = bool(data.time.notna().all())
+    column = "time" if timed else "frame"
+    labels = list(data.sort_values(row_order)[row].unique())
+    wide = data.pivot_table(index=row, columns=column, values=value, aggfunc="mean", sort=True).reindex(labels)
+    columns = wide.columns.to_numpy(float)
+    step = float(np.median(np.diff(columns))) if len(columns) > 1 else (0.08 if timed else 1.0)
+    middles = columns + step / 2 if timed else columns
+    values = wide.to_numpy(np.float32)
+    width = -(-len(columns) // MAX_COLUMNS) if len(columns) else 1
+    if width > 1:
+        starts = np.arange(0, len(columns), width)
+        sizes = np.diff(np.append(starts, len(columns)))
+        values = (np.add.reduceat(values, starts, axis=1) / sizes).astype(np.float32)
+        middles = np.add.reduceat(middles, starts) / sizes
+    return middles, labels, values, "time (s)" if timed else "token"
+
+
+def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str) -> None:
+    """Lay an invisible mark on every cell of a heatmap (len(y), len(x)); a chosen one shows as a frame."""
+    figure.add_scatter(
+        x=np.tile(np.asarray(x), len(y)), y=np.repeat(np.asarray(y, dtype=object), len(x)), mode="markers",
+        customdata=values.astype(np.float32).reshape(-1), showlegend=False, hovertemplate=hover,
+        marker=dict(symbol="square", size=12, opacity=0, color="#FFFFFF", line=dict(width=1, color="#000000")),
+        selected=dict(marker=dict(opacity=0.9)), unselected=dict(marker=dict(opacity=0)),
+    )  # fmt: skip
+
+
+def _expert_axis(figure: go.Figure, accents: Sequence[str]) -> None:
+    """Name experts on the y axis, each behind a square of its colour."""
+    colours = accent_colours(accents)
+    text = [f"{name} <span style='color:{colours[name]}'>■</span>" for name in accents]
+    figure.update_yaxes(
+        type="category", autorange="reversed", tickmode="array", tickvals=list(accents), ticktext=text, automargin=True
+    )
+
+
+def _over_time(figure: go.Figure, times: np.ndarray, words: Sequence[TimedWord], title: str) -> go.Figure:
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.08
+    if len(times):
+        figure.update_xaxes(range=[float(times[0]) - step / 2, float(times[-1]) + step / 2])
+    figure.update_xaxes(title=title, showgrid=False)
+    figure.update_layout(**_LAYOUT)
+    if title == "time (s)":
+        _mark_words(figure, words)
+    return figure
+
+
+def _mark_words(figure: go.Figure, words: Sequence[TimedWord], row: int | None = None, col: int | None = None) -> None:
+    """Write words over the plot, each at its middle, with a thin line where it starts."""
+    words = [word for word in words if word.end > word.start]
+    if not words or len(words) > WORD_LABELS:
+        return
+    turned = sum(len(word.word) + 1 for word in words) > 70
+    for word in words:
+        figure.add_annotation(
+            x=(word.start + word.end) / 2, y=1, xref="x", yref="paper", yanchor="bottom", text=word.word, showarrow=False,
+            textangle=-40 if turned else 0, xanchor="left" if turned else "center", font=dict(size=12),
+        )  # fmt: skip
+        figure.add_shape(
+            type="line", x0=word.start, x1=word.start, y0=0, y1=1, xref="x", yref="paper", line=dict(width=0.6, color="#9A9A9A")
+        )
+    if turned:
+        figure.update_layout(margin_t=64)
