@@ -52,14 +52,14 @@ class Input:
         return self._file.tell()
 
 
-def limit(cpu_seconds: int, memory_mb: int, output_bytes: int) -> None:
+def limit(cpu_seconds: int, memory_mb: int) -> None:
     """Limits on this process; called once the libraries are loaded, so that memory is what the file itself needs."""
     with open("/proc/self/statm") as statm:
         loaded = int(statm.read().split()[0]) * resource.getpagesize()
     for kind, value in (
         (resource.RLIMIT_AS, loaded + memory_mb * 2**20),
         (resource.RLIMIT_CPU, cpu_seconds),  # SIGXCPU; the parent's clock usually comes first
-        (resource.RLIMIT_FSIZE, output_bytes),
+        (resource.RLIMIT_FSIZE, 0),  # it writes to a pipe, never to a file
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]
@@ -177,7 +177,7 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
 def main() -> None:
     max_seconds, cpu_seconds, memory_mb = float(sys.argv[1]), math.ceil(float(sys.argv[2])), int(sys.argv[3])
     av.logging.set_level(av.logging.PANIC)
-    limit(cpu_seconds, memory_mb, int((max_seconds + 2) * RATE * 4) + 2**16)
+    limit(cpu_seconds, memory_mb)
     samples = np.zeros(0, np.float32)
     try:
         about, samples = decode(max_seconds)
