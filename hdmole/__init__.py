@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import hdmole._torchaudio  # noqa: F401  (before anything imports peft or transformers)
+
 __version__ = "0.1.0"
 
 _EXPORTS = {
@@ -22,9 +24,7 @@ _EXPORTS = {
 __all__ = sorted(_EXPORTS)
 
 
-def __getattr__(name: str) -> Any:  # PEP 562: `import hdmole` stays light, torch is imported on first use
+def __getattr__(name: str) -> Any:  # PEP 562: `import hdmole` stays light: torch is imported on first use
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hdmole' has no attribute {name!r}")
-    import hdmole._torchaudio  # noqa: F401  (before peft and transformers)
-
     return getattr(import_module(_EXPORTS[name]), name)

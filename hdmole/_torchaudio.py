@@ -1,44 +1,55 @@
 """Lets torchaudio import beside a CPU build of torch.
 
 The torchaudio wheel for Linux is linked against CUDA. Beside a CPU build of torch, `import torchaudio` raises OSError,
-and peft and most of transformers import it whenever it is installed. Where its compiled extension does not load, an
-empty stand-in takes its place, and the Python half of torchaudio works.
+and peft and most of transformers import it whenever it is installed. Where its compiled extension cannot load, an empty
+stand-in takes its place, and the Python half of torchaudio works. Nothing is imported to find that out.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import types
+from importlib.util import find_spec
+from pathlib import Path
+
+_NAME = "torchaudio._extension"
+
+
+def loads() -> bool:
+    """Whether torchaudio's compiled extension can load beside the installed torch."""
+    torch, torchaudio = find_spec("torch"), find_spec("torchaudio")
+    if torch is None or torch.origin is None or torchaudio is None or torchaudio.origin is None:
+        return False
+    if list((Path(torch.origin).parent / "lib").glob("*c10_cuda*")):
+        return True
+    libraries = (Path(torchaudio.origin).parent / "lib").glob("*torchaudio*.so")
+    return not any(b"libc10_cuda" in library.read_bytes() for library in libraries)
 
 
 def guard() -> bool:
-    """Put the stand-in in place if it is needed; True where torchaudio's own extension works."""
-    name = "torchaudio._extension"
-    if name in sys.modules:
-        return bool(getattr(sys.modules[name], "_IS_TORCHAUDIO_EXT_AVAILABLE", False))
-    if importlib.util.find_spec("torchaudio") is None:
-        return False
-    try:
-        import torchaudio  # noqa: F401
-    except (OSError, ImportError, RuntimeError):
-        for loaded in [m for m in sys.modules if m == "torchaudio" or m.startswith("torchaudio.")]:
-            del sys.modules[loaded]
+    """Put the stand-in in place where it is needed; True where torchaudio's own extension is left to load."""
+    if _NAME in sys.modules:
+        return bool(getattr(sys.modules[_NAME], "_IS_TORCHAUDIO_EXT_AVAILABLE", False))
+    if find_spec("torchaudio") is None or loads():
+        return True
 
-        def absent(function: object) -> object:
-            def fail(*_args: object, **_kwargs: object) -> None:
-                raise RuntimeError("This needs torchaudio's compiled extension, which does not load beside this torch.")
+    def absent(_function: object) -> object:
+        def fail(*_args: object, **_kwargs: object) -> None:
+            raise RuntimeError("This needs torchaudio's compiled extension, which cannot load beside this build of torch.")
 
-            return fail
+        return fail
 
-        stand_in = types.ModuleType(name)
-        stand_in.__dict__.update(
-            _IS_TORCHAUDIO_EXT_AVAILABLE=False, _IS_ALIGN_AVAILABLE=False, _IS_RNNT_AVAILABLE=False,
-            fail_if_no_align=absent, fail_if_no_rnnt=absent, _check_cuda_version=lambda: None,
-        )  # fmt: skip
-        sys.modules[name] = stand_in
-        return False
-    return True
+    stand_in = types.ModuleType(_NAME)
+    stand_in.__dict__.update(
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False,
+        _IS_ALIGN_AVAILABLE=False,
+        _IS_RNNT_AVAILABLE=False,
+        fail_if_no_align=absent,
+        fail_if_no_rnnt=absent,
+        _check_cuda_version=lambda: None,
+    )
+    sys.modules[_NAME] = stand_in
+    return False
 
 
 AVAILABLE = guard()

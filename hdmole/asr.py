@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hdmole._torchaudio  # noqa: F401, I001  (must come before transformers and peft)
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
@@ -318,9 +317,9 @@ class ASR:
         assert worst is not None
         return worst
 
-    def domain_features(self, segment: Encoded) -> dict[str, float]:
-        """What the in-domain score looks at, for one segment."""
-        heard = self.decode_batch([segment], "base")[0]
+    def domain_features(self, segment: Encoded, heard: Decoded | None = None) -> dict[str, float]:
+        """What the in-domain score looks at, for one segment and what the base model heard in it."""
+        heard = heard or self.decode_batch([segment], "base")[0]
         tokens = [i for i in heard.ids if i > 3]
         aligned = align(segment.ctc, tokens)
         return domain_features(

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 GENERAL = "general"
-METHOD_NAMES = {"base": "Base model", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
+METHOD_NAMES = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
 METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3D7FB5", "full": "#8464B8", "hdmole": "#E0672F"}
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
 MAX_COLUMNS = 1_500  # of a heatmap
@@ -34,9 +35,12 @@ _LAYOUT: dict[str, Any] = dict(margin=dict(l=8, r=8, t=36, b=8), hoverlabel=dict
 class TimedWord(Protocol):
     """A word with its start and end in seconds, as `hdmole.asr` gives it."""
 
-    word: str
-    start: float
-    end: float
+    @property
+    def word(self) -> str: ...
+    @property
+    def start(self) -> float: ...
+    @property
+    def end(self) -> float: ...
 
 
 def accent_colours(accents: Iterable[str]) -> dict[str, str]:
@@ -72,7 +76,12 @@ def mel_spectrogram(samples: np.ndarray, rate: int, bins: int = 80) -> tuple[np.
     samples = np.pad(samples, (0, max(0, 512 - len(samples))))
     hop = max(rate // 100, -(-len(samples) // MAX_COLUMNS))
     power = librosa.feature.melspectrogram(
-        y=samples.astype(np.float32), sr=rate, n_fft=max(512, hop), hop_length=hop, win_length=max(400, hop), n_mels=bins
+        y=samples.astype(np.float32),
+        sr=rate,
+        n_fft=max(512, hop),
+        hop_length=hop,
+        win_length=max(400, hop),
+        n_mels=bins,
     )
     levels = 10 * np.log10(np.maximum(power, 1e-12) / max(float(power.max()), 1e-12))
     frequencies = librosa.mel_frequencies(n_mels=bins + 2, fmin=0, fmax=rate / 2)[1:-1]
@@ -103,7 +112,7 @@ def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = ()) -> go
     figure.update_yaxes(title="frequency (Hz)", range=[0, rate / 2], row=2, col=1)
     figure.update_xaxes(range=[0, len(samples) / rate])
     figure.update_xaxes(title="time (s)", row=2, col=1)
-    _mark_words(figure, words, row=1, col=1)
+    _mark_words(figure, words)
     return figure.update_layout(**_LAYOUT, height=330)
 
 
@@ -184,7 +193,9 @@ def gate_heatmap(data: pd.DataFrame, which: str = "gate", words: Sequence[TimedW
     return _over_time(figure, times, words, axis).update_layout(height=340)
 
 
-def active_heatmap(data: pd.DataFrame, experts: int, words: Sequence[TimedWord] = (), which: str = "n_active") -> go.Figure:
+def active_heatmap(
+    data: pd.DataFrame, experts: int, words: Sequence[TimedWord] = (), which: str = "n_active"
+) -> go.Figure:
     """Layer x time of `active_data`: how many of the `experts` are on. Cells can be clicked."""
     data = data.assign(label=data.layer.map(layer_label))
     times, layers, values, axis = _grid(data, "label", "layer_index", which)
@@ -201,7 +212,9 @@ def active_heatmap(data: pd.DataFrame, experts: int, words: Sequence[TimedWord] 
 
 def threshold_bars(data: pd.DataFrame) -> go.Figure:
     """Both routers of one layer's `threshold_data`: a bar an expert, full where it exceeds the dashed threshold."""
-    figure = make_subplots(rows=1, cols=2, subplot_titles=("Global router (utterance)", "Local router (frames)"), shared_yaxes=True)
+    figure = make_subplots(
+        rows=1, cols=2, subplot_titles=("Global router (utterance)", "Local router (frames)"), shared_yaxes=True
+    )
     colours = accent_colours(data.accent.unique())
     for column, router in enumerate(("global", "local"), start=1):
         rows = data[data.router == router].sort_values("expert")
@@ -249,6 +262,23 @@ def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
     return figure.update_layout(**_LAYOUT, height=140 + 17 * len(layers))
 
 
+def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
+    """Word error rates of a results summary (`hdmole.results`): `accent`, `method`, `wer`, `low`, `high` in percent.
+
+    The accents of `domain` are followed by the general domain, where the summary has it.
+    """
+    rows = []
+    for method, entry in summary["methods"].items():
+        domains = entry["domains"]
+        accents = dict(domains.get(domain, {}).get("accents", {}))
+        if GENERAL in domains and domain == "accent":
+            accents[GENERAL] = domains[GENERAL]
+        for accent, rate in accents.items():
+            low, high = rate["interval"]
+            rows.append({"accent": accent, "method": method, "wer": rate["wer"], "low": low, "high": high})
+    return pd.DataFrame(rows, columns=["accent", "method", "wer", "low", "high"])
+
+
 def error_rates(data: pd.DataFrame) -> go.Figure:
     """Bars of word error rates with their intervals: columns `accent`, `method`, `wer`, `low`, `high`, in percent."""
     figure = go.Figure()
@@ -263,7 +293,10 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title="word error rate (%)", rangemode="tozero")
     figure.update_xaxes(tickangle=-35, automargin=True)
     return figure.update_layout(
-        **_LAYOUT, height=340, barmode="group", legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="left", x=0)
+        **_LAYOUT,
+        height=340,
+        barmode="group",
+        legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="left", x=0),
     )
 
 
@@ -297,7 +330,9 @@ def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.
     return middles, labels, values, "time (s)" if timed else "token"
 
 
-def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str) -> None:
+def _clickable(
+    figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str
+) -> None:
     """Lay an invisible mark on every cell of a heatmap (len(y), len(x)); a chosen one shows as a frame."""
     figure.add_scatter(
         x=np.tile(np.asarray(x), len(y)), y=np.repeat(np.asarray(y, dtype=object), len(x)), mode="markers",
@@ -327,7 +362,7 @@ def _over_time(figure: go.Figure, times: np.ndarray, words: Sequence[TimedWord],
     return figure
 
 
-def _mark_words(figure: go.Figure, words: Sequence[TimedWord], row: int | None = None, col: int | None = None) -> None:
+def _mark_words(figure: go.Figure, words: Sequence[TimedWord]) -> None:
     """Write words over the plot, each at its middle, with a thin line where it starts."""
     words = [word for word in words if word.end > word.start]
     if not words or len(words) > WORD_LABELS:
@@ -335,11 +370,18 @@ def _mark_words(figure: go.Figure, words: Sequence[TimedWord], row: int | None =
     turned = sum(len(word.word) + 1 for word in words) > 70
     for word in words:
         figure.add_annotation(
-            x=(word.start + word.end) / 2, y=1, xref="x", yref="paper", yanchor="bottom", text=word.word, showarrow=False,
+            x=(word.start + word.end) / 2, y=1, xref="x", yref="paper", yanchor="bottom", text=escape(word.word, quote=False), showarrow=False,
             textangle=-40 if turned else 0, xanchor="left" if turned else "center", font=dict(size=12),
         )  # fmt: skip
         figure.add_shape(
-            type="line", x0=word.start, x1=word.start, y0=0, y1=1, xref="x", yref="paper", line=dict(width=0.6, color="#9A9A9A")
+            type="line",
+            x0=word.start,
+            x1=word.start,
+            y0=0,
+            y1=1,
+            xref="x",
+            yref="paper",
+            line=dict(width=0.6, color="#9A9A9A"),
         )
     if turned:
         figure.update_layout(margin_t=64)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import hdmole._torchaudio  # noqa: F401, I001  (must come before transformers)
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -9,17 +9,13 @@ and a stage that was cut off goes on from its last checkpoint. What is published
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hdmole._torchaudio  # noqa: F401, I001  (must come before transformers and peft)
 import numpy as np
-import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -31,7 +27,9 @@ from hdmole.demo.corpus import Batches, Corpus, N_MELS, Sizes, make, plan, read_
 from hdmole.demo.synth import ACCENTS, GENERAL
 from hdmole.demo.text import sentences
 from hdmole.demo.training import ctc_objective, fit, language_objective, smoothed_objective
+from hdmole.recogniser import AccentRecogniser
 from hdmole.speech_llm import SpeechLLM, SpeechLLMConfig
+from hdmole.tuner import HDMoLEConfig
 
 PROJECTOR_LINEARS = r"multi_modal_projector\..*(linear_1|linear_2|q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
 EXPERTS = [name for name in ACCENTS if name != GENERAL]
@@ -255,7 +253,6 @@ class Build:
         Real recordings that the base was trained on count as "general": the base knows them. The posteriors of
         training utterances come from masked features and a temperature that makes them no surer than on dev speakers.
         """
-        from hdmole.recogniser import AccentRecogniser
         folder = self.work / "recogniser"
         model = AccentRecogniser(n_mels=N_MELS, labels=list(ACCENTS)).to(self.device)
         index = corpus.index
@@ -336,7 +333,6 @@ class Build:
         model = self._adapted(method, base, recogniser, changes)
         if not folder.is_dir():
             trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            full = sum(p.numel() for p in base.multi_modal_projector.parameters() if "hdmole" not in str(p))
             self.report(f"{name}: {trainable} trainable parameters")
             extra = (lambda rows: {"accent_posterior": torch.from_numpy(posteriors[rows])}) if method == "hdmole" else lambda rows: {}
             batches = self._batches(corpus, states, tokenizer, corpus.select("train", "accent"), extra)
@@ -348,7 +344,6 @@ class Build:
                 model, batches, smoothed_objective, self.work / f"{name}-training", epochs=self.recipe.adapter_epochs,
                 rate=rate, report=self.report, groups=groups, seed=self.seed,
             )  # fmt: skip
-            del full
             if method == "full":
                 folder.mkdir()
                 kept = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("multi_modal_projector.")}
@@ -368,7 +363,6 @@ class Build:
         if method == "lora":
             rank = len(EXPERTS) * self.recipe.rank
             return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTOR_LINEARS))
-        from hdmole.tuner import HDMoLEConfig
         config = HDMoLEConfig(
             r=self.recipe.rank, accents=EXPERTS, target_modules=PROJECTOR_LINEARS, recogniser=recogniser.config, **changes
         )
@@ -417,21 +411,33 @@ def _temperature(logits: Tensor, targets: Tensor) -> float:
     return float(grid[losses.argmin()])
 
 
-def transcribe_rows(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, states: States, rows: list[int], posteriors: np.ndarray | None
-) -> list[str]:
-    """Greedy transcripts of utterances from their cached encoder outputs, in the order of `rows`."""
-    device = next(model.parameters()).device
-    batches = Batches(
-        rows, lambda i: {"encoder_states": states.get(i)}, states.spans[0, :, 1], 4_000, lambda rows: {"rows": torch.tensor(rows)}
-    )
-    texts: dict[int, str] = {}
-    for n in range(len(batches)):
-        batch = {k: v.to(device) for k, v in batches[n].items()}
-        numbers = batch.pop("rows").tolist()
-        if posteriors is not None:
-            batch["accent_posterior"] = torch.from_numpy(posteriors[numbers]).to(device)
-        with torch.no_grad():
-            ids = model.generate(**batch, max_new_tokens=64, do_sample=False, pad_token_id=0)  # type: ignore[operator]
-        texts.update(zip(numbers, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True))
-    return [texts[i].strip() for i in rows]
+def build(
+    out: Path,
+    real_speech: list[Path],
+    seed: int = 0,
+    scale: float = 1.0,
+    work: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train everything and write the released model to `out`; returns the results' summary.
+
+    Parameters
+    ----------
+    out : the model folder, `assets/demo`
+    real_speech : folders with a `manifest.jsonl` of real recordings; may be empty
+    seed, scale : random seed; share of the recipe's data and sentences, 1 for the released model
+    work : where the stages keep what they made, to resume from; `build/demo` where not given
+    """
+    from hdmole.demo.release import release
+
+    work = work or Path("build/demo")
+    work.mkdir(parents=True, exist_ok=True)
+    stages = Build(work, real_speech, seed, Recipe().scaled(scale), report)
+    corpus = stages.corpus()
+    tokenizer = stages.tokenizer(corpus)
+    states = stages.states(corpus, stages.encoder(corpus, tokenizer))
+    stages.base(corpus, tokenizer, states)
+    stages.recogniser(corpus)
+    for method in ("full", "lora", "hdmole"):
+        stages.adapt(method, corpus, tokenizer, states)
+    return release(stages, corpus, states, out)

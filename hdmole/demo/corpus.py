@@ -18,7 +18,6 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-import hdmole._torchaudio  # noqa: F401, I001  (must come before librosa and transformers)
 import librosa
 import numpy as np
 import pandas as pd

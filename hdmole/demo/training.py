@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import hdmole._torchaudio  # noqa: F401, I001  (must come before transformers)
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

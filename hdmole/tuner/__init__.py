@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hdmole._torchaudio  # noqa: F401, I001  (must come before peft)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 from hdmole.routing import RoutingError, checkpoint_contexts, route

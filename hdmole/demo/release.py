@@ -1,0 +1,254 @@
+"""From trained stages to the released folder: weights, samples, in-domain score, results and model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+from transformers import ParakeetFeatureExtractor
+
+from hdmole.asr import ASR, METHOD_LABELS, Encoded
+from hdmole.demo.corpus import N_MELS, RATE, Corpus, render
+from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, speakers
+from hdmole.demo.text import sentences, vocabulary
+from hdmole.domain import DomainScorer
+from hdmole.results import count_errors, markdown_table, provenance, summarise, write
+from hdmole.speech_llm import SpeechLLM
+
+if TYPE_CHECKING:
+    from hdmole.demo.build import Build, States
+
+INSIDE = (GENERAL, "accent", "real_digits")
+
+
+def release(stages: Build, corpus: Corpus, states: States, out: Path) -> dict[str, Any]:
+    """Write the released folder; returns the results' summary."""
+    weights(stages, out)
+    samples(stages.seed, out / "samples")
+    asr = ASR.load(out)
+    rows = evaluate(stages, corpus, states, asr)
+    summary = summarise(rows)
+    for method, entry in summary["methods"].items():
+        entry["trainable"] = asr.trainable(method)
+    summary["accent_recogniser"] = recogniser_results(stages, corpus)
+    summary["in_domain"] = in_domain(stages, corpus, asr, out)
+    hours = corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
+    summary["provenance"] = provenance(
+        stages.seed, str(asr.device), data="synthetic speech (espeak-ng) and real recordings by unseen speakers, see README.md",
+        hours={f"{split} {domain}": round(float(h), 2) for (split, domain), h in hours.items()},
+    )  # fmt: skip
+    write(out / "results", rows, summary)
+    (out / "README.md").write_text(model_card(summary))
+    stages.report("results:\n" + markdown_table(summary, METHOD_LABELS))
+    return summary
+
+
+def weights(stages: Build, out: Path) -> None:
+    """Base, adapters and preprocessors, weights in fp16."""
+    out.mkdir(parents=True, exist_ok=True)
+    SpeechLLM.from_pretrained(stages.work / "base", dtype=torch.float16).save_pretrained(out)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(stages.work / "tokenizer" / file, out / file)
+    ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=RATE).save_pretrained(out)
+    for name in ("lora", "hdmole", "full"):
+        folder = out / "adapters" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (stages.work / name).glob("*.safetensors"):
+            save_file({k: v.half().contiguous() for k, v in load_file(file).items()}, folder / file.name, {"format": "pt"})
+        config = stages.work / name / "adapter_config.json"
+        if config.is_file():
+            values = json.loads(config.read_text()) | {"base_model_name_or_path": None}
+            (folder / config.name).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def samples(seed: int, folder: Path) -> None:
+    """Two clips per accent by test speakers: one sentence all accents share, one of its own, and their manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    long = [s for s in sentences(200, seed + 7, "test") if 7 <= len(s.split()) <= 11]
+    lines = []
+    with Synthesiser() as synthesiser:
+        for k, accent in enumerate(ACCENTS):
+            people = speakers("test", 12, seed)
+            for number, text in ((1, long[0]), (2, long[1 + k])):
+                speaker = people[(2 * k + number) % len(people)]
+                name = f"{accent}_{number}.flac"
+                soundfile.write(folder / name, synthesiser.say(text, accent, speaker), RATE, subtype="PCM_16")
+                lines.append({"audio": name, "text": text, "accent": accent, "speaker": speaker.name})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _segments(rows: list[int], states: States, asr: ASR, posteriors: np.ndarray) -> list[Encoded]:
+    empty = torch.zeros(0)
+    return [
+        Encoded(np.zeros(0, np.float32), 0.0, torch.from_numpy(states.get(i).astype(np.float32)).to(asr.device), empty,
+                torch.from_numpy(posteriors[i]).to(asr.device))
+        for i in rows
+    ]  # fmt: skip
+
+
+def transcribe_rows(asr: ASR, method: str, rows: list[int], states: States, posteriors: np.ndarray) -> list[str]:
+    """Transcripts of utterances from their cached encoder outputs, in the order of `rows`."""
+    ordered = sorted(rows, key=lambda i: int(states.spans[0, i, 1]))
+    texts: dict[int, str] = {}
+    for k in range(0, len(ordered), 48):
+        part = ordered[k : k + 48]
+        heard = asr.decode_batch(_segments(part, states, asr, posteriors), method)
+        texts.update({i: d.text for i, d in zip(part, heard, strict=True)})
+    return [texts[i] for i in rows]
+
+
+def evaluate(stages: Build, corpus: Corpus, states: States, asr: ASR, split: str = "test", methods: list[str] | None = None) -> pd.DataFrame:
+    """One row per utterance and method of a split's in-domain speech."""
+    _, posteriors = stages.recogniser(corpus)
+    rows = corpus.select(split, *INSIDE)
+    index = corpus.index.iloc[rows]
+    tables = []
+    for method in methods or asr.methods:
+        heard = transcribe_rows(asr, method, rows, states, posteriors)
+        counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "method": method, "seed": stages.seed, "domain": index.domain.to_numpy(), "accent": index.accent.to_numpy(),
+                    "speaker": index.speaker.to_numpy(), "utterance": index.utterance.to_numpy(),
+                    "reference": index.text.to_numpy(), "hypothesis": heard,
+                    "errors": [e for e, _ in counted], "words": [w for _, w in counted],
+                }
+            )
+        )  # fmt: skip
+        wer = tables[-1].groupby("domain")[["errors", "words"]].sum()
+        stages.report(f"{split} {method}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
+    return pd.concat(tables, ignore_index=True)
+
+
+def recogniser_results(stages: Build, corpus: Corpus) -> dict[str, Any]:
+    """Balanced accuracy and confusion matrix on test speakers."""
+    _, posteriors = stages.recogniser(corpus)
+    rows = corpus.select("test", GENERAL, "accent")
+    names = list(ACCENTS)
+    truth = np.array([names.index(a) for a in corpus.index.accent.iloc[rows]])
+    said = posteriors[rows].argmax(1)
+    matrix = np.zeros((len(names), len(names)), int)
+    np.add.at(matrix, (truth, said), 1)
+    recall = matrix.diagonal() / matrix.sum(1)
+    stages.report(f"recogniser: balanced accuracy on test speakers {recall.mean():.1%}")
+    return {
+        "balanced_accuracy": round(float(recall.mean()), 4),
+        "mean_confidence": round(float(posteriors[rows].max(1).mean()), 4),
+        "labels": names,
+        "confusion": matrix.tolist(),
+    }
+
+
+def in_domain(stages: Build, corpus: Corpus, asr: ASR, out: Path, most: int = 200) -> dict[str, Any]:
+    """Fit the in-domain score on dev speakers and sounds, judge it on test ones, and save it with the model."""
+    known = set(vocabulary())
+    index = corpus.index
+    tables: dict[str, pd.DataFrame] = {}
+    with Synthesiser() as synthesiser:
+        for split in ("dev", "test"):
+            parts = []
+            for domain in sorted(set(index.domain)):
+                rows = corpus.select(split, domain)
+                if domain == "real_sentences":
+                    rows = [i for i in rows if not set(index.text[i].split()) <= known]
+                rows = np.random.default_rng(stages.seed).permutation(rows)[:most].tolist()
+                segments = [asr.encode(render(stages.jobs[i], synthesiser))[0] for i in rows]
+                segments.sort(key=lambda s: len(s.states))
+                features = []
+                for k in range(0, len(segments), 16):
+                    heard = asr.decode_batch(segments[k : k + 16], "base")
+                    features += [asr.domain_features(s, h) for s, h in zip(segments[k : k + 16], heard, strict=True)]
+                parts.append(pd.DataFrame(features).assign(domain=domain))
+            tables[split] = pd.concat(parts, ignore_index=True)
+            stages.report(f"in-domain score: {split} features of {len(tables[split])} utterances")
+    dev, test = tables["dev"], tables["test"]
+    names = [c for c in dev.columns if c != "domain"]
+    scorer = DomainScorer.fit(dev[names], dev.domain.isin(INSIDE).to_numpy())
+    scores = scorer.scores(test)
+    inside = test.domain.isin(INSIDE).to_numpy()
+    result: dict[str, Any] = {
+        "auroc": round(float(roc_auc_score(inside, scores)), 4),
+        "auroc_by_domain": {},
+        "accepted": {d: round(float((scores[test.domain == d] >= scorer.threshold).mean()), 3) for d in sorted(set(test.domain))},
+        "utterances": {d: int((test.domain == d).sum()) for d in sorted(set(test.domain))},
+    }
+    for domain in sorted(set(test.domain) - set(INSIDE)):
+        keep = inside | (test.domain == domain).to_numpy()
+        result["auroc_by_domain"][domain] = round(float(roc_auc_score(inside[keep], scores[keep])), 4)
+    scorer.provenance = {**provenance(stages.seed, str(asr.device)), **result}
+    scorer.save(out / "domain.json")
+    stages.report(f"in-domain score: AUROC {result['auroc']:.3f} on test, {result['auroc_by_domain']}")
+    return result
+
+
+def model_card(summary: dict[str, Any]) -> str:
+    """README.md of the model folder; every figure comes from the summary."""
+    methods = summary["methods"]
+    recogniser, domain, origin = summary["accent_recogniser"], summary["in_domain"], summary["provenance"]
+    accents = "\n".join(f"| {a.name} | {a.label} | {a.rules} |" for a in ACCENTS.values())
+    per_accent = methods["hdmole"]["domains"].get("accent", {}).get("accents", {})
+    header = "| Accent | " + " | ".join(METHOD_LABELS[m] for m in methods) + " |\n|---|" + "---:|" * len(methods)
+    rows = "\n".join(
+        f"| {a} | " + " | ".join(f"{methods[m]['domains']['accent']['accents'][a]['wer']:.1f}" for m in methods) + " |" for a in per_accent
+    )
+    digits = methods["base"]["domains"].get("real_digits", {}).get("accents", {})
+    digit_rows = "\n".join(
+        f"| {a} ({r['speakers']} speakers, {r['words']} words) | "
+        + " | ".join(f"{methods[m]['domains']['real_digits']['accents'][a]['wer']:.1f}" for m in methods)
+        + " |"
+        for a, r in digits.items()
+    )
+    return f"""# The demo model
+
+A small LLM-based speech recogniser, trained from nothing on one machine by `hdmole demo build`. It exists to show the
+method at work, not to transcribe the world.
+
+**It can hear** voice-assistant and call-centre English within {len(vocabulary()):,} words, digit strings, codes, amounts and dates,
+as espeak-ng speaks it in nine accents, and digits read by real people.
+
+**It cannot hear** anything else: other words, real people saying free sentences, other languages, music. There it invents
+fluent sentences. An in-domain score warns of that (below); it is not perfect.
+
+**Its accents** are espeak-ng's own voices and, for the foreign ones, phoneme rules: caricatures, not people. Real recordings
+were part of the base's training and count as "general" for the accent recogniser.
+
+| Accent | Voice | What makes it |
+|---|---|---|
+{accents}
+
+## Results
+
+Word error rate in %, with 95 % intervals from a bootstrap over speakers, on speakers, sentences and recordings never
+trained on. One seed.
+
+{markdown_table(summary, METHOD_LABELS)}
+
+By accent:
+
+{header}
+{rows}
+
+Digits read by real people, by accent:
+
+{header}
+{digit_rows}
+
+Accent recogniser: {100 * recogniser["balanced_accuracy"]:.1f} % balanced accuracy over {len(recogniser["labels"])} classes, unseen speakers.
+
+In-domain score: AUROC {domain["auroc"]:.3f} between in-domain speech and everything else; by kind of sound outside:
+{", ".join(f"{k.removeprefix('outside_').replace('_', ' ')} {v:.3f}" for k, v in domain["auroc_by_domain"].items())}.
+
+## Made by
+
+`{origin["command"]}` at commit {origin["commit"][:12]}, seed {origin["seed"]}, {origin["date"]}, on {origin["machine"]} ({origin["device"]}),
+torch {origin["torch"]}, transformers {origin["transformers"]}. Hours of speech: {", ".join(f"{k} {v:g}" for k, v in origin["hours"].items())}.
+"""

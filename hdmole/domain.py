@@ -1,0 +1,139 @@
+"""Knowing when it does not know: is this audio inside what the model was made for?
+
+One score per utterance from signs that need no reference: do the CTC head and the LLM agree, are both sure, does the
+accent recogniser know the accent, does the sound behave like speech. A logistic regression weighs them; its numbers lie
+in `domain.json` beside the model, with what it reached and the command that made it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rapidfuzz.distance import Levenshtein
+from sklearn.linear_model import LogisticRegression
+
+# feature -> (what is said where it speaks against the audio, whether a high or a low value is meant)
+PHRASES = {
+    "word_disagreement": "the language model wrote other words than the sounds suggest",
+    "character_disagreement": "the language model wrote other letters than the sounds suggest",
+    "alignment_gap": "the transcript fits the sounds badly",
+    "token_log_prob": "the language model is unsure of its words",
+    "worst_token_log_prob": "the language model is very unsure of at least one word",
+    "ctc_entropy": "the encoder cannot tell which sounds these are",
+    "ctc_peak": "the encoder is unsure of the sounds it names",
+    "accent_entropy": "the accent is like none that is known",
+    "tokens_per_second": "the amount of text does not fit the length of the audio",
+    "speech_share": "too little or too much of the audio behaves like speech",
+    "flatness": "the sound is noise-like or tone-like rather than speech-like",
+    "empty": "no words were heard",
+}
+
+
+def domain_features(
+    samples: np.ndarray,
+    ctc_log_probs: np.ndarray,
+    ctc_text: str,
+    text: str,
+    token_log_probs: list[float],
+    alignment_score: float | None,
+    posterior: np.ndarray,
+    blank: int = 0,
+) -> dict[str, float]:
+    """The signs, as numbers.
+
+    Parameters
+    ----------
+    samples : (S,) 16 kHz
+    ctc_log_probs : (T, vocabulary)
+    ctc_text, text : what the CTC head and the LLM heard
+    token_log_probs : of the LLM's tokens
+    alignment_score : mean log-probability per frame of the LLM's tokens aligned to the CTC; None where they do not fit
+    posterior : (N + 1,) accent posterior
+    """
+    probs = np.exp(ctc_log_probs)
+    best = ctc_log_probs.max(-1)
+    spoken = ctc_log_probs.argmax(-1) != blank
+    greedy = float(best.mean())
+    spectrum = np.abs(np.fft.rfft(_frames(samples) * np.hanning(512))) ** 2 + 1e-10
+    level = 10 * np.log10(spectrum.mean(-1))
+    loud = level > level.max() - 30
+    flat = np.exp(np.log(spectrum).mean(-1)) / spectrum.mean(-1)
+    count = max(1, len(token_log_probs))
+    return {
+        "word_disagreement": min(2.0, Levenshtein.distance(ctc_text.split(), text.split()) / max(1, len(text.split()))),
+        "character_disagreement": min(2.0, Levenshtein.distance(ctc_text, text) / max(1, len(text))),
+        "alignment_gap": min(8.0, greedy - alignment_score) if alignment_score is not None else 8.0,
+        "token_log_prob": max(-5.0, float(np.sum(token_log_probs)) / count),
+        "worst_token_log_prob": max(-8.0, float(min(token_log_probs, default=0.0))),
+        "ctc_entropy": float(-(probs * ctc_log_probs).sum(-1).mean()),
+        "ctc_peak": float(np.exp(best[spoken]).mean()) if spoken.any() else 0.0,
+        "accent_entropy": float(-(posterior * np.log(posterior + 1e-9)).sum()),
+        "tokens_per_second": count / max(0.1, len(samples) / 16_000),
+        "speech_share": float(loud.mean()),
+        "flatness": float(np.log10(flat[loud].mean())),
+        "empty": float(not text or not ctc_text),
+    }
+
+
+def _frames(samples: np.ndarray, size: int = 512, hop: int = 256) -> np.ndarray:
+    padded = np.pad(samples, (0, max(0, size - len(samples))))
+    return np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
+
+
+@dataclass
+class DomainScorer:
+    """A logistic regression over the features and their squares; plain numbers, saved as JSON."""
+
+    names: list[str]
+    mean: list[float]
+    scale: list[float]
+    weights: list[float]  # of the features, then of their squares
+    intercept: float
+    threshold: float
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, features: pd.DataFrame, inside: np.ndarray, accept: float = 0.95) -> DomainScorer:
+        """Fit on one row an utterance and whether it is inside; the threshold lets `accept` of the inside ones pass."""
+        mean, scale = features.mean(), features.std().replace(0, 1)
+        scorer = cls(list(features.columns), list(mean), list(scale), [], 0.0, 0.5)
+        model = LogisticRegression(C=0.3, max_iter=2000, class_weight="balanced")
+        model.fit(scorer._design(features.to_numpy(float)), inside)
+        scorer.weights, scorer.intercept = model.coef_[0].tolist(), float(model.intercept_[0])
+        scorer.threshold = float(np.quantile(scorer.scores(features)[np.asarray(inside, bool)], 1 - accept))
+        return scorer
+
+    def _design(self, values: np.ndarray) -> np.ndarray:
+        z = np.clip((values - np.array(self.mean)) / np.array(self.scale), -4, 4)
+        return np.concatenate([z, z**2], -1)
+
+    def scores(self, features: pd.DataFrame) -> np.ndarray:
+        """Probability of being inside, one a row."""
+        design = self._design(features[self.names].to_numpy(float))
+        return 1 / (1 + np.exp(-(design @ np.array(self.weights) + self.intercept)))
+
+    def score(self, features: dict[str, float]) -> dict[str, Any]:
+        """Score 0 to 1, verdict (true: inside) and, where outside, the two strongest reasons in words."""
+        table = pd.DataFrame([features])
+        score = float(self.scores(table)[0])
+        inside = score >= self.threshold
+        reasons: list[str] = []
+        if not inside:
+            parts = (self._design(table[self.names].to_numpy(float))[0] * np.array(self.weights)).reshape(2, -1).sum(0)
+            order = np.argsort(parts)
+            reasons = [PHRASES.get(self.names[i], self.names[i]) for i in order[:2] if parts[i] < 0]
+        return {"score": round(score, 4), "verdict": bool(inside), "reasons": reasons}
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(vars(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> DomainScorer:
+        """Read what `save` wrote."""
+        return cls(**json.loads(path.read_text()))

@@ -1,0 +1,148 @@
+"""Results: errors per utterance, their summary with intervals, and where a figure comes from.
+
+Every table and figure the project shows is read from what `write` puts into a folder: `utterances.parquet` (one row per
+utterance and method) and `summary.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pandas as pd
+
+COLUMNS = ["method", "seed", "domain", "accent", "speaker", "utterance", "reference", "hypothesis", "errors", "words"]
+RESAMPLES = 1000
+
+
+def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
+    """Word errors (substitutions, deletions, insertions) and reference words."""
+    words = len(reference.split())
+    if not words:
+        return len(hypothesis.split()), 0
+    result = jiwer.process_words(reference, hypothesis)
+    return result.substitutions + result.deletions + result.insertions, words
+
+
+def bootstrap(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """Word error rates (RESAMPLES,) in % when speakers are drawn with replacement; the same draws for the same speakers.
+
+    Source: Bisani and Ney 2004, with the speaker as the unit. With the same seed, two methods evaluated on the same
+    speakers are resampled alike, so differences of two results are paired.
+    """
+    sums = rows.groupby("speaker")[["errors", "words"]].sum().sort_index().to_numpy(float)
+    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    totals = sums[draws].sum(1)
+    return 100 * totals[:, 0] / np.maximum(totals[:, 1], 1)
+
+
+def _rate(rows: pd.DataFrame) -> dict[str, Any]:
+    errors, words = int(rows.errors.sum()), int(rows.words.sum())
+    low, high = np.percentile(bootstrap(rows), [2.5, 97.5])
+    return {
+        "wer": round(100 * errors / max(1, words), 2),
+        "interval": [round(float(low), 2), round(float(high), 2)],
+        "errors": errors,
+        "words": words,
+        "utterances": int(len(rows)),
+        "speakers": int(rows.speaker.nunique()),
+    }
+
+
+def summarise(rows: pd.DataFrame) -> dict[str, Any]:
+    """Per method: WER (%) per domain and accent with 95 % intervals, the mean over accents, the change against the base.
+
+    `rows` has the columns `COLUMNS`; domains are any names, "accent" and "general" are compared with the base.
+    """
+    methods: dict[str, Any] = {}
+    for method, of_method in rows.groupby("method", sort=False):
+        domains: dict[str, Any] = {}
+        for domain, of_domain in of_method.groupby("domain", sort=False):
+            per_accent = {str(a): _rate(r) for a, r in of_domain.groupby("accent", sort=False)}
+            entry = _rate(of_domain)
+            entry["mean_over_accents"] = round(float(np.mean([a["wer"] for a in per_accent.values()])), 2)
+            entry["accents"] = per_accent
+            domains[str(domain)] = entry
+        methods[str(method)] = {"domains": domains}
+    base = rows[rows.method == "base"]
+    for method, entry in methods.items():
+        for domain, values in entry["domains"].items():
+            mine = rows[(rows.method == method) & (rows.domain == domain)]
+            theirs = base[base.domain == domain]
+            if method == "base" or not len(theirs):
+                continue
+            difference = bootstrap(mine) - bootstrap(theirs)
+            low, high = np.percentile(difference, [2.5, 97.5])
+            values["change_against_base"] = {
+                "points": round(values["wer"] - methods["base"]["domains"][domain]["wer"], 2),
+                "interval": [round(float(low), 2), round(float(high), 2)],
+            }
+    return {"methods": methods}
+
+
+def provenance(seed: int, device: str, **more: Any) -> dict[str, Any]:
+    """Command, commit, seed, machine, versions and date of a result."""
+    import torch
+    import transformers
+
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    command = " ".join([Path(sys.argv[0]).name, *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
+    return {
+        "command": command,
+        "commit": commit,
+        "seed": seed,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "device": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        **more,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write(folder: Path, rows: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Write `utterances.parquet` and `summary.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows[COLUMNS].to_parquet(folder / "utterances.parquet", index=False)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
+    """The results as a markdown table: one row a method, WER in % with its 95 % interval."""
+    domains = [d for d in ("accent", "general", "real_digits") if any(d in m["domains"] for m in summary["methods"].values())]
+    domains += sorted({d for m in summary["methods"].values() for d in m["domains"]} - set(domains))
+    titles = {"accent": "Accents (mean)", "general": "General", "real_digits": "Real digits"}
+    full = summary["methods"].get("full", {}).get("trainable")
+    lines = ["| Method | Trainable | " + " | ".join(titles.get(d, d) for d in domains) + " |", "|---|---:|" + "---:|" * len(domains)]
+    for method, entry in summary["methods"].items():
+        trained = entry.get("trainable")
+        share = f" ({100 * trained / full:.1f} %)" if trained and full else ""
+        cells = []
+        for domain in domains:
+            d = entry["domains"].get(domain)
+            value = d and (d["mean_over_accents"] if domain == "accent" else d["wer"])
+            cells.append(f"{value:.1f} [{d['interval'][0]:.1f}, {d['interval'][1]:.1f}]" if d else "")
+        count = f"{trained:,}{share}" if trained is not None else ""
+        lines.append(f"| {labels.get(method, method)} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
