@@ -1,0 +1,230 @@
+"""The command line: `hdmole transcribe | trace | evaluate | demo build | demo info | app`.
+
+Results go to standard output, progress and warnings to standard error, so that `--json` can be piped. torch is imported
+only by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from hdmole.asr import ASR
+
+app = typer.Typer(
+    help="Mixture of LoRA experts with hierarchical routing and dynamic thresholds, for accented speech.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+demo = typer.Typer(help="The built-in demo model.", no_args_is_help=True)
+app.add_typer(demo, name="demo")
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Model = Annotated[str, typer.Option(help="demo, a model folder, or the name of a repository on the Hugging Face hub.")]
+Method = Annotated[str, typer.Option(help="base, lora, full or hdmole.")]
+AccentOption = Annotated[str, typer.Option(help="auto, or the name of an accent to route by.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+def _fail(message: object) -> NoReturn:
+    errors.print(f"[bold red]Error:[/] {message}", markup=True)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Any]:
+    """A progress bar on standard error; gives a function that is told how much is done."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _load(model: str) -> ASR:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with errors.status(f"Loading the model {model} ..."):
+        from transformers.utils import logging
+
+        from hdmole.asr import ASR
+
+        logging.disable_progress_bar()
+        try:
+            asr = ASR.load(model)
+        except (ValueError, OSError) as error:
+            _fail(error)
+    errors.print(f"Model {asr.folder.name} on {asr.device}", style="dim")
+    return asr
+
+
+@app.command()
+def transcribe(
+    audio: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3, ogg/opus, m4a, mp4, webm.")],
+    model: Model = "demo",
+    method: Method = "hdmole",
+    accent: AccentOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Transcribe recordings: text, word times and confidence, accent, routing. Exit status 1 if any failed."""
+    from hdmole.audio import AudioError, decode
+
+    asr = _load(model)
+    try:
+        asr.check_method(method)
+        if accent != "auto" and accent not in asr.accents:
+            raise ValueError(f"There is no accent {accent!r}; give auto or one of {', '.join(asr.accents)}.")
+    except ValueError as error:
+        _fail(error)
+    results: list[dict[str, Any]] = []
+    with _progress("Transcribing", len(audio)) as done:
+        for number, path in enumerate(audio, 1):
+            try:
+                heard = asr.transcribe(decode(path), method, accent)
+            except AudioError as error:
+                results.append({"file": str(path), "error": str(error)})
+                errors.print(f"{path}: {error}", markup=False)
+            else:
+                results.append({"file": str(path), **heard.to_dict()})
+                if not as_json:
+                    if heard.in_domain["verdict"] is False:
+                        errors.print(f"{path}: {warning(heard.in_domain)}", style="yellow", markup=False)
+                    typer.echo(f"{path}\t{heard.text}" if len(audio) > 1 else heard.text)
+            done(number)
+    if as_json:
+        typer.echo(json.dumps(results, indent=1, ensure_ascii=False))
+    if any("error" in r for r in results):
+        raise typer.Exit(1)
+
+
+def warning(in_domain: dict[str, Any]) -> str:
+    """The sentence shown before the transcript of audio outside what the model was made for."""
+    reasons = "; ".join(in_domain["reasons"]) or "several signs together"
+    return f"This audio is probably outside what the model was made for ({reasons}). Do not trust the transcript."
+
+
+@app.command("trace")
+def trace_command(
+    audio: Annotated[Path, typer.Argument(help="An audio file.")],
+    out: Annotated[Path, typer.Option(help="Where to write the trace, a parquet file.")],
+    model: Model = "demo",
+    accent: AccentOption = "auto",
+) -> None:
+    """Write the routing of one recording, frame by frame and layer by layer, as a tidy table."""
+    from hdmole.audio import decode
+
+    asr = _load(model)
+    with errors.status("Tracing ..."):
+        try:
+            heard = asr.transcribe(decode(audio), "hdmole", accent, want_trace=True)
+            assert heard.trace is not None
+            out.parent.mkdir(parents=True, exist_ok=True)
+            heard.trace.save(out)
+        except (ValueError, OSError) as error:
+            _fail(error)
+    if heard.in_domain["verdict"] is False:
+        errors.print(warning(heard.in_domain), style="yellow", markup=False)
+    typer.echo(f"{heard.text}\n{len(heard.trace.layer_names)} layers, {heard.seconds:.1f} s -> {out}")
+
+
+@app.command()
+def evaluate(
+    manifest: Annotated[Path, typer.Option(help="JSON lines with audio (relative to the file), text, accent, optionally speaker.")],
+    out: Annotated[Path, typer.Option(help="Folder for utterances.parquet and summary.json.")],
+    methods: Annotated[str, typer.Option(help="Comma-separated: base,lora,full,hdmole.")] = "base,lora,full,hdmole",
+    model: Model = "demo",
+    accent: AccentOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Word error rates of several methods on your recordings, with 95 % intervals."""
+    asr = _load(model)
+    from hdmole.asr import METHOD_LABELS
+    from hdmole.evaluate import evaluate as run
+    from hdmole.results import markdown_table
+
+    chosen = [m.strip() for m in methods.split(",") if m.strip()]
+    with _progress("Evaluating", None) as done:
+        try:
+            summary, failed = run(asr, manifest, chosen, out, accent=accent, progress=lambda n, total: done(n))
+        except (ValueError, OSError) as error:
+            _fail(error)
+    for row in failed:
+        errors.print(f"{row['audio']}: {row['error']}", markup=False)
+    typer.echo(json.dumps(summary, indent=1) if as_json else markdown_table(summary, METHOD_LABELS))
+    if failed:
+        raise typer.Exit(1)
+
+
+@demo.command("build")
+def demo_build(
+    out: Annotated[Path, typer.Option(help="Folder of the released model.")] = Path("assets/demo"),
+    real_speech: Annotated[list[Path] | None, typer.Option(help="Folder of real recordings with a manifest.jsonl; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    scale: Annotated[float, typer.Option(help="Share of the recipe's data, for a quick trial.")] = 1.0,
+    work: Annotated[Path, typer.Option(help="Where stages keep what they made; run again to resume.")] = Path("build/demo"),
+) -> None:
+    """Train the demo model from nothing (about two hours on 2 cores); resumes where it was cut off."""
+    from hdmole.demo.build import build
+
+    try:
+        build(out, real_speech or [], seed, scale, work, report=lambda text: errors.print(text, markup=False))
+    except ValueError as error:
+        _fail(error)
+
+
+@demo.command("info")
+def demo_info(model: Model = "demo", as_json: Json = False) -> None:
+    """What the demo model is: sizes, methods, accents and measured results."""
+    asr = _load(model)
+    from hdmole.asr import METHOD_LABELS
+    from hdmole.results import markdown_table
+
+    size = sum(f.stat().st_size for f in asr.folder.rglob("*") if f.is_file())
+    parts = {name: sum(p.numel() for p in module.parameters()) for name, module in asr.models["base"].named_children()}
+    info: dict[str, Any] = {
+        "folder": str(asr.folder),
+        "megabytes": round(size / 1e6, 1),
+        "parameters": parts,
+        "trainable": {m: asr.trainable(m) for m in asr.methods},
+        "accents": asr.accents,
+        "device": str(asr.device),
+    }
+    path = asr.folder / "results" / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else None
+    if as_json:
+        typer.echo(json.dumps({**info, "results": summary}, indent=1))
+        return
+    typer.echo(f"{info['folder']}: {info['megabytes']} MB, on {info['device']}")
+    typer.echo("Parameters: " + ", ".join(f"{k} {v:,}" for k, v in parts.items()))
+    typer.echo("Accents: " + ", ".join(asr.accents))
+    if summary:
+        typer.echo("\n" + markdown_table(summary, METHOD_LABELS))
+        origin = summary["provenance"]
+        typer.echo(f"\nMeasured {origin['date']} by `{origin['command']}` on {origin['machine']}.")
+
+
+@app.command("app")
+def app_command(
+    port: Annotated[int, typer.Option(help="Port of the web server.")] = 8501,
+    model: Model = "demo",
+) -> None:
+    """Start the web app."""
+    main = Path(__file__).resolve().parent.parent / "app" / "main.py"
+    if not main.is_file():
+        _fail("The app is not installed with the package; clone the repository and run 'make app' there.")
+    os.environ["HDMOLE_MODEL"] = model
+    command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.port", str(port)]
+    os.chdir(main.parent.parent)
+    os.execv(sys.executable, command)
+
+
+if __name__ == "__main__":
+    app()
