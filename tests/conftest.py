@@ -1,0 +1,88 @@
+"""Fixtures: a real browser, a running app, a tiny model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hdmole  # noqa: F401  (the torchaudio guard, before anything else)
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --use-fake-ui-for-media-stream --use-fake-device-for-media-stream"
+).split()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium; skips where there is none, fails there if HDMOLE_REQUIRE_BROWSER is set."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        reason = "no Chromium on this machine (Debian: apt install chromium)"
+        if os.environ.get("HDMOLE_REQUIRE_BROWSER"):
+            pytest.fail(f"HDMOLE_REQUIRE_BROWSER is set, but there is {reason}")
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="session")
+def start_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Starts the app on a model and gives its address."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(model: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        log = (tmp_path_factory.mktemp("app") / "log.txt").open("wb")
+        command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
+        environment = {**os.environ, "HDMOLE_MODEL": model, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        running.append(process)
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=2)
+                return address
+            except OSError:
+                assert process.poll() is None, "the app ended: " + Path(log.name).read_text()[-2000:]
+                time.sleep(0.25)
+        raise AssertionError("the app did not answer within a minute")
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random model: every file of a real one, nothing learned."""
+    from tiny import build_tiny_model
+
+    folder: Any = tmp_path_factory.mktemp("model") / "tiny"
+    return build_tiny_model(folder)
+
+
+@pytest.fixture(scope="session")
+def app_url(start_app: Callable[[str], str], tiny_model: Path) -> str:
+    """Address of the app, running on the tiny model."""
+    return start_app(str(tiny_model))
