@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 GENERAL = "general"
@@ -29,6 +30,8 @@ WORD_LABELS = 60  # more words than this on one axis cannot be read
 # Okabe and Ito (2008) without black, which vanishes on dark pages, and with a dark purple in its place.
 _EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#C9B80A", "#7F3C8D")
 _GENERAL_COLOUR = "#8A8A8A"
+# Viridis without its darkest end, so that a small gate differs from an expert that is off on a dark page too.
+_GATE_SCALE = sample_colorscale("Viridis", np.linspace(0.2, 1, 12))
 _LAYOUT: dict[str, Any] = dict(margin=dict(l=8, r=8, t=36, b=8), hoverlabel=dict(namelength=-1), dragmode=False)
 
 
@@ -183,7 +186,7 @@ def gate_heatmap(data: pd.DataFrame, which: str = "gate", words: Sequence[TimedW
     times, accents, values, axis = _grid(data, "accent", "expert", which)
     figure = go.Figure(
         go.Heatmap(
-            x=times, y=accents, z=np.where(values > 0, values, np.nan).astype(np.float32), colorscale="Viridis", zmin=0,
+            x=times, y=accents, z=np.where(values > 0, values, np.nan).astype(np.float32), colorscale=_GATE_SCALE, zmin=0,
             zmax=max(0.05, float(np.nanmax(values, initial=0))), hoverongaps=False, hoverinfo="skip",
             colorbar=dict(title=dict(text="gate", side="right"), thickness=10),
         )
@@ -234,11 +237,7 @@ def threshold_bars(data: pd.DataFrame) -> go.Figure:
             "frames<extra></extra>",
         )  # fmt: skip
         if len(rows):
-            tau = float(rows.threshold.mean())
-            figure.add_vline(
-                x=tau, row=1, col=column, line=dict(dash="dash", width=2, color="#C0392B"), annotation_text=f"τ {tau:.3f}",
-                annotation_position="bottom right", annotation_font_color="#C0392B",
-            )  # fmt: skip
+            figure.add_vline(x=tau[router], row=1, col=column, line={"dash": "dash", "width": 2, "color": "#C0392B"})
     figure.update_xaxes(title="share of the accents, π / m", row=1, col=1, rangemode="tozero")
     figure.update_xaxes(title="probability p", row=1, col=2, rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
@@ -252,7 +251,7 @@ def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
     values = grid[which].to_numpy(np.float32).reshape(len(layers), len(accents))
     figure = go.Figure(
         go.Heatmap(
-            x=accents, y=layers, z=values, colorscale="Viridis", zmin=0, hoverinfo="skip", zmax=max(0.05, float(values.max(initial=0))),
+            x=accents, y=layers, z=values, colorscale=_GATE_SCALE, zmin=0, hoverinfo="skip", zmax=max(0.05, float(values.max(initial=0))),
             colorbar=dict(title=dict(text="mean gate", side="right"), thickness=10),
         )
     )  # fmt: skip

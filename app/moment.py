@@ -1,0 +1,70 @@
+"""The moment a user clicked in a figure over time: what was said then, and how it sounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from hdmole.audio import SAMPLE_RATE, Audio
+from hdmole.figures import GATES
+
+_AROUND = 0.3  # seconds on either side of a moment that lies in no word
+_MARGIN = 0.03  # seconds on either side of a word
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A clicked time and the stretch around it that is played, in seconds."""
+
+    time: float
+    start: float
+    end: float
+    word: str
+
+
+def moment_of(time: float, words: Sequence[Any], seconds: float) -> Moment:
+    """The word that lasts over `time`, or a short stretch around it, inside an utterance of so many seconds."""
+    for word in words:
+        if word.start <= time < word.end:
+            return Moment(time, max(0.0, word.start - _MARGIN), min(seconds, word.end + _MARGIN), word.word)
+    return Moment(time, max(0.0, time - _AROUND), min(seconds, time + _AROUND), "")
+
+
+def remember_click(chart: str, utterance: str) -> Callable[[], None]:
+    """A callback for a chart over time: keeps the clicked time for the utterance with this key."""
+
+    def clicked() -> None:
+        points = st.session_state[chart].selection.points
+        st.session_state.moment = (utterance, float(points[0]["x"])) if points else None
+
+    return clicked
+
+
+def clicked_moment(utterance: str, words: Sequence[Any], seconds: float) -> Moment | None:
+    """The moment last clicked in this utterance; it stays when another layer or gate is chosen."""
+    kept = st.session_state.get("moment")
+    return moment_of(kept[1], words, seconds) if kept and kept[0] == utterance else None
+
+
+def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer: str, which: str) -> None:
+    """A player for the moment, and the experts at work in it."""
+    if moment is None:
+        st.caption(":material/touch_app: Click a cell to hear that moment.")
+        return
+    rows = table[table.layer == layer]
+    nearest = (rows.time - moment.time).abs()
+    rows = rows[nearest == nearest.min()]
+    at_work = rows[rows[which] > 0].sort_values(which, ascending=False)
+    names = (
+        ", ".join(f"{accent} {gate:.2f}" for accent, gate in zip(at_work.accent, at_work[which], strict=True))
+        or "no expert"
+    )
+    said = f"“{moment.word}”" if moment.word else "between words"
+    first, last = int(moment.start * SAMPLE_RATE), int(moment.end * SAMPLE_RATE)
+    player, text = st.columns([1, 2], vertical_alignment="center")
+    player.audio(audio.samples[first : max(last, first + 1)], sample_rate=SAMPLE_RATE, autoplay=True)
+    text.markdown(f"**{moment.time:.2f} s**, {said}: {names} ({GATES[which].lower()})")

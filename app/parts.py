@@ -1,0 +1,198 @@
+"""What both pages are made of: choosing an utterance, watching its job, figures with their downloads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from app import state
+from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
+from app.worker import Job, Utterance
+
+UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
+
+
+def sample_label(clip: state.Sample) -> str:
+    words = clip.text.split()
+    text = " ".join(words[:9]) + (" …" if len(words) > 9 else "")
+    return f"{clip.accent.capitalize()} · {text}"
+
+
+def sample_select(clips: list[state.Sample], label: str = "Sample") -> None:
+    """A list of the model's samples; the chosen one becomes the session's utterance."""
+    by_name = {clip.name: clip for clip in clips}
+    current = state.utterance()
+    name = current.sample if current is not None and current.sample in by_name else None
+    st.session_state.sample_choice = name
+
+    def chosen() -> None:
+        if st.session_state.sample_choice:
+            state.choose_sample(by_name[st.session_state.sample_choice])
+
+    st.selectbox(
+        label, list(by_name), key="sample_choice", on_change=chosen, format_func=lambda n: sample_label(by_name[n]),
+        placeholder=f"{current.name} (yours)" if current is not None else "Choose a sample",
+    )  # fmt: skip
+
+
+def choose_utterance(clips: list[state.Sample]) -> None:
+    """The three ways in: a sample, a file, the microphone."""
+
+    def take(key: str, name: str) -> None:
+        file = st.session_state[key]
+        if file is not None:
+            state.choose(Utterance(name or file.name, file.getvalue()))
+
+    ways = [*(["Sample"] if clips else []), "Upload", "Microphone"]
+    left, right = st.columns([1, 2], vertical_alignment="top")
+    with left:
+        way = st.segmented_control(
+            "Speech from", ways, default=ways[0], required=True, key="way", persist_state="session"
+        )
+    with right:
+        if way == "Sample":
+            sample_select(clips)
+        elif way == "Upload":
+            st.file_uploader(
+                "Audio file, up to five minutes", type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
+                help="It stays in this computer's memory and is forgotten when you close the page.",
+            )  # fmt: skip
+        else:
+            st.audio_input("Record a sentence", key="recording", on_change=take, args=("recording", "recording.wav"))
+
+
+def reference_input(chosen: Utterance) -> str:
+    """The text that was really said, as far as the user knows it."""
+    key = f"reference-{chosen.key}"
+    if key not in st.session_state:
+        st.session_state[key] = chosen.reference
+    return st.text_input(
+        "What was said (optional, for the word error rate)",
+        key=key,
+        persist_state="session",
+        placeholder="Type the words that were said",
+    )
+
+
+def warn_if_outside(job: Job) -> None:
+    """Say so where the audio is outside what the model was made for; before any transcript is shown."""
+    for transcript in job.transcripts.values():
+        if transcript.in_domain.get("verdict") is False:
+            reasons = "; ".join(transcript.in_domain.get("reasons") or [])
+            st.warning(
+                "**This does not sound like what the model was made for.** What it writes is likely to be invented."
+                + (f" Why: {reasons}." if reasons else ""),
+                icon=":material/hearing_disabled:",
+            )
+        return
+
+
+def show_cards(job: Job, reference: str) -> None:
+    """What each method heard, side by side."""
+    warn_if_outside(job)
+    cards = [method_card(method, job.transcripts.get(method), reference) for method in job.methods]
+    st.html(f"<div class='cards'>{''.join(cards)}</div>")
+
+
+def show_legend(reference: str) -> None:
+    text = f"{LEGEND_DIFFERENCE}<br>{LEGEND_CONFIDENCE}" if reference.strip() else LEGEND_CONFIDENCE
+    st.html(f"<div class='legend'>{text}</div>")
+
+
+@st.fragment(run_every=0.4)
+def watch(job: Job, reference: str | None) -> None:
+    """Progress of a running job, with a way to stop it, and the transcripts so far where a reference is given."""
+    if not job.running:
+        st.rerun()
+    left, right = st.columns([6, 1], vertical_alignment="center")
+    left.progress(job.progress, text=f"{job.step} …")
+    if right.button("Cancel", key="cancel", disabled=job.cancelled):
+        job.cancel()
+        st.session_state.stopped = job.utterance.key
+    if reference is not None:
+        show_cards(job, reference)
+
+
+def show_trouble(job: Job) -> None:
+    """What went wrong or was left undone, with a way to try again."""
+    if job.error:
+        st.error(job.error)
+    elif job.cancelled:
+        st.info("Cancelled; what was finished before is shown.")
+    else:
+        return
+    if st.button("Try again", key="again"):
+        st.session_state.pop("stopped", None)
+        st.session_state.jobs.pop(job.utterance.key, None)
+        st.rerun()
+
+
+def figure(
+    plot: go.Figure,
+    name: str,
+    data: pd.DataFrame,
+    reading: str,
+    key: str,
+    on_select: Callable[[], None] | Literal["ignore", "rerun"] = "ignore",
+) -> Any:
+    """A figure with one line on how to read it and its downloads; returns the selection where one is asked for."""
+    camera = {
+        "toImageButtonOptions": {"filename": name, "scale": 2},
+        "displaylogo": False,
+        "modeBarButtonsToRemove": ["select2d", "lasso2d"],
+    }
+    event = st.plotly_chart(plot, key=key, on_select=on_select, selection_mode="points", config=camera, alt=reading)
+    with st.container(horizontal=True, vertical_alignment="top"):
+        st.caption(f"**How to read this:** {reading}")
+        with st.popover("Save", icon=":material/download:", width="content", key=f"{key}-save"):
+            st.download_button(
+                "Data (CSV)",
+                lambda: data.to_csv(index=False),
+                f"{name}.csv",
+                "text/csv",
+                key=f"{key}-csv",
+                on_click="ignore",
+            )
+            st.download_button(
+                "Figure (HTML)",
+                lambda: plot.to_html(),
+                f"{name}.html",
+                "text/html",
+                key=f"{key}-html",
+                on_click="ignore",
+            )
+            st.caption("For a PNG, use the camera at the figure's top right.")
+    return event
+
+
+def transcript_downloads(job: Job) -> None:
+    """Everything that was heard, as JSON and as a table of words."""
+    stem = Path(job.utterance.name).stem
+    found = [{"file": job.utterance.name, **t.to_dict()} for t in job.transcripts.values()]
+    words = pd.DataFrame(
+        [{"method": t["method"], **word} for t in found for word in t["words"]],
+        columns=["method", "word", "start", "end", "confidence"],
+    )
+    with st.container(horizontal=True):
+        st.download_button(
+            "Transcripts (JSON)",
+            json.dumps(found, indent=2),
+            f"{stem}.json",
+            "application/json",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Words (CSV)",
+            words.to_csv(index=False),
+            f"{stem}-words.csv",
+            "text/csv",
+            icon=":material/download:",
+            on_click="ignore",
+        )

@@ -1,0 +1,182 @@
+"""What a session holds: the model (shared), the chosen utterance, the jobs done, and the deep link."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app.worker import Job, Utterance
+from hdmole.figures import layer_label
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = os.environ.get("HDMOLE_MODEL", "demo")
+_KEPT = 8  # utterances whose results a session keeps
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip that comes with the model."""
+
+    name: str
+    path: Path
+    text: str
+    accent: str
+    speaker: str
+
+
+@st.cache_resource(show_spinner="Loading the model …")
+def _load(model: str) -> Any:
+    from hdmole.asr import ASR
+
+    return ASR.load(model)
+
+
+def load_model() -> Any:
+    """The `hdmole.asr.ASR` all sessions share; ends the page with a plain sentence where there is none."""
+    try:
+        return _load(MODEL)
+    except (ValueError, OSError) as error:
+        st.error(str(error))
+        if MODEL == "demo":
+            st.info(
+                "The demo model comes with the repository, in assets/demo. Where it is missing, train it with "
+                "`hdmole demo build`, or start the app with another model: `HDMOLE_MODEL=FOLDER make app`."
+            )
+        st.stop()
+
+
+def model_folder(asr: Any) -> Path:
+    return Path(asr.folder)
+
+
+@st.cache_data(show_spinner=False)
+def samples(folder: Path) -> list[Sample]:
+    """The clips in `samples/manifest.jsonl` of a model's folder, ordered by accent, those of the general accent last."""
+    manifest = folder / "samples" / "manifest.jsonl"
+    if not manifest.is_file():
+        return []
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+    clips = [
+        Sample(
+            Path(row["audio"]).stem,
+            manifest.parent / row["audio"],
+            row["text"],
+            row.get("accent", ""),
+            row.get("speaker", ""),
+        )
+        for row in rows
+    ]
+    return sorted(clips, key=lambda clip: (clip.accent == "general", clip.accent, clip.name))
+
+
+def utterance() -> Utterance | None:
+    """The utterance both pages show."""
+    return st.session_state.get("utterance")
+
+
+def choose(chosen: Utterance) -> None:
+    """Make it the utterance both pages show; a job for another one that still runs is cancelled."""
+    old = utterance()
+    if old is not None and old.key == chosen.key:
+        st.session_state.utterance = chosen
+        return
+    st.session_state.utterance = chosen
+    for job in _jobs().values():
+        if job.utterance.key != chosen.key:
+            job.cancel()
+
+
+def choose_sample(sample: Sample) -> None:
+    if not sample.path.is_file():
+        st.error(f"The sample {sample.name} is missing from the model's folder; choose another one.")
+        return
+    choose(Utterance(sample.path.name, sample.path.read_bytes(), sample.text, sample.accent, sample.name))
+
+
+def job_of(asr: Any, chosen: Utterance) -> Job:
+    """The job of this utterance, started if there is none; one that was cancelled half-way starts again."""
+    jobs = _jobs()
+    job = jobs.pop(chosen.key, None)
+    if job is None or (job.cancelled and not job.running and chosen.key != st.session_state.get("stopped")):
+        job = Job(asr, chosen)
+    jobs[chosen.key] = job  # the most recent stands last
+    for key in list(jobs)[:-_KEPT]:
+        jobs.pop(key).cancel()
+    return job
+
+
+def _jobs() -> dict[str, Job]:
+    return st.session_state.setdefault("jobs", {})
+
+
+def read_deep_link(clips: list[Sample]) -> None:
+    """Once a session: take the utterance, layer and gate from the address, `?sample=NAME&layer=NAME&gate=NAME`."""
+    if "linked" in st.session_state:
+        return
+    st.session_state.linked = True
+    names = {clip.name: clip for clip in clips}
+    wanted = st.query_params.get("sample", "")
+    if wanted and wanted not in names:
+        st.warning(f"This link names the sample {wanted!r}, which this model does not have; here is another one.")
+    if clips and utterance() is None:
+        choose_sample(names.get(wanted, clips[0]))
+    for name in ("layer", "gate"):
+        if name in st.query_params:
+            st.session_state[f"linked_{name}"] = st.query_params[name]
+
+
+def write_deep_link(**values: str) -> None:
+    """Make the address lead back to what is shown; names without a value leave it."""
+    wanted = {name: value for name, value in values.items() if value}
+    if st.query_params.to_dict() != wanted:
+        st.query_params.from_dict(wanted)
+
+
+def device_name(asr: Any) -> str:
+    """CPU, or the GPU's name."""
+    if asr.device.type != "cuda":
+        return str(asr.device.type).upper()
+    import torch
+
+    return torch.cuda.get_device_name(asr.device)
+
+
+def layers_of(table: pd.DataFrame) -> list[str]:
+    """Layer names of a routing table, in the model's order."""
+    return list(table.drop_duplicates("layer").sort_values("layer_index").layer)
+
+
+def prepare_choice(name: str, options: list[str]) -> None:
+    """Set the widget `name` from the deep link, once; a link to something that is not there is said, not followed."""
+    linked = st.session_state.pop(f"linked_{name}", None)
+    found = next((option for option in options if linked in (option, layer_label(option))), None)
+    if linked and found is None:
+        st.warning(
+            f"This link names the {name} {linked!r}, which is not there; the choices are {', '.join(map(layer_label, options))}."
+        )
+    if found is not None or st.session_state.get(name) not in options:
+        st.session_state[name] = found or options[0]
+
+
+def trained_share(asr: Any) -> str:
+    """Parameters that HDMoLE trains, as a share of full fine-tuning's where the model has both."""
+    if "hdmole" not in asr.methods:
+        return "no adapter"
+    trained = asr.trainable("hdmole")
+    if "full" not in asr.methods:
+        return f"{trained:,} parameters"
+    return f"{100 * trained / asr.trainable('full'):.1f} % of full"
+
+
+def model_card(path: Path) -> str:
+    """A model card's text without the metadata block that hubs put before it."""
+    text = path.read_text(encoding="utf-8")
+    if text.startswith("---\n") and "\n---\n" in text[4:]:
+        text = text[4:].split("\n---\n", 1)[1]
+    return text

@@ -1,0 +1,80 @@
+"""Words as HTML: how sure the model was of each, and where it departs from a reference text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import jiwer
+
+from hdmole.figures import METHOD_COLOURS, METHOD_NAMES
+from hdmole.results import count_errors
+
+SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
+LEGEND_CONFIDENCE = (
+    "<span class='word unsure' style='--method: currentColor'>unsure</span> · "
+    "<span class='word doubtful' style='--method: currentColor'>doubtful</span> "
+    f"word confidence under {SURE} · under {UNSURE} (point at a word for its number and time)"
+)
+LEGEND_DIFFERENCE = (
+    "Against the reference: <span><span class='said'>said</span><span class='wrong'>heard</span></span> substituted · "
+    "<span class='extra'>heard</span> inserted · <span class='missing'>said</span> deleted"
+)
+
+
+def normalise(text: str) -> str:
+    """Lower-case words between single spaces, without punctuation; apostrophes inside words stay."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'")))
+
+
+def word_html(word: Any, kind: str = "") -> str:
+    """One heard word (`word`, `start`, `end`, `confidence`), underlined the more the less sure the model was of it."""
+    mark = "sure" if word.confidence >= SURE else "unsure" if word.confidence >= UNSURE else "doubtful"
+    title = f"confidence {word.confidence:.2f}, {word.start:.2f} to {word.end:.2f} s"
+    return f"<span class='word {mark} {kind}' title='{title}'>{escape(word.word)}</span>"
+
+
+def heard_html(words: Sequence[Any], reference: str = "") -> str:
+    """The heard words; with a reference, substitutions, insertions and deletions are shown by frame and sign."""
+    if not normalise(reference):
+        return " ".join(word_html(word) for word in words)
+    said = normalise(reference).split()
+    # a heard word that normalises to several or to none stays one word here
+    heard = [normalise(word.word).replace(" ", "") or word.word for word in words]
+    parts: list[str] = []
+    for chunk in jiwer.process_words([" ".join(said)], [" ".join(heard)]).alignments[0]:
+        mine = words[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        theirs = said[chunk.ref_start_idx : chunk.ref_end_idx]
+        if chunk.type == "equal":
+            parts += [word_html(word) for word in mine]
+        elif chunk.type == "insert":
+            parts += [word_html(word, "extra") for word in mine]
+        elif chunk.type == "delete":
+            parts += [f"<span class='missing' title='said, not heard'>{escape(word)}</span>" for word in theirs]
+        else:
+            parts += [
+                f"<span title='said: {escape(s)}'><span class='said'>{escape(s)}</span>{word_html(word, 'wrong')}</span>"
+                for s, word in zip(theirs, mine, strict=True)
+            ]
+    return " ".join(parts)
+
+
+def method_card(method: str, transcript: Any | None, reference: str = "") -> str:
+    """What one method heard (an `hdmole.asr.Transcript`, or None while it is still to come)."""
+    rate = ""
+    if transcript is None:
+        body, foot = "<span class='nothing'>…</span>", ""
+    else:
+        body = heard_html(transcript.words, reference) or "<span class='nothing'>no words heard</span>"
+        foot = f"{transcript.rtf:.2f} × real time"
+        if normalise(reference):
+            errors, words = count_errors(normalise(reference), normalise(transcript.text))
+            rate = f"WER {100 * errors / max(words, 1):.0f} %"
+            foot = f"{errors} {'error' if errors == 1 else 'errors'} in {words} words · {foot}"
+    return (
+        f"<article class='card {'waiting' if transcript is None else ''}' style='--method: {METHOD_COLOURS.get(method, '#8A8A8A')}'>"
+        f"<header><span>{METHOD_NAMES.get(method, method)}</span><span class='rate'>{rate}</span></header>"
+        f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
+    )

@@ -1,0 +1,104 @@
+"""Work of one session that must not run in Streamlit's script thread.
+
+* one `Job` transcribes one utterance by every method, in its own thread; a page polls it and shows what is there
+* what is finished stays: after an error or a cancel the results so far can still be read
+* the thread never calls Streamlit, and never sees another session's utterance
+* the model is shared by all sessions; `_TURNS` keeps the machine from running more jobs than it has cores for
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import pandas as pd
+
+from hdmole.audio import Audio, AudioError, decode
+
+LONGEST = 300.0  # seconds of audio the app takes
+_TURNS = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What the user chose to have transcribed: the file's content as it came, and what is known about it."""
+
+    name: str
+    data: bytes
+    reference: str = ""
+    accent: str = ""
+    sample: str = ""  # the sample's name where it is one of the model's samples
+
+    @cached_property
+    def key(self) -> str:
+        """Names this content, for storing its results."""
+        return sha256(self.data).hexdigest()[:16]
+
+
+class Job:
+    """Transcribes `utterance` by every method of `asr` (an `hdmole.asr.ASR`), starting at once."""
+
+    def __init__(self, asr: Any, utterance: Utterance) -> None:
+        self.utterance, self.methods = utterance, list(asr.methods)
+        self.audio: Audio | None = None
+        self.transcripts: dict[str, Any] = {}  # method -> hdmole.asr.Transcript
+        self.routing: pd.DataFrame | None = None  # tidy trace of HDMoLE, where the model has that adapter
+        self.error = ""
+        self.step = "Waiting for a free turn on the model"
+        self._asr, self._stop = asr, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="transcribe", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._stop.is_set()
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done, 0 to 1."""
+        return ((self.audio is not None) + len(self.transcripts)) / (1 + len(self.methods))
+
+    def cancel(self) -> None:
+        """Stop before the next step; what is done stays."""
+        self._stop.set()
+
+    def wait(self, seconds: float) -> None:
+        """Return when the job has ended, or after so many seconds."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not _TURNS.acquire(timeout=0.2):
+            if self.cancelled:
+                return
+        try:
+            self._work()
+        except AudioError as error:
+            self.error = str(error)
+        except Exception as error:  # the page lives on, whatever happens in here
+            self.error = f"The transcription of {self.utterance.name} failed: {str(error) or type(error).__name__}"
+        finally:
+            _TURNS.release()
+
+    def _work(self) -> None:
+        self.step = "Reading the audio"
+        audio = decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
+        self.audio = audio
+        encoded = None
+        for method in self.methods:
+            if self.cancelled:
+                return
+            self.step = f"Listening with {method}"
+            encoded = self._asr.encode(audio) if encoded is None else encoded
+            transcript = self._asr.transcribe(audio, method=method, want_trace=method == "hdmole", encoded=encoded)
+            if transcript.trace is not None:
+                self.routing = transcript.trace.to_frame()
+            self.transcripts[method] = transcript
+        self.step = "Done"

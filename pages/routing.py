@@ -1,0 +1,99 @@
+"""Routing: which expert worked when, at which layer, and under which threshold."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from app import parts, state
+from app.moment import clicked_moment, remember_click, show_moment
+from hdmole import figures
+
+asr = state.load_model()
+clips = state.samples(state.model_folder(asr))
+state.read_deep_link(clips)
+
+st.title("Which expert worked when")
+chosen = state.utterance()
+if chosen is None:
+    st.info("Choose, upload or record an utterance first, on the page Transcribe.")
+    st.stop()
+if "hdmole" not in asr.methods:
+    st.info("This model has no HDMoLE adapter, so there is no routing to show.")
+    st.stop()
+
+sample, layer_box, gate_box = st.columns([2.2, 1.2, 1.6])
+with sample:
+    parts.sample_select(clips, "Utterance")
+job = state.job_of(asr, chosen)
+job.wait(0.3)
+if job.running:
+    parts.watch(job, None)
+    st.stop()
+parts.show_trouble(job)
+if job.routing is None or job.audio is None:
+    st.stop()
+
+table, heard = job.routing, job.transcripts["hdmole"]
+layers = state.layers_of(table)
+state.prepare_choice("layer", layers)
+state.prepare_choice("gate", list(figures.GATES))
+with layer_box:
+    layer = st.selectbox("Layer", layers, key="layer", format_func=figures.layer_label, persist_state="session")
+with gate_box:
+    picked = st.segmented_control(
+        "Gate",
+        list(figures.GATES),
+        key="gate",
+        required=True,
+        format_func=lambda g: figures.GATES[g].split()[0],
+        persist_state="session",
+    )
+which = picked or "gate"
+state.write_deep_link(sample=chosen.sample, layer=figures.layer_label(layer), gate=which)
+parts.warn_if_outside(job)
+
+key = f"{chosen.key}-{layer}-{which}"
+moment = clicked_moment(chosen.key, heard.words, job.audio.seconds)
+show_moment(moment, job.audio, table, layer, which)
+data = figures.gate_data(table, layer, which)
+parts.figure(
+    figures.gate_heatmap(data, which, heard.words), f"{chosen.name}-{figures.layer_label(layer)}-{which}", data,
+    "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
+    "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own.",
+    f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key),
+)  # fmt: skip
+
+left, right = st.columns(2)
+with left:
+    st.header("Thresholds and what they cut")
+    at = moment.time if moment else None
+    cut = figures.threshold_data(table, layer, at)
+    when = f"at {at:.2f} s" if at is not None else "averaged over the utterance, with its range"
+    parts.figure(
+        figures.threshold_bars(cut), f"{chosen.name}-{figures.layer_label(layer)}-thresholds", cut,
+        f"each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).",
+        f"thresholds-{key}",
+    )  # fmt: skip
+with right:
+    st.header("All layers: mean gate of each expert")
+    overview = figures.overview_data(table, which)
+
+    def choose_layer() -> None:
+        points = st.session_state[f"overview-{key}"].selection.points
+        names = {figures.layer_label(name): name for name in layers}
+        if points and points[0]["y"] in names:
+            st.session_state.layer = names[points[0]["y"]]
+
+    parts.figure(
+        figures.layer_overview(overview, which), f"{chosen.name}-layers", overview,
+        "a row a layer, from the encoder's side down to the LLM's; bright experts did most there. Click a cell to see its layer above.",
+        f"overview-{key}", on_select=choose_layer,
+    )  # fmt: skip
+
+st.header("Experts at work, over time")
+active = figures.active_data(table)
+parts.figure(
+    figures.active_heatmap(active, table.expert.nunique(), heard.words), f"{chosen.name}-active", active,
+    "how many experts are on at each layer and moment: thresholds decide it, so it varies; dark is none. Click a cell to hear it.",
+    f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key),
+)  # fmt: skip

@@ -1,0 +1,61 @@
+"""Transcribe: one utterance, heard by every method side by side."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from app import parts, state
+from hdmole import figures
+from hdmole.audio import SAMPLE_RATE
+
+asr = state.load_model()
+clips = state.samples(state.model_folder(asr))
+state.read_deep_link(clips)
+
+st.title("What each method hears in accented speech")
+parts.choose_utterance(clips)
+chosen = state.utterance()
+if chosen is None:
+    st.info("Upload a file or record a sentence: it is then transcribed by every method this model has.")
+    st.stop()
+state.write_deep_link(sample=chosen.sample)
+
+player, text = st.columns([1, 2], vertical_alignment="bottom")
+player.audio(chosen.data)
+with text:
+    reference = parts.reference_input(chosen)
+
+job = state.job_of(asr, chosen)
+job.wait(0.3)  # most samples are done by then, and the page need not flicker
+if job.running:
+    parts.watch(job, reference)
+    st.stop()
+parts.show_trouble(job)
+if job.transcripts:
+    parts.show_cards(job, reference)
+    parts.show_legend(reference)
+if job.audio is None:
+    st.stop()
+
+best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()), None)
+sound, accent = st.columns([1.7, 1])
+with sound:
+    plot = figures.sound(job.audio.samples, SAMPLE_RATE, best.words if best else ())
+    parts.figure(
+        plot, f"{chosen.name}-sound", figures.envelope(job.audio.samples, SAMPLE_RATE),
+        "loudness over time, above how strong each frequency is (bright is strong); words stand where they were heard.", "sound",
+    )  # fmt: skip
+if best is not None and len(best.accent) > 1:
+    with accent:
+        told = f" This sample is {chosen.accent.capitalize()}." if chosen.accent else ""
+        parts.figure(
+            figures.accent_posterior(best.accent), f"{chosen.name}-accent",
+            pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())}),
+            f"how sure the accent recogniser is; this routes HDMoLE.{told}", "accent",
+        )  # fmt: skip
+if job.transcripts:
+    parts.transcript_downloads(job)
+    st.page_link(
+        "../pages/routing.py", label="See which experts worked on this utterance", icon=":material/account_tree:"
+    )
