@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from app import state
+from app import state  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
 

@@ -59,10 +59,7 @@ def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer:
     nearest = (rows.time - moment.time).abs()
     rows = rows[nearest == nearest.min()]
     at_work = rows[rows[which] > 0].sort_values(which, ascending=False)
-    names = (
-        ", ".join(f"{accent} {gate:.2f}" for accent, gate in zip(at_work.accent, at_work[which], strict=True))
-        or "no expert"
-    )
+    names = ", ".join(f"{accent} {gate:.2f}" for accent, gate in zip(at_work.accent, at_work[which], strict=True)) or "no expert"
     said = f"“{moment.word}”" if moment.word else "between words"
     first, last = int(moment.start * SAMPLE_RATE), int(moment.end * SAMPLE_RATE)
     player, text = st.columns([1, 2], vertical_alignment="center")

@@ -52,9 +52,7 @@ def choose_utterance(clips: list[state.Sample]) -> None:
     ways = [*(["Sample"] if clips else []), "Upload", "Microphone"]
     left, right = st.columns([1, 2], vertical_alignment="top")
     with left:
-        way = st.segmented_control(
-            "Speech from", ways, default=ways[0], required=True, key="way", persist_state="session"
-        )
+        way = st.segmented_control("Speech from", ways, default=ways[0], required=True, key="way", persist_state="session")
     with right:
         if way == "Sample":
             sample_select(clips)

@@ -15,7 +15,6 @@ from app.worker import Job, Utterance
 from hdmole.figures import layer_label
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = os.environ.get("HDMOLE_MODEL", "demo")
 _KEPT = 8  # utterances whose results a session keeps
 
 
@@ -39,11 +38,12 @@ def _load(model: str) -> Any:
 
 def load_model() -> Any:
     """The `hdmole.asr.ASR` all sessions share; ends the page with a plain sentence where there is none."""
+    model = os.environ.get("HDMOLE_MODEL", "demo")
     try:
-        return _load(MODEL)
+        return _load(model)
     except (ValueError, OSError) as error:
         st.error(str(error))
-        if MODEL == "demo":
+        if model == "demo":
             st.info(
                 "The demo model comes with the repository, in assets/demo. Where it is missing, train it with "
                 "`hdmole demo build`, or start the app with another model: `HDMOLE_MODEL=FOLDER make app`."
@@ -87,6 +87,7 @@ def choose(chosen: Utterance) -> None:
         st.session_state.utterance = chosen
         return
     st.session_state.utterance = chosen
+    st.session_state.pop("notes", None)
     for job in _jobs().values():
         if job.utterance.key != chosen.key:
             job.cancel()
@@ -122,13 +123,23 @@ def read_deep_link(clips: list[Sample]) -> None:
     st.session_state.linked = True
     names = {clip.name: clip for clip in clips}
     wanted = st.query_params.get("sample", "")
-    if wanted and wanted not in names:
-        st.warning(f"This link names the sample {wanted!r}, which this model does not have; here is another one.")
     if clips and utterance() is None:
         choose_sample(names.get(wanted, clips[0]))
+    if wanted and wanted not in names:
+        note(f"This link names the sample {wanted!r}, which this model does not have; here is another one.")
     for name in ("layer", "gate"):
         if name in st.query_params:
             st.session_state[f"linked_{name}"] = st.query_params[name]
+
+
+def note(text: str) -> None:
+    """Something to say until another utterance is chosen."""
+    st.session_state.setdefault("notes", []).append(text)
+
+
+def show_notes() -> None:
+    for text in st.session_state.get("notes", []):
+        st.warning(text)
 
 
 def write_deep_link(**values: str) -> None:

@@ -73,8 +73,9 @@ def method_card(method: str, transcript: Any | None, reference: str = "") -> str
             errors, words = count_errors(normalise(reference), normalise(transcript.text))
             rate = f"WER {100 * errors / max(words, 1):.0f} %"
             foot = f"{errors} {'error' if errors == 1 else 'errors'} in {words} words · {foot}"
+    waiting, colour = "waiting" if transcript is None else "", METHOD_COLOURS.get(method, "#8A8A8A")
     return (
-        f"<article class='card {'waiting' if transcript is None else ''}' style='--method: {METHOD_COLOURS.get(method, '#8A8A8A')}'>"
+        f"<article class='card {waiting}' style='--method: {colour}'>"
         f"<header><span>{METHOD_NAMES.get(method, method)}</span><span class='rate'>{rate}</span></header>"
         f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
     )

@@ -175,7 +175,7 @@ def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -
 
 def overview_data(table: pd.DataFrame, which: str = "gate") -> pd.DataFrame:
     """Mean over the utterance's frames of `which`: one row a layer and expert."""
-    return table.groupby(["layer_index", "layer", "expert", "accent"], as_index=False)[which].mean()
+    return table.groupby(["layer_index", "layer", "expert", "accent"], as_index=False).agg({which: "mean"})
 
 
 # -- the routing: figures ------------------------------------------------------------------------------------------------
@@ -196,9 +196,7 @@ def gate_heatmap(data: pd.DataFrame, which: str = "gate", words: Sequence[TimedW
     return _over_time(figure, times, words, axis).update_layout(height=340)
 
 
-def active_heatmap(
-    data: pd.DataFrame, experts: int, words: Sequence[TimedWord] = (), which: str = "n_active"
-) -> go.Figure:
+def active_heatmap(data: pd.DataFrame, experts: int, words: Sequence[TimedWord] = (), which: str = "n_active") -> go.Figure:
     """Layer x time of `active_data`: how many of the `experts` are on. Cells can be clicked."""
     data = data.assign(label=data.layer.map(layer_label))
     times, layers, values, axis = _grid(data, "label", "layer_index", which)
@@ -215,9 +213,10 @@ def active_heatmap(
 
 def threshold_bars(data: pd.DataFrame) -> go.Figure:
     """Both routers of one layer's `threshold_data`: a bar an expert, full where it exceeds the dashed threshold."""
-    figure = make_subplots(
-        rows=1, cols=2, subplot_titles=("Global router (utterance)", "Local router (frames)"), shared_yaxes=True
-    )
+    tau = data.groupby("router").threshold.mean()
+    titles = [f"{router.capitalize()} router, τ = {tau.get(router, np.nan):.3f}" for router in ("global", "local")]
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles, shared_yaxes=True)
+    figure.update_annotations(font_size=13)
     colours = accent_colours(data.accent.unique())
     for column, router in enumerate(("global", "local"), start=1):
         rows = data[data.router == router].sort_values("expert")
@@ -251,7 +250,8 @@ def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
     values = grid[which].to_numpy(np.float32).reshape(len(layers), len(accents))
     figure = go.Figure(
         go.Heatmap(
-            x=accents, y=layers, z=values, colorscale=_GATE_SCALE, zmin=0, hoverinfo="skip", zmax=max(0.05, float(values.max(initial=0))),
+            x=accents, y=layers, z=values, colorscale=_GATE_SCALE, zmin=0, hoverinfo="skip",
+            zmax=max(0.05, float(values.max(initial=0))),
             colorbar=dict(title=dict(text="mean gate", side="right"), thickness=10),
         )
     )  # fmt: skip
@@ -329,9 +329,7 @@ def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.
     return middles, labels, values, "time (s)" if timed else "token"
 
 
-def _clickable(
-    figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str
-) -> None:
+def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str) -> None:
     """Lay an invisible mark on every cell of a heatmap (len(y), len(x)); a chosen one shows as a frame."""
     figure.add_scatter(
         x=np.tile(np.asarray(x), len(y)), y=np.repeat(np.asarray(y, dtype=object), len(x)), mode="markers",
@@ -369,7 +367,8 @@ def _mark_words(figure: go.Figure, words: Sequence[TimedWord]) -> None:
     turned = sum(len(word.word) + 1 for word in words) > 70
     for word in words:
         figure.add_annotation(
-            x=(word.start + word.end) / 2, y=1, xref="x", yref="paper", yanchor="bottom", text=escape(word.word, quote=False), showarrow=False,
+            x=(word.start + word.end) / 2, y=1, xref="x", yref="paper", yanchor="bottom",
+            text=escape(word.word, quote=False), showarrow=False,
             textangle=-40 if turned else 0, xanchor="left" if turned else "center", font=dict(size=12),
         )  # fmt: skip
         figure.add_shape(

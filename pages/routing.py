@@ -50,6 +50,7 @@ with gate_box:
     )
 which = picked or "gate"
 state.write_deep_link(sample=chosen.sample, layer=figures.layer_label(layer), gate=which)
+state.show_notes()
 parts.warn_if_outside(job)
 
 key = f"{chosen.key}-{layer}-{which}"
@@ -86,7 +87,7 @@ with right:
 
     parts.figure(
         figures.layer_overview(overview, which), f"{chosen.name}-layers", overview,
-        "a row a layer, from the encoder's side down to the LLM's; bright experts did most there. Click a cell to see its layer above.",
+        "a row is a layer, the encoder's side on top; bright experts did most there. Click a cell to see its layer above.",
         f"overview-{key}", on_select=choose_layer,
     )  # fmt: skip
 
@@ -94,6 +95,6 @@ st.header("Experts at work, over time")
 active = figures.active_data(table)
 parts.figure(
     figures.active_heatmap(active, table.expert.nunique(), heard.words), f"{chosen.name}-active", active,
-    "how many experts are on at each layer and moment: thresholds decide it, so it varies; dark is none. Click a cell to hear it.",
+    "how many experts the thresholds leave on at each layer and moment; dark is none. Click a cell to hear it.",
     f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key),
 )  # fmt: skip

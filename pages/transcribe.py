@@ -26,6 +26,7 @@ player.audio(chosen.data)
 with text:
     reference = parts.reference_input(chosen)
 
+state.show_notes()
 job = state.job_of(asr, chosen)
 job.wait(0.3)  # most samples are done by then, and the page need not flicker
 if job.running:
@@ -56,6 +57,4 @@ if best is not None and len(best.accent) > 1:
         )  # fmt: skip
 if job.transcripts:
     parts.transcript_downloads(job)
-    st.page_link(
-        "../pages/routing.py", label="See which experts worked on this utterance", icon=":material/account_tree:"
-    )
+    st.page_link("../pages/routing.py", label="See which experts worked on this utterance", icon=":material/account_tree:")

@@ -1,0 +1,257 @@
+"""The pages, run by Streamlit's own test driver on a tiny random model."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from streamlit.testing.v1 import AppTest
+
+from app.moment import moment_of
+from app.words import heard_html, method_card, normalise
+from app.worker import Job, Utterance
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML_TAG = re.compile(r"<[^>]+>")
+
+
+@pytest.fixture
+def open_app(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
+
+    def opened(page: str = "", **query: str) -> AppTest:
+        at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60)
+        for name, value in query.items():
+            at.query_params[name] = value
+        if page:
+            at.switch_page(f"../pages/{page}.py")
+        return settle(at.run())
+
+    return opened
+
+
+def settle(at: AppTest) -> AppTest:
+    """Run until no job is running any more, as the page's polling does in a browser."""
+    for _ in range(200):
+        if not any(button.label == "Cancel" for button in at.button):
+            return at
+        time.sleep(0.1)
+        at.run()
+    raise AssertionError("the job did not end")
+
+
+def cards(at: AppTest) -> str:
+    return next(html.proto.body for html in at.get("html") if "class='cards'" in html.proto.body)
+
+
+def wav(seconds: float = 1.5, seed: int = 0) -> bytes:
+    from tiny import speech_like
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, speech_like(seconds, seed), 16_000, format="WAV")
+    return buffer.getvalue()
+
+
+def assert_no_exception(at: AppTest) -> None:
+    assert not at.exception, [e.message for e in at.exception]
+
+
+def test_a_first_visit_shows_a_sample_heard_by_every_method(open_app: Callable[..., AppTest]) -> None:
+    at = open_app()
+    assert_no_exception(at)
+    shown = cards(at)
+    for name in ("Frozen base", "LoRA", "Full fine-tuning", "HDMoLE"):
+        assert name in shown
+    assert shown.count("WER") == 4  # the sample's text is the reference
+    assert at.text_input[0].value == at.session_state.utterance.reference != ""
+    assert any("CPU" in caption.value or "NVIDIA" in caption.value for caption in at.sidebar.caption)
+
+
+def test_choosing_a_sample_transcribes_it_and_makes_a_link(open_app: Callable[..., AppTest]) -> None:
+    at = open_app()
+    settle(at.selectbox(key="sample_choice").set_value("scottish_1").run())
+    assert_no_exception(at)
+    assert at.session_state.utterance.sample == "scottish_1"
+    assert at.query_params["sample"] == "scottish_1"
+    assert at.text_input[0].value == "call anna at six"
+
+
+def test_an_upload_is_transcribed_and_measured_against_a_reference(open_app: Callable[..., AppTest]) -> None:
+    at = open_app()
+    at.segmented_control(key="way").set_value("Upload").run()
+    settle(at.file_uploader(key="upload").upload("mine.wav", wav(), "audio/wav").run())
+    assert_no_exception(at)
+    assert at.session_state.utterance.name == "mine.wav"
+    assert "WER" not in cards(at)
+    settle(at.text_input[0].set_value("Turn on the lights!").run())
+    assert cards(at).count("WER") == 4
+    assert "sample" not in at.query_params
+
+
+def test_a_recording_is_transcribed(open_app: Callable[..., AppTest]) -> None:
+    at = open_app()
+    at.segmented_control(key="way").set_value("Microphone").run()
+    settle(at.audio_input(key="recording").set_value(("recording.wav", wav(seed=3), "audio/wav")).run())
+    assert_no_exception(at)
+    assert at.session_state.utterance.name == "recording.wav"
+    assert "HDMoLE" in cards(at)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"this is a text", "is not audio"), (b"", "is empty"), (wav(0.0), "short|nothing|empty|not audio")],
+    ids=["text", "empty", "no samples"],
+)
+def test_a_bad_file_gives_a_sentence_and_what_was_there_stays(
+    open_app: Callable[..., AppTest], content: bytes, sentence: str
+) -> None:
+    at = open_app()
+    first = at.session_state.utterance.key
+    at.segmented_control(key="way").set_value("Upload").run()
+    settle(at.file_uploader(key="upload").upload("broken.wav", content, "audio/wav").run())
+    assert_no_exception(at)
+    assert any(re.search(sentence, error.value) for error in at.error), [error.value for error in at.error]
+    assert at.session_state.jobs[first].transcripts  # nothing computed is lost
+    at.segmented_control(key="way").set_value("Sample").run()
+    settle(at.selectbox(key="sample_choice").set_value("indian_1").run())
+    assert "HDMoLE" in cards(at) and not at.error
+
+
+def test_routing_opens_from_a_deep_link(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("routing", sample="indian_1", layer="layers.0.fc1", gate="local_gate")
+    assert_no_exception(at)
+    assert at.session_state.utterance.sample == "indian_1"
+    assert at.selectbox(key="layer").value.endswith("layers.0.fc1")
+    assert at.segmented_control(key="gate").value == "local_gate"
+    assert len(at.get("plotly_chart")) == 4
+    assert "by construction" in " ".join(caption.value for caption in at.caption)
+    assert (at.query_params["layer"], at.query_params["gate"]) == ("layers.0.fc1", "local_gate")
+
+
+def test_a_link_to_what_is_not_there_says_so_and_shows_something(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("routing", sample="nobody", layer="nowhere")
+    assert_no_exception(at)
+    warnings = " ".join(warning.value for warning in at.warning)
+    assert "nobody" in warnings and "nowhere" in warnings
+    assert at.get("plotly_chart")
+
+
+def test_both_pages_show_the_same_utterance(open_app: Callable[..., AppTest]) -> None:
+    at = open_app(sample="general_1")
+    settle(at.switch_page("../pages/routing.py").run())
+    assert_no_exception(at)
+    assert at.session_state.utterance.sample == "general_1"
+    assert at.selectbox(key="sample_choice").value == "general_1"
+
+
+def test_two_sessions_do_not_see_each_others_utterances(open_app: Callable[..., AppTest]) -> None:
+    one, two = open_app(sample="indian_1"), open_app(sample="german_1")
+    assert one.session_state.utterance.sample == "indian_1" and two.session_state.utterance.sample == "german_1"
+    assert not set(one.session_state.jobs) & set(two.session_state.jobs)
+
+
+def test_model_and_results_are_read_from_the_models_folder(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
+    at = open_app("about")
+    assert_no_exception(at)
+    text = " ".join(markdown.value for markdown in at.markdown)
+    summary = json.loads((tiny_model / "results" / "summary.json").read_text())
+    assert f"{summary['methods']['hdmole']['domains']['accent']['mean_over_accents']:.1f}" in text
+    assert "It has learned nothing" in text
+    assert summary["provenance"]["commit"] in " ".join(caption.value for caption in at.caption)
+
+
+def test_without_a_model_the_app_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HDMOLE_MODEL", str(tmp_path))
+    at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
+    assert_no_exception(at)
+    assert "config.json" in at.error[0].value
+
+
+class SlowASR:
+    """Stands for a model whose every method takes a while, and one of which fails."""
+
+    methods = ("base", "lora", "full", "hdmole")
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+
+    def encode(self, audio: object) -> list[object]:
+        return []
+
+    def transcribe(self, audio: object, method: str, **options: object) -> SimpleNamespace:
+        time.sleep(0.2)
+        if method == self.fails:
+            raise RuntimeError("out of memory")
+        return SimpleNamespace(text=method, trace=None)
+
+
+def test_a_cancelled_job_stops_and_keeps_what_is_done() -> None:
+    job = Job(SlowASR(), Utterance("a.wav", wav()))
+    while not job.transcripts:
+        time.sleep(0.02)
+    job.cancel()
+    job.wait(5)
+    assert not job.running and 1 <= len(job.transcripts) < 4
+
+
+def test_a_failing_method_loses_nothing_that_was_done_before() -> None:
+    job = Job(SlowASR(fails="full"), Utterance("a.wav", wav()))
+    job.wait(20)
+    assert list(job.transcripts) == ["base", "lora"]
+    assert "a.wav" in job.error and "out of memory" in job.error
+
+
+def said(*words: str, confidence: float = 0.9) -> list[SimpleNamespace]:
+    return [SimpleNamespace(word=w, start=k * 0.5, end=k * 0.5 + 0.4, confidence=confidence) for k, w in enumerate(words)]
+
+
+def test_the_word_difference_shows_each_kind_of_error_by_more_than_colour() -> None:
+    html = heard_html(said("turn", "off", "the", "big", "lights"), "Turn on the lights, now.")
+    assert "<span class='said'>on</span>" in html and "wrong" in html  # substituted
+    assert "extra" in html and ">big<" in html  # inserted
+    assert "class='missing'" in html and ">now<" in html  # deleted
+    assert HTML_TAG.sub("", html).split() == ["turn", "onoff", "the", "big", "lights", "now"]
+
+
+def test_confidence_is_marked_and_its_number_is_there() -> None:
+    assert "class='word doubtful" in heard_html(said("lights", confidence=0.3))
+    assert "class='word unsure" in heard_html(said("lights", confidence=0.7))
+    assert "confidence 0.30, 0.00 to 0.40 s" in heard_html(said("lights", confidence=0.3))
+
+
+def test_words_are_escaped() -> None:
+    transcript = SimpleNamespace(words=said("<script>"), text="<script>", rtf=0.1)
+    html = method_card("base", transcript, "<b>")
+    assert "<script>" not in html and "&lt;script&gt;" in html and "<b>" not in html
+
+
+def test_normalising_keeps_apostrophes_and_drops_the_rest() -> None:
+    assert normalise("O’Brien's bill:  12 dollars!") == "o'brien's bill 12 dollars"
+
+
+def test_a_moment_is_the_word_spoken_then() -> None:
+    words = said("turn", "on")
+    moment = moment_of(0.6, words, 1.2)
+    assert moment.word == "on" and moment.start <= 0.5 and moment.end >= 0.9
+    between = moment_of(0.45, words, 0.5)
+    assert between.word == "" and between.end == 0.5
+
+
+def test_nothing_of_the_app_is_imported_by_the_package() -> None:
+    for file in (ROOT / "hdmole").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (app|pages|streamlit)\b", file.read_text(), re.M), file
+
+
+def test_sound_of_a_moment_is_cut_from_the_audio() -> None:
+    samples = np.arange(16_000)
+    moment = moment_of(0.6, said("turn", "on"), 1.0)
+    cut = samples[int(moment.start * 16_000) : int(moment.end * 16_000)]
+    assert cut[0] == int(moment.start * 16_000) and len(cut) == pytest.approx((moment.end - moment.start) * 16_000, abs=1)

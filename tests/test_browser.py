@@ -1,0 +1,108 @@
+"""The app in a real Chromium: what Streamlit's test driver cannot do, such as clicks in a figure and the microphone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import FLAGS
+from tiny import speech_like
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import Browser, Page, expect  # noqa: E402
+
+PATIENCE = 60_000  # ms; the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    voice = tmp_path_factory.mktemp("voice") / "voice.wav"
+    soundfile.write(voice, speech_like(3.0, 2), 48_000)  # what the fake microphone hears
+    with playwright_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, f"--use-file-for-fake-audio-capture={voice}"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, permissions=["microphone"])
+    opened = context.new_page()
+    opened.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    context.close()
+    assert not errors
+
+
+def test_a_file_can_be_uploaded(page: Page, app_url: str, tmp_path: Path) -> None:
+    audio = tmp_path / "mine.flac"
+    soundfile.write(audio, speech_like(1.5, 5), 44_100)
+    page.goto(app_url)
+    expect(page.locator(".card")).to_have_count(4)
+    page.get_by_text("Upload", exact=True).click()
+    page.locator("input[type=file]").set_input_files(audio)
+    expect(page.get_by_label("What was said").first).to_have_value("")
+    expect(page.locator(".card .heard")).to_have_count(4)
+    expect(page.get_by_text("Transcripts (JSON)")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_text("Transcripts (JSON)").click()
+    assert download.value.suggested_filename == "mine.json"
+    assert '"file": "mine.flac"' in Path(download.value.path()).read_text()
+
+
+def test_speech_can_be_recorded(page: Page, app_url: str) -> None:
+    page.goto(app_url)
+    expect(page.locator(".card")).to_have_count(4)
+    page.get_by_text("Microphone", exact=True).click()
+    page.get_by_role("button", name="Record").click()
+    page.wait_for_timeout(2_000)
+    page.get_by_role("button", name=re.compile("Stop")).click()
+    expect(page.get_by_label("What was said").first).to_have_value("")
+    expect(page.locator(".card .heard")).to_have_count(4)
+    expect(page.get_by_text("Transcripts (JSON)")).to_be_visible()
+    expect(page.locator(".stAlert", has_text="failed")).to_have_count(0)
+
+
+def test_clicking_the_heatmap_plays_that_moment(page: Page, app_url: str) -> None:
+    page.goto(f"{app_url}/routing?sample=indian_1&layer=layers.0.fc1")
+    heatmap = page.locator(".js-plotly-plot").first
+    expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    expect(page.get_by_text("Click a cell to hear that moment.")).to_be_visible()
+    assert page.locator("audio").count() == 0
+    plot = heatmap.locator(".nsewdrag").first
+    box = plot.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    expect(page.locator("audio")).to_have_count(1)
+    expect(page.get_by_text(re.compile(r"^[01]\.\d\d s, .*combined gate"))).to_be_visible()
+    assert "sample=indian_1" in page.url and "layer=layers.0.fc1" in page.url
+
+
+def test_clicking_the_overview_chooses_the_layer(page: Page, app_url: str) -> None:
+    page.goto(f"{app_url}/routing?sample=german_1&layer=linear_1")
+    expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    overview = page.locator(".js-plotly-plot").nth(2)
+    overview.scroll_into_view_if_needed()
+    box = overview.locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.97 * box["height"])
+    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.97 * box["height"])  # the last layer's row
+    page.wait_for_url(re.compile("layer=linear_2"))
+
+
+def test_every_page_works_by_keyboard_and_on_a_phone(page: Page, app_url: str) -> None:
+    page.set_viewport_size({"width": 400, "height": 800})
+    for path in ("", "routing", "about"):
+        page.goto(f"{app_url}/{path}")
+        expect(page.locator(".js-plotly-plot").first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.tagName") != "BODY"
+    expect(page.locator(".stException")).to_have_count(0)

@@ -1,0 +1,206 @@
+"""Figures: axes carry their units, and what is drawn is what was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from hdmole import figures
+
+ACCENTS = ["british", "scottish", "caribbean", "indian", "german", "spanish", "french", "mandarin"]
+LAYERS = ["multi_modal_projector.linear_1", "multi_modal_projector.layers.0.q_proj"]
+STEP = 0.08  # s
+
+
+@dataclass(frozen=True)
+class Word:
+    word: str
+    start: float
+    end: float
+
+
+def table(frames: int = 10, seed: int = 0, timed: bool = True) -> pd.DataFrame:
+    """A routing table as `Trace.to_frame` gives it, with random but consistent numbers."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    posterior = rng.dirichlet(np.ones(len(ACCENTS) + 1))[1:]
+    for index, layer in enumerate(LAYERS):
+        for frame in range(frames):
+            local = rng.dirichlet(np.ones(len(ACCENTS)))
+            gate = np.where(local > 0.1, local, 0).astype(np.float32)
+            for expert, accent in enumerate(ACCENTS):
+                rows.append(
+                    dict(
+                        call=0, layer=layer, layer_index=index, utterance=0, frame=frame, time=frame * STEP if timed else np.nan,
+                        expert=expert, accent=accent, posterior=posterior[expert], local_probability=local[expert],
+                        global_gate=float(posterior[expert] > 0.1), local_gate=gate[expert], gate=gate[expert],
+                        tau_global=0.05, tau_local=0.1, n_active=float((gate > 0).sum()), n_active_global=3.0,
+                        n_active_local=float((gate > 0).sum()),
+                    )
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def heatmap(figure: go.Figure) -> go.Heatmap:
+    return next(trace for trace in figure.data if trace.type == "heatmap")
+
+
+def test_colours_stay_with_their_accent_and_differ() -> None:
+    colours = figures.accent_colours(["general", *ACCENTS])
+    assert len(set(colours.values())) == 9
+    assert figures.accent_colours(ACCENTS) == colours  # with or without the general domain in the list
+
+
+def test_gate_heatmap_shows_the_gates_and_leaves_experts_that_are_off_empty() -> None:
+    data = figures.gate_data(table(), LAYERS[1])
+    figure = figures.gate_heatmap(data)
+    shown = heatmap(figure)
+    values = data.pivot(index="expert", columns="time", values="gate").to_numpy()
+    assert list(shown.y) == ACCENTS
+    np.testing.assert_allclose(np.nan_to_num(shown.z), values, rtol=1e-6)
+    assert np.array_equal(np.isnan(shown.z), values == 0)
+    np.testing.assert_allclose(shown.x, (np.arange(10) + 0.5) * STEP)  # middles of the frames
+    assert "(s)" in figure.layout.xaxis.title.text
+
+
+def test_gate_heatmap_has_a_mark_that_can_be_clicked_on_every_cell() -> None:
+    marks = figures.gate_heatmap(figures.gate_data(table(), LAYERS[0])).data[1]
+    assert marks.type == "scatter" and marks.marker.opacity == 0
+    assert len(marks.x) == len(marks.y) == 10 * len(ACCENTS)
+    assert marks.hoverinfo != "skip"  # which would take the clicks away
+
+
+def test_words_stand_over_their_own_time() -> None:
+    words = [Word("set", 0.0, 0.2), Word("<alarm>", 0.3, 0.7)]
+    figure = figures.gate_heatmap(figures.gate_data(table(), LAYERS[0]), "gate", words)
+    notes = figure.layout.annotations
+    assert [note.text for note in notes] == ["set", "&lt;alarm&gt;"]
+    assert [note.x for note in notes] == pytest.approx([0.1, 0.5])
+
+
+def test_long_audio_is_averaged_and_short_audio_is_not() -> None:
+    data = figures.gate_data(table(frames=2 * figures.MAX_COLUMNS), LAYERS[0], "local_probability")
+    shown = heatmap(figures.gate_heatmap(data, "local_probability"))
+    assert shown.z.shape == (len(ACCENTS), figures.MAX_COLUMNS) and shown.z.dtype == np.float32
+    exact = data.pivot(index="expert", columns="time", values="local_probability").to_numpy()
+    np.testing.assert_allclose(shown.z[:, 0], exact[:, :2].mean(1), rtol=1e-5)
+    np.testing.assert_allclose(shown.x[0], STEP)  # middle of two frames
+
+
+def test_without_times_the_axis_counts_tokens() -> None:
+    figure = figures.gate_heatmap(figures.gate_data(table(timed=False), LAYERS[0]), words=[Word("set", 0.0, 0.2)])
+    assert figure.layout.xaxis.title.text == "token"
+    assert not figure.layout.annotations
+
+
+def test_active_experts_are_counted_per_layer_and_frame() -> None:
+    data = figures.active_data(table())
+    assert len(data) == 10 * len(LAYERS)
+    shown = heatmap(figures.active_heatmap(data, len(ACCENTS)))
+    assert list(shown.y) == ["linear_1", "layers.0.q_proj"]
+    np.testing.assert_allclose(shown.z[1], data[data.layer_index == 1].n_active)
+    assert (shown.zmin, shown.zmax) == (0, len(ACCENTS))
+
+
+def test_thresholds_are_compared_with_the_numbers_the_routers_compare() -> None:
+    rows = table()
+    data = figures.threshold_data(rows, LAYERS[0])
+    mine = rows[rows.layer == LAYERS[0]]
+    of_global = data[data.router == "global"].sort_values("expert")
+    of_local = data[data.router == "local"].sort_values("expert")
+    first = mine[mine.frame == 0]
+    np.testing.assert_allclose(of_global.weight, first.posterior / first.posterior.sum())
+    np.testing.assert_allclose(of_local.weight, mine.groupby("expert").local_probability.mean())
+    np.testing.assert_allclose(of_local.share_on, (mine.local_probability > 0.1).groupby(mine.expert).mean())
+    assert set(of_global.threshold.round(6)) == {0.05} and set(of_local.threshold.round(6)) == {0.1}
+
+
+def test_thresholds_at_one_moment_are_that_frames() -> None:
+    rows = table()
+    data = figures.threshold_data(rows, LAYERS[1], time=0.31)
+    frame = rows[(rows.layer == LAYERS[1]) & (rows.frame == 4)]
+    np.testing.assert_allclose(data[data.router == "local"].sort_values("expert").weight, frame.local_probability)
+    assert (data.lowest == data.highest).all()
+
+
+def test_bars_under_their_threshold_are_hatched() -> None:
+    data = figures.threshold_data(table(), LAYERS[0])
+    for bar, router in zip(figures.threshold_bars(data).data, ("global", "local"), strict=True):
+        rows = data[data.router == router].sort_values("expert")
+        np.testing.assert_allclose(bar.x, rows.weight)
+        assert [shape == "" for shape in bar.marker.pattern.shape] == list(rows.weight > rows.threshold)
+
+
+def test_an_utterance_of_the_general_domain_has_no_accent_shares() -> None:
+    rows = table().assign(posterior=0.0)
+    assert (figures.threshold_data(rows, LAYERS[0]).query("router == 'global'").weight == 0).all()
+
+
+def test_layer_overview_shows_mean_gates() -> None:
+    rows = table()
+    shown = heatmap(figures.layer_overview(figures.overview_data(rows)))
+    expected = rows.groupby(["layer_index", "expert"]).gate.mean().unstack().to_numpy()
+    np.testing.assert_allclose(shown.z, expected, rtol=1e-5)
+    assert list(shown.x) == ACCENTS
+
+
+def test_a_layer_that_is_not_in_the_trace_is_named() -> None:
+    with pytest.raises(ValueError, match="no layer 'nowhere'"):
+        figures.gate_data(table(), "nowhere")
+
+
+def test_spectrogram_finds_a_tone_where_it_is() -> None:
+    time = np.arange(16_000) / 16_000
+    wave = (0.5 * np.sin(2 * np.pi * 1_000 * time)).astype(np.float32)
+    times, frequencies, levels = figures.mel_spectrogram(wave, 16_000)
+    assert levels.dtype == np.int8 and levels.max() == 0
+    assert abs(frequencies[levels[:, 50].argmax()] - 1_000) < 40  # Hz, about one mel bin
+    assert times[-1] == pytest.approx(1.0, abs=0.02)
+
+
+def test_sound_has_seconds_and_hertz_on_its_axes() -> None:
+    wave = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+    figure = figures.sound(wave, 16_000, [Word("noise", 0.1, 0.9)])
+    assert figure.layout.xaxis2.title.text == "time (s)" and figure.layout.yaxis2.title.text == "frequency (Hz)"
+    assert figure.layout.xaxis2.range == pytest.approx((0, 1.5))
+    assert figure.layout.annotations[0].text == "noise"
+
+
+def test_the_envelope_keeps_the_peaks() -> None:
+    wave = np.zeros(100_000, np.float32)
+    wave[54_321], wave[99_999] = 0.75, -0.5
+    outline = figures.envelope(wave, 16_000)
+    assert len(outline) <= 1_200
+    assert outline.high.max() == pytest.approx(0.75) and outline.low.min() == pytest.approx(-0.5)
+    assert outline.time[outline.high.argmax()] == pytest.approx(54_321 / 16_000, abs=0.01)
+
+
+def test_posterior_bars_are_percent_in_the_models_order() -> None:
+    bar = figures.accent_posterior({"general": 0.25, "indian": 0.7, "german": 0.05}).data[0]
+    assert list(bar.y) == ["general", "indian", "german"]
+    assert list(bar.x) == pytest.approx([25, 70, 5])
+
+
+def test_error_rates_are_read_from_the_summary_with_their_intervals() -> None:
+    def rate(wer: float) -> dict:
+        return {"wer": wer, "interval": [wer - 1, wer + 2]}
+
+    summary = {
+        "methods": {
+            "base": {
+                "domains": {"accent": {**rate(20), "accents": {"indian": rate(30), "german": rate(10)}}, "general": rate(4)}
+            },
+            "hdmole": {
+                "domains": {"accent": {**rate(12), "accents": {"indian": rate(18), "german": rate(6)}}, "general": rate(5)}
+            },
+        }
+    }
+    data = figures.error_rate_data(summary)
+    assert list(data[data.method == "hdmole"].accent) == ["indian", "german", "general"]
+    first = figures.error_rates(data).data[0]
+    assert list(first.y) == [30, 10, 4]
+    assert list(first.error_y.array) == [2, 2, 2] and list(first.error_y.arrayminus) == [1, 1, 1]
