@@ -199,7 +199,7 @@ class ASR:
                 posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
             else:
                 posterior = torch.ones(1)
-            ctc = base.ctc_log_probs(states)  # type: ignore[operator]
+            ctc = base.ctc_log_probs(states[None])[0]  # type: ignore[operator]
             segments.append(Encoded(samples[start:end], start / SAMPLE_RATE, states, ctc, posterior))
         return segments
 

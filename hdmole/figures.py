@@ -4,7 +4,7 @@
 * figure functions only draw what they are given; they know nothing of models, pages or files
 * a colour means one thing everywhere: `METHOD_COLOURS` for methods, `accent_colours` for accents and their experts
 * times are seconds, frequencies hertz, levels decibels under the loudest cell
-* heatmaps go out as float32 or int8 arrays, and long audio is averaged down to `MAX_COLUMNS` columns
+* heatmaps go out as float32 or int8 arrays, and long audio is averaged down to `MAX_COLUMNS` or `MEL_COLUMNS` columns
 * a plotly heatmap returns no clicks, so an invisible scatter lies over each one that can be clicked
 """
 
@@ -24,7 +24,8 @@ GENERAL = "general"
 METHOD_NAMES = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
 METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3D7FB5", "full": "#8464B8", "hdmole": "#E0672F"}
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
-MAX_COLUMNS = 1_500  # of a heatmap
+MAX_COLUMNS = 600  # of a heatmap that can be clicked, which has a mark a cell
+MEL_COLUMNS = 1_500  # of a spectrogram
 WORD_LABELS = 60  # more words than this on one axis cannot be read
 
 # Okabe and Ito (2008) without black, which vanishes on dark pages, and with a dark purple in its place.
@@ -77,7 +78,7 @@ def mel_spectrogram(samples: np.ndarray, rate: int, bins: int = 80) -> tuple[np.
     import librosa
 
     samples = np.pad(samples, (0, max(0, 512 - len(samples))))
-    hop = max(rate // 100, -(-len(samples) // MAX_COLUMNS))
+    hop = max(rate // 100, -(-len(samples) // MEL_COLUMNS))
     power = librosa.feature.melspectrogram(
         y=samples.astype(np.float32),
         sr=rate,

@@ -46,6 +46,7 @@ def fit(
     groups: Iterable[dict[str, Any]] | None = None,
     seed: int = 0,
     warmup: float = 0.05,
+    last: float = 0.01,
 ) -> None:
     """Train `model` in place with AdamW, bf16 autocast and a cosine schedule; resumes from the last checkpoint.
 
@@ -55,6 +56,7 @@ def fit(
     objective : (model, batch) -> scalar loss
     folder : where checkpoints go
     epochs, rate, warmup : passes over the data, peak learning rate, share of the steps for the warm-up
+    last : least learning rate at the end, as a share of the peak
     groups : AdamW parameter groups; every trainable parameter at `rate` where none are given
     """
     steps = max(1, math.ceil(epochs * len(batches)))  # type: ignore[arg-type]
@@ -63,7 +65,7 @@ def fit(
     first = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda s: s / first if s < first else max(0.01, 0.5 * (1 + math.cos(math.pi * (s - first) / max(1, steps - first)))),
+        lambda s: s / first if s < first else max(last, 0.5 * (1 + math.cos(math.pi * (s - first) / max(1, steps - first)))),
     )
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(

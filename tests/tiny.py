@@ -1,0 +1,130 @@
+"""A tiny random model with every file of a real one, so that tests of everything around the model take seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import ParakeetFeatureExtractor, PreTrainedTokenizerFast
+
+from hdmole.domain import DomainScorer, domain_features
+from hdmole.recogniser import AccentRecogniser
+from hdmole.results import count_errors, provenance, summarise, write
+from hdmole.speech_llm import SpeechLLM, SpeechLLMConfig
+from hdmole.tuner import HDMoLEConfig
+
+ACCENTS = ["indian", "german", "scottish"]
+SENTENCES = ["turn on the lights", "play some jazz music", "seven eight nine", "call anna at six", "what is the weather today"]
+TARGETS = r"multi_modal_projector\..*(linear_1|linear_2|q_proj|fc1)"
+
+
+def tiny_speech_llm(vocabulary: int = 64) -> SpeechLLM:
+    """Random weights, 32 wide everywhere."""
+    torch.manual_seed(0)
+    encoder = dict(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, subsampling_conv_channels=8, layerdrop=0.0
+    )  # fmt: skip
+    audio = dict(model_type="parakeet_ctc", vocab_size=vocabulary, pad_token_id=0, encoder_config=encoder)
+    text = dict(
+        model_type="llama", vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, max_position_embeddings=512,
+    )  # fmt: skip
+    config = SpeechLLMConfig(
+        audio_config=audio, text_config=text, projector_hidden_size=32, projector_heads=2, projector_intermediate_size=64
+    )
+    model = SpeechLLM(config).eval()
+    for module in model.audio_tower.modules():  # transformers' initialisation lets no signal through so small an encoder
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
+            module.reset_parameters()
+    return model
+
+
+def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
+    """Tone bursts at the pace of syllables, float32, 16 kHz."""
+    time = np.arange(int(seconds * 16_000)) / 16_000
+    pitch = 120 + 20 * seed + 30 * np.sin(2 * np.pi * 0.7 * time)
+    wave = sum(np.sin(2 * np.pi * h * np.cumsum(pitch) / 16_000) / h for h in range(1, 6))
+    return (0.2 * wave * np.clip(np.sin(2 * np.pi * 3.1 * time), 0, 1)).astype(np.float32)
+
+
+def build_tiny_model(folder: Path) -> Path:
+    """Write the model folder: base, LoRA, full and HDMoLE adapters, in-domain score, samples, results, model card."""
+    folder.mkdir(parents=True)
+    bpe = Tokenizer(models.BPE(unk_token="<pad>"))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=["<pad>", "<bos>", "<eos>", "<sep>"])
+    bpe.train_from_iterator(SENTENCES, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", sep_token="<sep>"
+    ).save_pretrained(folder)
+    ParakeetFeatureExtractor(feature_size=80, sampling_rate=16_000).save_pretrained(folder)
+    tiny_speech_llm(bpe.get_vocab_size()).save_pretrained(folder)
+
+    def base() -> SpeechLLM:
+        return SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+
+    full = {f"multi_modal_projector.{k}": v + 0.05 * torch.randn_like(v) for k, v in base().multi_modal_projector.state_dict().items()}
+    (folder / "adapters" / "full").mkdir(parents=True)
+    save_file(full, folder / "adapters" / "full" / "model.safetensors")
+    torch.manual_seed(1)
+    recogniser = AccentRecogniser(["general", *ACCENTS], channels=16)
+    adapters = {
+        "lora": LoraConfig(r=4, target_modules=TARGETS),
+        "hdmole": HDMoLEConfig(r=2, accents=ACCENTS, target_modules=TARGETS, recogniser=recogniser.config),
+    }
+    for name, config in adapters.items():
+        model = get_peft_model(base(), config)
+        for key, parameter in model.named_parameters():
+            if "_B" in key or "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(str(folder / "adapters" / name))
+
+    samples, lines = folder / "samples", []
+    samples.mkdir()
+    for k, accent in enumerate(["general", *ACCENTS]):
+        soundfile.write(samples / f"{accent}_1.flac", speech_like(2.0, k), 16_000)
+        lines.append({"audio": f"{accent}_1.flac", "text": SENTENCES[k], "accent": accent, "speaker": f"s{k}"})
+    (samples / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    rng = np.random.default_rng(0)
+    rows = [_features(rng, inside) for inside in (True, False) for _ in range(20)]
+    DomainScorer.fit(pd.DataFrame(rows), np.repeat([True, False], 20)).save(folder / "domain.json")
+
+    results = []
+    for method in ("base", "lora", "full", "hdmole"):
+        for k, line in enumerate(lines * 3):
+            reference = str(line["text"])
+            hypothesis = reference if (k + len(method)) % 3 else reference.rsplit(" ", 1)[0] + " wrong"
+            errors, words = count_errors(reference, hypothesis)
+            results.append(
+                dict(
+                    method=method, seed=0, domain="general" if line["accent"] == "general" else "accent", accent=line["accent"],
+                    speaker=f"s{k % 5}", utterance=f"u{k}", reference=reference, hypothesis=hypothesis, errors=errors, words=words,
+                )
+            )  # fmt: skip
+    table = pd.DataFrame(results)
+    write(folder / "results", table, {**summarise(table), "provenance": provenance(0, "cpu")})
+    (folder / "README.md").write_text("# A tiny random model\n\nIt has learned nothing and is for tests only.\n")
+    return folder
+
+
+def _features(rng: np.random.Generator, inside: bool) -> dict[str, float]:
+    noise = 0.2 if inside else 3.0
+    logits = rng.standard_normal((20, 8)) * (6 if inside else 0.5)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return domain_features(
+        samples=rng.standard_normal(16_000).astype(np.float32),
+        ctc_log_probs=log_probs,
+        ctc_text="turn on the lights" if inside else "t n",
+        text="turn on the lights",
+        token_log_probs=[-noise * rng.random() for _ in range(5)],
+        alignment_score=-noise,
+        posterior=np.array([0.9, 0.05, 0.05]) if inside else np.ones(3) / 3,
+    )
