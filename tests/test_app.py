@@ -144,6 +144,16 @@ def test_a_link_to_what_is_not_there_says_so_and_shows_something(open_app: Calla
     assert at.get("plotly_chart")
 
 
+def test_a_word_can_be_chosen_and_heard(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("routing", sample="indian_1")
+    assert not at.get("audio")
+    words = at.session_state.jobs[at.session_state.utterance.key].transcripts["hdmole"].words
+    at.pills[0].set_value(len(words) - 1).run()
+    assert_no_exception(at)
+    assert len(at.get("audio")) == 1
+    assert any(f"“{words[-1].word}”" in markdown.value for markdown in at.markdown)
+
+
 def test_both_pages_show_the_same_utterance(open_app: Callable[..., AppTest]) -> None:
     at = open_app(sample="general_1")
     settle(at.switch_page("../pages/routing.py").run())

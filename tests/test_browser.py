@@ -73,7 +73,7 @@ def test_clicking_the_heatmap_plays_that_moment(page: Page, app_url: str) -> Non
     page.goto(f"{app_url}/routing?sample=indian_1&layer=layers.0.fc1")
     heatmap = page.locator(".js-plotly-plot").first
     expect(page.locator(".js-plotly-plot")).to_have_count(4)
-    expect(page.get_by_text("Click a cell to hear that moment.")).to_be_visible()
+    expect(page.get_by_text("click a cell, to hear that moment")).to_be_visible()
     assert page.locator("audio").count() == 0
     plot = heatmap.locator(".nsewdrag").first
     box = plot.bounding_box()

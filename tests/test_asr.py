@@ -1,0 +1,135 @@
+"""The ASR object on a tiny random model: methods, words, long audio, threads."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import speech_like
+
+from hdmole.asr import ASR, ModelError, align, find_model
+
+
+@pytest.fixture(scope="module")
+def asr(tiny_model: Path) -> ASR:
+    return ASR.load(tiny_model)
+
+
+def test_every_method_transcribes_and_the_json_has_every_key(asr: ASR) -> None:
+    assert asr.methods == ["base", "lora", "full", "hdmole"]
+    for method in asr.methods:
+        values = json.loads(json.dumps(asr.transcribe(speech_like(2.5), method).to_dict()))
+        assert {"text", "words", "accent", "in_domain", "seconds", "rtf", "layers"} <= set(values)
+        assert values["seconds"] == 2.5
+        assert sum(values["accent"].values()) == pytest.approx(1, abs=1e-3)
+        assert " ".join(w["word"] for w in values["words"]) == values["text"]
+        starts = [w["start"] for w in values["words"]]
+        assert starts == sorted(starts) and all(0 <= w["start"] <= w["end"] <= 2.5 for w in values["words"])
+        assert all(0 <= w["confidence"] <= 1 for w in values["words"])
+        assert bool(values["layers"]) == (method == "hdmole")
+
+
+def test_layers_of_the_json_agree_with_the_trace(asr: ASR) -> None:
+    heard = asr.transcribe(speech_like(2.0), want_trace=True)
+    assert heard.trace is not None
+    table = heard.trace.to_frame()
+    for layer in heard.layers:
+        mine = table[table.layer == layer["name"]]
+        assert layer["active_experts"] == pytest.approx(mine.active.mean() * 3, abs=1e-3)
+        for accent, gate in layer["gate"].items():
+            assert gate == pytest.approx(mine[mine.accent == accent].gate.mean(), abs=1e-3)
+        assert layer["tau_local"] == pytest.approx(mine.tau_local.mean(), abs=1e-4)
+
+
+def test_methods_do_not_touch_each_other(asr: ASR) -> None:
+    before = asr.transcribe(speech_like(2.0), "base").text
+    texts = {m: asr.transcribe(speech_like(2.0), m).text for m in asr.methods}
+    assert asr.transcribe(speech_like(2.0), "base").text == before == texts["base"]
+    base, own = asr.models["base"], asr.models["hdmole"].get_base_model()
+    assert own.language_model is base.language_model and own.audio_tower is base.audio_tower
+    assert own.multi_modal_projector is not base.multi_modal_projector
+
+
+def test_accent_general_gives_the_base(asr: ASR) -> None:
+    assert asr.transcribe(speech_like(2.0), "hdmole", "general").text == asr.transcribe(speech_like(2.0), "base").text
+
+
+def test_a_batch_gives_what_each_gives_alone(asr: ASR) -> None:
+    segments = [asr.encode(speech_like(seconds, k))[0] for k, seconds in enumerate((1.0, 2.2, 3.1))]
+    for method in asr.methods:
+        together = asr.decode_batch(segments, method)
+        for segment, result in zip(segments, together, strict=True):
+            alone = asr.decode_batch([segment], method)[0]
+            length = min(len(alone.ids), len(result.ids), 6)
+            assert alone.ids[:length] == result.ids[:length]
+            np.testing.assert_allclose(alone.log_probs[:length], result.log_probs[:length], atol=1e-3)
+
+
+def test_threads_get_what_each_gets_alone(asr: ASR) -> None:
+    jobs = [(m, a) for m in asr.methods for a in ("auto", "indian", "german")]
+
+    def run(job: tuple[str, str]) -> str:
+        return asr.transcribe(speech_like(1.5), *job).text
+
+    alone = [run(job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, jobs)) == alone
+
+
+def test_long_audio_is_cut_and_its_words_keep_their_times(asr: ASR) -> None:
+    heard = asr.transcribe(speech_like(47.0), want_trace=True)
+    assert len(asr.encode(speech_like(47.0))) == 3
+    assert heard.seconds == pytest.approx(47.0)
+    starts = [w.start for w in heard.words]
+    assert starts == sorted(starts) and starts[-1] > 30
+    assert heard.trace is not None and heard.trace.to_frame().time.max() > 40
+
+
+def test_interventions_reach_the_model_for_one_call(asr: ASR) -> None:
+    free = asr.transcribe(speech_like(2.0))
+    off = asr.transcribe(speech_like(2.0), intervention={"mask": ["indian", "german", "scottish"]})
+    assert all(layer["active_experts"] == 0 for layer in off.layers)
+    assert asr.transcribe(speech_like(2.0)).to_dict()["layers"] == free.to_dict()["layers"]
+
+
+def test_wrong_names_are_plain_sentences(asr: ASR, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="it has base, lora, full, hdmole"):
+        asr.transcribe(speech_like(1.0), "magic")
+    with pytest.raises(ModelError, match="give auto or one of general, indian"):
+        asr.transcribe(speech_like(1.0), "hdmole", "martian")
+    with pytest.raises(ModelError, match="holds no config"):
+        find_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match="'llama' model"):
+        ASR.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        ASR.load(tmp_path)
+
+
+def test_alignment_finds_the_frames_of_each_token() -> None:
+    frames = torch.full((8, 4), -9.0)
+    for t, token in enumerate([0, 1, 1, 0, 1, 2, 2, 0]):
+        frames[t, token] = 0.0
+    aligned = align(frames, [1, 1, 2])
+    assert aligned is not None
+    assert aligned[0] == [(1, 2), (4, 4), (5, 6)] and aligned[1] == pytest.approx(0.0)
+    assert align(frames, [1] * 5) is None and align(frames, []) is None
+
+
+def test_alignment_is_the_best_of_all_paths() -> None:
+    """Against every path of a small case: collapse each frame labelling and keep those that spell the tokens."""
+    from itertools import product
+
+    scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+
+    def collapsed(path: tuple[int, ...]) -> list[int]:
+        return [t for k, t in enumerate(path) if t and (k == 0 or path[k - 1] != t)]
+
+    best = max(sum(scores[t, s].item() for t, s in enumerate(p)) for p in product(range(3), repeat=6) if collapsed(p) == [1, 1, 2])
+    aligned = align(scores, [1, 1, 2])
+    assert aligned is not None and aligned[1] * 6 == pytest.approx(best, abs=1e-4)

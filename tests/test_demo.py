@@ -1,0 +1,116 @@
+"""The demo's sentences, voices and training recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.torch import load_file
+from tiny import speech_like
+
+from hdmole.demo import build as recipe
+from hdmole.demo.corpus import Sizes, read_real, split_speakers
+from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, augment, other_language_sentences, out_of_domain_noise, speakers
+from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
+
+
+def test_no_sentence_is_in_two_splits_but_single_digits() -> None:
+    found = {split: set(sentences(3000, seed, split)) for seed, split in enumerate(("train", "dev", "test"))}
+    for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        assert found[a] & found[b] <= set(DIGITS)
+    known = set(vocabulary())
+    assert 900 <= len(known) <= 1300
+    assert {word for texts in found.values() for text in texts for word in text.split()} <= known
+    assert sentences(50, 3, "dev") == sentences(50, 3, "dev") != sentences(50, 4, "dev")
+    assert 0.2 < np.mean([is_digit_string(t) for t in found["train"]]) < 0.35
+
+
+def test_every_word_of_dev_and_test_is_in_training() -> None:
+    train = {word for text in sentences(20_000, 0, "train") for word in text.split()}
+    for split in ("dev", "test"):
+        assert {word for text in sentences(4000, 1, split) for word in text.split()} <= train
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "zero"), (13, "thirteen"), (40, "forty"), (99, "ninety nine"), (3205, "three thousand two hundred five")])
+def test_numbers(value: int, words: str) -> None:
+    assert number(value) == words
+
+
+def test_speakers_are_disjoint() -> None:
+    variants = {split: {p.variant for p in speakers(split, 60, 0)} for split in ("train", "dev", "test")}
+    assert not variants["train"] & variants["dev"] and not variants["train"] & variants["test"]
+    assert not variants["dev"] & variants["test"]
+
+
+def test_every_accent_speaks_and_sounds_different() -> None:
+    text, person = "the red house is very old", speakers("test", 1, 0)[0]
+    with Synthesiser() as synthesiser:
+        waves = {a: synthesiser.say(text, a, person) for a in ACCENTS}
+        again = synthesiser.say(text, GENERAL, person)
+        for language, sentence in other_language_sentences()[:10]:
+            assert len(synthesiser.say_language(sentence, language, person)) > 8000
+        with pytest.raises(ValueError, match="the accents are general"):
+            synthesiser.say(text, "martian", person)
+    np.testing.assert_array_equal(again, waves[GENERAL])
+    for accent, wave in waves.items():
+        assert wave.dtype == np.float32 and 16_000 < len(wave) < 64_000 and np.abs(wave).max() == pytest.approx(0.5)
+        if accent != GENERAL:
+            assert len(wave) != len(waves[GENERAL]) or not np.allclose(wave, waves[GENERAL])
+
+
+def test_augmentation_is_bounded_and_repeatable() -> None:
+    wave = speech_like(1.0)
+    for seed in range(30):
+        out = augment(wave, np.random.default_rng(seed))
+        assert np.isfinite(out).all() and np.abs(out).max() <= 1 and len(out) >= len(wave)
+        np.testing.assert_array_equal(out, augment(wave, np.random.default_rng(seed)))
+    for kind in ("silence", "noise", "music"):
+        sound = out_of_domain_noise(kind, 1.0, np.random.default_rng(0))
+        assert len(sound) == 16_000 and np.isfinite(sound).all() and np.abs(sound).max() <= 1
+
+
+def test_real_speakers_are_split_whole(tmp_path: Path) -> None:
+    parts = split_speakers([f"s{i}" for i in range(20)])
+    assert sorted(parts.values()).count("test") == 4 and sorted(parts.values()).count("dev") == 2
+    assert list(split_speakers(["a", "b"]).values()).count("test") == 1
+    with pytest.raises(ValueError, match=r"has no manifest.jsonl"):
+        read_real([tmp_path])
+
+
+def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything from corpus to model card, very small; a second call finds every stage done and repeats the results."""
+    real = tmp_path / "real"
+    real.mkdir()
+    rows = []
+    for k in range(12):
+        soundfile.write(real / f"{k}.wav", speech_like(0.5 + k / 20, k), 16_000)
+        rows.append({"audio": f"{k}.wav", "text": DIGITS[k % 10], "accent": "US", "speaker": f"s{k % 4}"})
+    (real / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    small = replace(
+        recipe.Recipe(),
+        sizes=Sizes(general=24, per_accent=4, real_sentence_views=1, composed_digits=4, test_general=4, test_per_accent=2,
+                    dev_general=4, dev_per_accent=2, outside=6),
+        vocabulary=64, llm_sentences=60, encoder_epochs=1, llm_epochs=1, base_epochs=1, recogniser_epochs=1, adapter_epochs=1,
+        encoder=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, subsampling_conv_channels=8, layerdrop=0.0),
+        llm=dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2),
+        projector=dict(projector_hidden_size=32, projector_layers=1, projector_heads=2, projector_intermediate_size=32),
+        rank=1,
+    )  # fmt: skip
+    monkeypatch.setattr(recipe.Recipe, "scaled", lambda self, factor: small)
+    said: list[str] = []
+    out, work = tmp_path / "out", tmp_path / "work"
+    first = recipe.build(out, [real], work=work, report=said.append)
+    assert set(first["methods"]) == {"base", "lora", "full", "hdmole"}
+    assert {"general", "accent", "real_digits"} == set(first["methods"]["base"]["domains"])
+    assert (out / "README.md").is_file() and len(list((out / "samples").glob("*.flac"))) == 18
+    frozen = load_file(work / "base" / "model.safetensors")
+    adapted = load_file(work / "full" / "model.safetensors")
+    assert any(not np.array_equal(frozen[k], v) for k, v in adapted.items())
+    count = len(said)
+    second = recipe.build(out, [real], work=work, report=said.append)
+    assert second["methods"] == first["methods"] and second["accent_recogniser"] == first["accent_recogniser"]
+    assert not any("step" in line for line in said[count:])

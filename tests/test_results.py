@@ -1,0 +1,74 @@
+"""Counting errors, intervals, summaries and the README's table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hdmole.asr import METHOD_LABELS
+from hdmole.results import COLUMNS, bootstrap, count_errors, markdown_table, summarise, write
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _rows(errors: dict[str, list[int]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            dict(method=m, seed=0, domain="accent", accent=f"a{k % 2}", speaker=f"s{k}", utterance=f"u{k}", reference="x " * 10,
+                 hypothesis="", errors=e, words=10)
+            for m, counts in errors.items() for k, e in enumerate(counts)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "expected"),
+    [("a b c", "a b c", (0, 3)), ("a b c", "a x c", (1, 3)), ("a b c", "", (3, 3)), ("a", "a b c", (2, 1)), ("", "a b", (2, 0))],
+)
+def test_count_errors(reference: str, hypothesis: str, expected: tuple[int, int]) -> None:
+    assert count_errors(reference, hypothesis) == expected
+
+
+def test_summary_adds_up_and_is_paired() -> None:
+    rows = _rows({"base": [4, 2, 4, 2], "hdmole": [2, 1, 2, 1]})
+    summary = summarise(rows)["methods"]
+    assert summary["base"]["domains"]["accent"]["wer"] == 30.0
+    assert summary["base"]["domains"]["accent"]["accents"]["a0"]["wer"] == 40.0
+    assert summary["hdmole"]["domains"]["accent"]["mean_over_accents"] == 15.0
+    change = summary["hdmole"]["domains"]["accent"]["change_against_base"]
+    assert change["points"] == -15.0 and change["interval"][1] < 0
+    # paired: were the methods equal on every speaker, the difference would have no spread at all
+    same = summarise(_rows({"base": [4, 2, 9, 0], "lora": [4, 2, 9, 0]}))["methods"]["lora"]["domains"]["accent"]
+    assert same["change_against_base"]["interval"] == [0.0, 0.0]
+
+
+def test_bootstrap_covers_the_mean_and_narrows_with_speakers() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (_rows({"base": list(rng.integers(0, 5, n))}) for n in (8, 200))
+    widths = [np.diff(np.percentile(bootstrap(r), [2.5, 97.5]))[0] for r in (few, many)]
+    assert widths[1] < widths[0]
+    assert abs(bootstrap(many).mean() - 100 * many.errors.sum() / many.words.sum()) < 1
+
+
+def test_written_results_read_back(tmp_path: Path) -> None:
+    rows = _rows({"base": [1, 2]})
+    write(tmp_path, rows, summarise(rows))
+    assert list(pd.read_parquet(tmp_path / "utterances.parquet").columns) == COLUMNS
+    assert json.loads((tmp_path / "summary.json").read_text())["methods"]["base"]["domains"]["accent"]["wer"] == 15.0
+
+
+def test_readme_shows_the_table_of_the_results_file() -> None:
+    summary = json.loads((ROOT / "assets" / "demo" / "results" / "summary.json").read_text())
+    assert markdown_table(summary, METHOD_LABELS) in (ROOT / "README.md").read_text()
+
+
+def test_summary_is_that_of_the_utterances() -> None:
+    folder = ROOT / "assets" / "demo" / "results"
+    again = summarise(pd.read_parquet(folder / "utterances.parquet"))["methods"]
+    stored = json.loads((folder / "summary.json").read_text())["methods"]
+    for method, entry in again.items():
+        assert stored[method]["domains"] == entry["domains"]
