@@ -14,6 +14,7 @@ from hdmole.figures import GATES
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word
+_MOST_WORDS = 40  # that are offered in a row
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,34 @@ def moment_of(time: float, words: Sequence[Any], seconds: float) -> Moment:
     return Moment(time, max(0.0, time - _AROUND), min(seconds, time + _AROUND), "")
 
 
-def remember_click(chart: str, utterance: str) -> Callable[[], None]:
+def remember_click(chart: str, utterance: str, words: Sequence[Any]) -> Callable[[], None]:
     """A callback for a chart over time: keeps the clicked time for the utterance with this key."""
 
     def clicked() -> None:
         points = st.session_state[chart].selection.points
-        st.session_state.moment = (utterance, float(points[0]["x"])) if points else None
+        time = float(points[0]["x"]) if points else None
+        st.session_state.moment = None if time is None else (utterance, time)
+        inside = [i for i, word in enumerate(words) if time is not None and word.start <= time < word.end]
+        st.session_state[f"word-{utterance}"] = inside[0] if inside else None
 
     return clicked
+
+
+def choose_word(utterance: str, words: Sequence[Any]) -> None:
+    """The words in a row: choosing one plays it, with the mouse or the keyboard."""
+    key = f"word-{utterance}"
+
+    def chosen() -> None:
+        index = st.session_state[key]
+        st.session_state.moment = None if index is None else (utterance, (words[index].start + words[index].end) / 2)
+
+    label = "Choose a word, or click a cell, to hear that moment"
+    if 0 < len(words) <= _MOST_WORDS:
+        st.pills(
+            label, range(len(words)), key=key, format_func=lambda i: words[i].word, on_change=chosen, persist_state="session"
+        )
+    else:
+        st.caption(":material/touch_app: Click a cell to hear that moment.")
 
 
 def clicked_moment(utterance: str, words: Sequence[Any], seconds: float) -> Moment | None:
@@ -53,7 +74,6 @@ def clicked_moment(utterance: str, words: Sequence[Any], seconds: float) -> Mome
 def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer: str, which: str) -> None:
     """A player for the moment, and the experts at work in it."""
     if moment is None:
-        st.caption(":material/touch_app: Click a cell to hear that moment.")
         return
     rows = table[table.layer == layer]
     nearest = (rows.time - moment.time).abs()

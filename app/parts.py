@@ -146,7 +146,7 @@ def figure(
         "modeBarButtonsToRemove": ["select2d", "lasso2d"],
     }
     event = st.plotly_chart(plot, key=key, on_select=on_select, selection_mode="points", config=camera, alt=reading)
-    with st.container(horizontal=True, vertical_alignment="top"):
+    with st.container(horizontal=True, vertical_alignment="top", wrap=False):
         st.caption(f"**How to read this:** {reading}")
         with st.popover("Save", icon=":material/download:", width="content", key=f"{key}-save"):
             st.download_button(

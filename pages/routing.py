@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import parts, state
-from app.moment import clicked_moment, remember_click, show_moment
+from app.moment import choose_word, clicked_moment, remember_click, show_moment
 from hdmole import figures
 
 asr = state.load_model()
@@ -54,6 +54,7 @@ state.show_notes()
 parts.warn_if_outside(job)
 
 key = f"{chosen.key}-{layer}-{which}"
+choose_word(chosen.key, heard.words)
 moment = clicked_moment(chosen.key, heard.words, job.audio.seconds)
 show_moment(moment, job.audio, table, layer, which)
 data = figures.gate_data(table, layer, which)
@@ -61,7 +62,7 @@ parts.figure(
     figures.gate_heatmap(data, which, heard.words), f"{chosen.name}-{figures.layer_label(layer)}-{which}", data,
     "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
     "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own.",
-    f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key),
+    f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, heard.words),
 )  # fmt: skip
 
 left, right = st.columns(2)
@@ -96,5 +97,5 @@ active = figures.active_data(table)
 parts.figure(
     figures.active_heatmap(active, table.expert.nunique(), heard.words), f"{chosen.name}-active", active,
     "how many experts the thresholds leave on at each layer and moment; dark is none. Click a cell to hear it.",
-    f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key),
+    f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key, heard.words),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mimetypes
+
 import pandas as pd
 import streamlit as st
 
@@ -22,7 +24,7 @@ if chosen is None:
 state.write_deep_link(sample=chosen.sample)
 
 player, text = st.columns([1, 2], vertical_alignment="bottom")
-player.audio(chosen.data)
+player.audio(chosen.data, format=mimetypes.guess_type(chosen.name)[0] or "audio/wav")
 with text:
     reference = parts.reference_input(chosen)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from app.moment import moment_of
@@ -23,9 +26,23 @@ ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
 
 
+@pytest.fixture(scope="session")
+def talking_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with louder random weights in its LLM, so that it writes words, if senseless ones."""
+    folder = tmp_path_factory.mktemp("talking") / "model"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.manual_seed(1)
+    for name, value in weights.items():
+        if name.startswith("language_model") and value.dim() == 2:
+            weights[name] = torch.randn_like(value) * (1.0 if "embed" in name else 0.3)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.fixture
-def open_app(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
-    monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
+def open_app(talking_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    monkeypatch.setenv("HDMOLE_MODEL", str(talking_model))
 
     def opened(page: str = "", **query: str) -> AppTest:
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60)
@@ -70,6 +87,7 @@ def test_a_first_visit_shows_a_sample_heard_by_every_method(open_app: Callable[.
     shown = cards(at)
     for name in ("Frozen base", "LoRA", "Full fine-tuning", "HDMoLE"):
         assert name in shown
+    assert shown.count("class='word") >= 4
     assert shown.count("WER") == 4  # the sample's text is the reference
     assert at.text_input[0].value == at.session_state.utterance.reference != ""
     assert any("CPU" in caption.value or "NVIDIA" in caption.value for caption in at.sidebar.caption)
