@@ -185,7 +185,7 @@ def demo_info(model: Model = "demo", as_json: Json = False) -> None:
     """What the demo model is: sizes, methods, accents and measured results."""
     asr = _load(model)
     from hdmole.asr import METHOD_LABELS
-    from hdmole.results import markdown_table
+    from hdmole.results import markdown_table, update_readme
 
     size = sum(f.stat().st_size for f in asr.folder.rglob("*") if f.is_file())
     parts = {name: sum(p.numel() for p in module.parameters()) for name, module in asr.models["base"].named_children()}
@@ -198,6 +198,8 @@ def demo_info(model: Model = "demo", as_json: Json = False) -> None:
         "device": str(asr.device),
     }
     path = asr.folder / "results" / "summary.json"
+    if readme is not None:
+        update_readme(readme, path, METHOD_LABELS)
     summary = json.loads(path.read_text()) if path.is_file() else None
     if as_json:
         typer.echo(json.dumps({**info, "results": summary}, indent=1))

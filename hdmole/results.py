@@ -146,3 +146,15 @@ def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
         count = f"{trained:,}{share}" if trained is not None else ""
         lines.append(f"| {labels.get(method, method)} | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def update_readme(readme: Path, summary: Path, labels: dict[str, str]) -> None:
+    """Put the table of a results file between the README's `<!-- results -->` and `<!-- /results -->`."""
+    text = readme.read_text()
+    values = json.loads(summary.read_text())
+    origin = values["provenance"]
+    table = markdown_table(values, labels)
+    made = f"Measured {origin['date']} by `{origin['command']}` (seed {origin['seed']}) on {origin['machine']}, {origin['device']}."
+    head, rest = text.split("<!-- results -->")
+    tail = rest.split("<!-- /results -->")[1]
+    readme.write_text(f"{head}<!-- results -->\n{table}\n\n{made}\n<!-- /results -->{tail}")

@@ -44,7 +44,7 @@ class Recipe:
     encoder: dict[str, Any] = field(
         default_factory=lambda: dict(
             hidden_size=192, num_hidden_layers=6, num_attention_heads=4, intermediate_size=768,
-            subsampling_conv_channels=32, layerdrop=0.0, attention_dropout=0.0, dropout=0.05, activation_dropout=0.05,
+            subsampling_conv_channels=32, layerdrop=0.0, attention_dropout=0.0, dropout=0.0, activation_dropout=0.0,
         )
     )  # fmt: skip
     llm: dict[str, Any] = field(
@@ -54,14 +54,17 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 40_000
-    encoder_epochs: float = 3.0
+    encoder_epochs: float = 2.2
     llm_epochs: float = 2
     base_epochs: float = 4
     recogniser_epochs: float = 4
     adapter_epochs: float = 4
     rank: int = 3
     rates: dict[str, float] = field(
-        default_factory=lambda: dict(encoder=1.2e-3, llm=2e-3, base=7e-4, recogniser=2e-3, full=5e-4, lora=2e-3, hdmole=2e-3)
+        default_factory=lambda: {
+            "encoder-digits": 5e-4, "encoder-all": 8e-4, "llm": 2e-3, "base": 7e-4, "recogniser": 2e-3, "full": 5e-4, "lora": 2e-3,
+            "hdmole": 2e-3,
+        }
     )
 
     def scaled(self, factor: float) -> Recipe:
@@ -147,7 +150,8 @@ class Build:
                 )
                 fit(
                     model, batches, ctc_objective, self.work / f"encoder-{name}-training", epochs=epochs,
-                    rate=self.recipe.rates["encoder"], report=self.report, seed=self.seed, last=0.5 if name == "digits" else 0.01,
+                    rate=self.recipe.rates[f"encoder-{name}"], report=self.report, seed=self.seed,
+                    warmup=0.2 if name == "digits" else 0.05, last=0.5 if name == "digits" else 0.01,
                 )  # fmt: skip
             model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
         return AutoModelForCTC.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
@@ -368,7 +372,7 @@ class Build:
             rank = len(EXPERTS) * self.recipe.rank
             return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTOR_LINEARS))
         config = HDMoLEConfig(
-            r=self.recipe.rank, accents=EXPERTS, target_modules=PROJECTOR_LINEARS, recogniser=recogniser.config, **changes
+            r=self.recipe.rank, accents=EXPERTS, target_modules=PROJECTOR_LINEARS, recogniser=recogniser.config, router_accent=0.0, **changes
         )
         model = get_peft_model(base, config)
         model.base_model.set_recogniser(recogniser)
