@@ -13,6 +13,7 @@ import json
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class ASR:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.extractor = AutoFeatureExtractor.from_pretrained(folder)
         base = SpeechLLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False).to(self.device)
-        self.models: dict[str, nn.Module] = {"base": base}
+        self.models: dict[str, Any] = {"base": base}
         if (folder / "adapters" / "lora").is_dir():
             self.models["lora"] = PeftModel.from_pretrained(_with_own_projector(base), folder / "adapters" / "lora").eval()
         if (folder / "adapters" / "full" / "model.safetensors").is_file():
@@ -149,9 +150,9 @@ class ASR:
             self.models["full"] = full.float().eval()
         self.accents = [GENERAL]
         if (folder / "adapters" / "hdmole").is_dir():
-            model = PeftModel.from_pretrained(_with_own_projector(base), folder / "adapters" / "hdmole").eval()
-            self.models["hdmole"] = model
-            self.accents += list(model.peft_config["default"].accents)
+            adapted: Any = PeftModel.from_pretrained(_with_own_projector(base), folder / "adapters" / "hdmole").eval()
+            self.models["hdmole"] = adapted
+            self.accents += list(adapted.peft_config["default"].accents)
         self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
 
     @classmethod
@@ -196,7 +197,9 @@ class ASR:
             states, states_mask = base.encode(features, mask)  # type: ignore[operator]
             states = states[0][states_mask[0]]
             if "hdmole" in self.models:
-                posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
+                posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[
+                    0
+                ]
             else:
                 posterior = torch.ones(1)
             ctc = base.ctc_log_probs(states[None])[0]  # type: ignore[operator]
@@ -233,7 +236,7 @@ class ASR:
         decoded = []
         for ids, scores in zip(out.sequences.tolist(), log_probs.tolist(), strict=True):
             length = next((i + 1 for i, t in enumerate(ids) if t == self.tokenizer.eos_token_id), len(ids))
-            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+            text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
             decoded.append(Decoded(text, ids[:length], scores[:length]))
         return decoded
 
@@ -241,7 +244,7 @@ class ASR:
         """What the CTC head alone hears, greedily."""
         best = segment.ctc.argmax(-1)
         kept = torch.unique_consecutive(best)
-        return self.tokenizer.decode(kept[kept != self.tokenizer.pad_token_id], skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(kept[kept != self.tokenizer.pad_token_id], skip_special_tokens=True)).strip()
 
     def transcribe(
         self,
@@ -363,7 +366,7 @@ def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tu
     """
     scores = log_probs.detach().float().cpu().numpy()
     frames, count = len(scores), len(tokens)
-    repeats = sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    repeats = sum(a == b for a, b in pairwise(tokens))
     if count == 0 or frames < count + repeats:
         return None
     states = np.full(2 * count + 1, blank)

@@ -137,7 +137,9 @@ def trace_command(
 
 @app.command()
 def evaluate(
-    manifest: Annotated[Path, typer.Option(help="JSON lines with audio (relative to the file), text, accent, optionally speaker.")],
+    manifest: Annotated[
+        Path, typer.Option(help="JSON lines with audio (relative to the file), text, accent, optionally speaker.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for utterances.parquet and summary.json.")],
     methods: Annotated[str, typer.Option(help="Comma-separated: base,lora,full,hdmole.")] = "base,lora,full,hdmole",
     model: Model = "demo",
@@ -166,7 +168,9 @@ def evaluate(
 @demo.command("build")
 def demo_build(
     out: Annotated[Path, typer.Option(help="Folder of the released model.")] = Path("assets/demo"),
-    real_speech: Annotated[list[Path] | None, typer.Option(help="Folder of real recordings with a manifest.jsonl; repeatable.")] = None,
+    real_speech: Annotated[
+        list[Path] | None, typer.Option(help="Folder of real recordings with a manifest.jsonl; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     scale: Annotated[float, typer.Option(help="Share of the recipe's data, for a quick trial.")] = 1.0,
     work: Annotated[Path, typer.Option(help="Where stages keep what they made; run again to resume.")] = Path("build/demo"),
@@ -181,7 +185,11 @@ def demo_build(
 
 
 @demo.command("info")
-def demo_info(model: Model = "demo", as_json: Json = False) -> None:
+def demo_info(
+    model: Model = "demo",
+    as_json: Json = False,
+    readme: Annotated[Path | None, typer.Option(help="Bring the results table of this README up to date.")] = None,
+) -> None:
     """What the demo model is: sizes, methods, accents and measured results."""
     asr = _load(model)
     from hdmole.asr import METHOD_LABELS

@@ -53,12 +53,16 @@ def read_manifest(path: Path) -> list[Line]:
             raise ManifestError(f"Line {number} of {path.name} is not valid JSON.") from None
         missing = [k for k in ("audio", "text", "accent") if not isinstance(row, dict) or not isinstance(row.get(k), str)]
         if missing:
-            raise ManifestError(f"Line {number} of {path.name} has no {' and no '.join(missing)}; each line needs audio, text and accent.")
+            raise ManifestError(
+                f"Line {number} of {path.name} has no {' and no '.join(missing)}; each line needs audio, text and accent."
+            )
         audio = path.parent / row["audio"]
         if not audio.is_file():
             raise ManifestError(f"Line {number} of {path.name} names {row['audio']}, which does not exist beside the manifest.")
         # without a speaker, every recording counts as one of its own
-        lines.append(Line(number, audio, " ".join(row["text"].lower().split()), row["accent"], str(row.get("speaker") or f"line-{number}")))
+        lines.append(
+            Line(number, audio, " ".join(row["text"].lower().split()), row["accent"], str(row.get("speaker") or f"line-{number}"))
+        )
     if not lines:
         raise ManifestError(f"{path.name} is empty; give a JSON-lines file with audio, text and accent on each line.")
     return lines
@@ -114,13 +118,17 @@ def evaluate(
                 )  # fmt: skip
         progress(min(start + BATCH, len(lines)), len(lines))
     if not rows:
-        raise ManifestError(f"None of the {len(lines)} recordings of {manifest.name} could be read; the first says: {failed[0]['error']}")
+        raise ManifestError(
+            f"None of the {len(lines)} recordings of {manifest.name} could be read; the first says: {failed[0]['error']}"
+        )
     table = pd.DataFrame(rows)
     summary = summarise(table)
     for method, entry in summary["methods"].items():
         entry["trainable"] = asr.trainable(method)
     summary["failed"] = failed
-    summary["provenance"] = provenance(seed, str(asr.device), model=asr.folder.name, manifest=manifest.name, recordings=len(lines))
+    summary["provenance"] = provenance(
+        seed, str(asr.device), model=asr.folder.name, manifest=manifest.name, recordings=len(lines)
+    )
     write(out, table, summary)
     return summary, failed
 

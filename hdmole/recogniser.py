@@ -57,7 +57,9 @@ class AccentRecogniser(nn.Module):
         if self.config["feature_layout"] == "mel_first":
             features = features.transpose(1, 2)
         if features.dim() != 3 or features.shape[2] != self.config["n_mels"]:
-            raise ValueError(f"The accent recogniser expects {self.config['n_mels']} mel bins; got features {tuple(features.shape)}.")
+            raise ValueError(
+                f"The accent recogniser expects {self.config['n_mels']} mel bins; got features {tuple(features.shape)}."
+            )
         features = features.to(self.output.weight.dtype)
         mask = torch.ones(features.shape[:2], device=features.device) if mask is None else mask
         valid = mask.to(features.dtype)[..., None]  # (B, T, 1)

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def _rate(rows: pd.DataFrame) -> dict[str, Any]:
         "interval": [round(float(low), 2), round(float(high), 2)],
         "errors": errors,
         "words": words,
-        "utterances": int(len(rows)),
+        "utterances": len(rows),
         "speakers": int(rows.speaker.nunique()),
     }
 
@@ -104,7 +104,7 @@ def provenance(seed: int, device: str, **more: Any) -> dict[str, Any]:
         "command": command,
         "commit": commit,
         "seed": seed,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "device": device,
         "torch": torch.__version__,
@@ -134,7 +134,10 @@ def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
     domains += sorted({d for m in summary["methods"].values() for d in m["domains"]} - set(domains))
     titles = {"accent": "Accents (mean)", "general": "General", "real_digits": "Real digits"}
     full = summary["methods"].get("full", {}).get("trainable")
-    lines = ["| Method | Trainable | " + " | ".join(titles.get(d, d) for d in domains) + " |", "|---|---:|" + "---:|" * len(domains)]
+    lines = [
+        "| Method | Trainable | " + " | ".join(titles.get(d, d) for d in domains) + " |",
+        "|---|---:|" + "---:|" * len(domains),
+    ]
     for method, entry in summary["methods"].items():
         trained = entry.get("trainable")
         share = f" ({100 * trained / full:.1f} %)" if trained and full else ""
@@ -154,7 +157,9 @@ def update_readme(readme: Path, summary: Path, labels: dict[str, str]) -> None:
     values = json.loads(summary.read_text())
     origin = values["provenance"]
     table = markdown_table(values, labels)
-    made = f"Measured {origin['date']} by `{origin['command']}` (seed {origin['seed']}) on {origin['machine']}, {origin['device']}."
+    made = (
+        f"Measured {origin['date']} by `{origin['command']}` (seed {origin['seed']}) on {origin['machine']}, {origin['device']}."
+    )
     head, rest = text.split("<!-- results -->")
     tail = rest.split("<!-- /results -->")[1]
     readme.write_text(f"{head}<!-- results -->\n{table}\n\n{made}\n<!-- /results -->{tail}")

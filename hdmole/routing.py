@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,10 +72,9 @@ class Context:
     routing: Routing | None = None
     interventions: tuple[Any, ...] = ()
     traces: tuple[Any, ...] = ()
-    keep: dict[str, Any] = field(default_factory=dict)
 
 
-_context: ContextVar[Context] = ContextVar("hdmole", default=Context())
+_context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa: B039  (immutable)
 
 
 def current() -> Context:
@@ -94,9 +93,7 @@ def use(context: Context) -> Iterator[None]:
 
 
 @contextmanager
-def route(
-    posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, beams: int = 1
-) -> Iterator[None]:
+def route(posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, beams: int = 1) -> Iterator[None]:
     """Route every HDMoLE layer that runs in the block.
 
     Parameters

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class SpeechLLMConfig(PreTrainedConfig):
     """
 
     model_type = "speech_llm"
-    sub_configs = {"audio_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"audio_config": AutoConfig, "text_config": AutoConfig}
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Projector(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden)
         self.linear_2 = nn.Linear(hidden, config.text_config.hidden_size)
-        rotary = AutoConfig.for_model("llama", hidden_size=hidden, num_attention_heads=config.projector_heads)
+        rotary: Any = AutoConfig.for_model("llama", hidden_size=hidden, num_attention_heads=config.projector_heads)
         self.rotary = LlamaRotaryEmbedding(rotary)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -69,8 +69,7 @@ class Trace:
             row = np.repeat(np.arange(int(np.prod(shape[:-1]))), width)
         else:  # packed frames: count within each utterance
             row = utterance
-            counts: dict[int, int] = {}
-            frame = np.array([counts.__setitem__(u, counts.get(u, -1) + 1) or counts[u] for u in utterance.tolist()], int)
+            frame = pd.Series(utterance).groupby(utterance).cumcount().to_numpy(np.int64)  # type: ignore[assignment]
         record = dict(
             posterior=flat(gates.posterior[..., 1:], n), local_probability=flat(gates.probabilities, n),
             global_gate=flat(gates.global_gate, n), local_gate=flat(gates.local_gate, n), gate=flat(gates.gate, n),
@@ -136,7 +135,9 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write the tidy table as parquet, with the experts' names in its metadata."""
         table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"hdmole_experts": json.dumps(self.experts).encode()})
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), b"hdmole_experts": json.dumps(self.experts).encode()}
+        )
         pq.write_table(table, path)
 
     @classmethod
@@ -160,7 +161,9 @@ def _mean(record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Means over the frames of each row."""
     groups = [np.flatnonzero(record["row"] == r) for r in np.unique(record["row"])]
     same = ("utterance", "row", "frame")
-    return {k: np.stack([v[g[0]] if k in same else v[g].mean(0) for g in groups]) for k, v in record.items()} if groups else record
+    return (
+        {k: np.stack([v[g[0]] if k in same else v[g].mean(0) for g in groups]) for k, v in record.items()} if groups else record
+    )
 
 
 @contextmanager

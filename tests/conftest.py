@@ -18,10 +18,18 @@ import pytest
 import hdmole  # noqa: F401  (the torchaudio guard, before anything else)
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --use-fake-ui-for-media-stream --use-fake-device-for-media-stream"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -53,7 +61,17 @@ def start_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         log = (tmp_path_factory.mktemp("app") / "log.txt").open("wb")
-        command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
+        command = [
+            sys.executable,
+            "-m",
+            "streamlit",
+            "run",
+            "app/main.py",
+            "--server.port",
+            str(port),
+            "--server.headless",
+            "true",
+        ]
         environment = {**os.environ, "HDMOLE_MODEL": model, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         running.append(process)

@@ -130,6 +130,8 @@ def test_alignment_is_the_best_of_all_paths() -> None:
     def collapsed(path: tuple[int, ...]) -> list[int]:
         return [t for k, t in enumerate(path) if t and (k == 0 or path[k - 1] != t)]
 
-    best = max(sum(scores[t, s].item() for t, s in enumerate(p)) for p in product(range(3), repeat=6) if collapsed(p) == [1, 1, 2])
+    best = max(
+        sum(scores[t, s].item() for t, s in enumerate(p)) for p in product(range(3), repeat=6) if collapsed(p) == [1, 1, 2]
+    )
     aligned = align(scores, [1, 1, 2])
     assert aligned is not None and aligned[1] * 6 == pytest.approx(best, abs=1e-4)

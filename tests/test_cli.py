@@ -33,7 +33,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", [[], ["transcribe"], ["trace"], ["evaluate"], ["demo"], ["demo", "build"], ["demo", "info"], ["app"]])
+@pytest.mark.parametrize(
+    "command", [[], ["transcribe"], ["trace"], ["evaluate"], ["demo"], ["demo", "build"], ["demo", "info"], ["app"]]
+)
 def test_help_everywhere(command: list[str]) -> None:
     done = run(*command, "--help")
     assert done.returncode == 0 and "Usage" in done.stdout
@@ -83,7 +85,9 @@ def test_trace_writes_the_tidy_table(clips: Path, tiny_model: Path, tmp_path: Pa
 
 
 def test_evaluate_writes_rows_and_summary(clips: Path, tiny_model: Path, tmp_path: Path) -> None:
-    lines = [{"audio": f"{k}.wav", "text": "Turn on the lights", "accent": a} for k, a in enumerate(("general", "indian", "german"))]
+    lines = [
+        {"audio": f"{k}.wav", "text": "Turn on the lights", "accent": a} for k, a in enumerate(("general", "indian", "german"))
+    ]
     lines.append({"audio": "notes.wav", "text": "x", "accent": "german"})
     (clips / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
     done = run("evaluate", "--manifest", clips / "m.jsonl", "--methods", "base,hdmole", "--out", tmp_path, "--model", tiny_model)

@@ -35,7 +35,10 @@ def test_every_word_of_dev_and_test_is_in_training() -> None:
         assert {word for text in sentences(4000, 1, split) for word in text.split()} <= train
 
 
-@pytest.mark.parametrize(("value", "words"), [(0, "zero"), (13, "thirteen"), (40, "forty"), (99, "ninety nine"), (3205, "three thousand two hundred five")])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "zero"), (13, "thirteen"), (40, "forty"), (99, "ninety nine"), (3205, "three thousand two hundred five")],
+)
 def test_numbers(value: int, words: str) -> None:
     assert number(value) == words
 

@@ -70,7 +70,9 @@ def build_tiny_model(folder: Path) -> Path:
     def base() -> SpeechLLM:
         return SpeechLLM.from_pretrained(folder, dtype=torch.float32)
 
-    full = {f"multi_modal_projector.{k}": v + 0.05 * torch.randn_like(v) for k, v in base().multi_modal_projector.state_dict().items()}
+    full = {
+        f"multi_modal_projector.{k}": v + 0.05 * torch.randn_like(v) for k, v in base().multi_modal_projector.state_dict().items()
+    }
     (folder / "adapters" / "full").mkdir(parents=True)
     save_file(full, folder / "adapters" / "full" / "model.safetensors")
     torch.manual_seed(1)

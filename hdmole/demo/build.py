@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, ParakeetCTCConfig, PreTrainedTokenizerFast
 
-from hdmole.demo.corpus import Batches, Corpus, N_MELS, Sizes, make, plan, read_real, spec_augment
+from hdmole.demo.corpus import N_MELS, Batches, Corpus, Sizes, make, plan, read_real, spec_augment
 from hdmole.demo.synth import ACCENTS, GENERAL
 from hdmole.demo.text import is_digit_string, sentences
 from hdmole.demo.training import ctc_objective, fit, language_objective, smoothed_objective
@@ -53,23 +53,29 @@ class Recipe:
         )
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
-    llm_sentences: int = 40_000
+    llm_sentences: int = 30_000
     encoder_epochs: float = 2.2
-    llm_epochs: float = 2
-    base_epochs: float = 4
-    recogniser_epochs: float = 4
-    adapter_epochs: float = 4
+    llm_epochs: float = 1.5
+    base_epochs: float = 3
+    recogniser_epochs: float = 3
+    adapter_epochs: float = 2
     rank: int = 3
     rates: dict[str, float] = field(
         default_factory=lambda: {
-            "encoder-digits": 5e-4, "encoder-all": 8e-4, "llm": 2e-3, "base": 7e-4, "recogniser": 2e-3, "full": 5e-4, "lora": 2e-3,
+            "encoder-digits": 5e-4,
+            "encoder-all": 8e-4,
+            "llm": 2e-3,
+            "base": 7e-4,
+            "recogniser": 2e-3,
+            "full": 5e-4,
+            "lora": 2e-3,
             "hdmole": 2e-3,
         }
     )
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe on `factor` times the data, for a quick trial."""
-        return self if factor == 1 else Recipe(sizes=self.sizes.scaled(factor), llm_sentences=max(200, int(40_000 * factor)))
+        return self if factor == 1 else Recipe(sizes=self.sizes.scaled(factor), llm_sentences=max(200, int(30_000 * factor)))
 
 
 class Build:
@@ -97,8 +103,9 @@ class Build:
                 if k % 25 == 0:
                     self.report(f"corpus: {share:.0%} of {len(self.jobs)} utterances")
         corpus = Corpus(folder)
-        hours = corpus.index.groupby(["split", "domain"]).seconds.agg(["count", lambda s: s.sum() / 3600])
-        self.report("corpus: " + "; ".join(f"{s} {d} {n:.0f} = {h:.1f} h" for (s, d), (n, h) in hours.iterrows()))
+        parts = corpus.index.split + " " + corpus.index.domain
+        for part, seconds in corpus.index.seconds.groupby(parts):
+            self.report(f"corpus: {part}, {len(seconds)} utterances, {seconds.sum() / 3600:.1f} h")
         return corpus
 
     def tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerFast:
@@ -128,7 +135,7 @@ class Build:
 
     # -- models -------------------------------------------------------------------------------------------------------
 
-    def encoder(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    def encoder(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Any:
         """CTC on the general accent and real speech (digits and free sentences): never on the test accents."""
         folder = self.work / "encoder"
         if not (folder / "model.safetensors").is_file():
@@ -142,7 +149,9 @@ class Build:
             for name, rows, epochs, masks in (("digits", digits, 1.0, 0), ("all", everything, self.recipe.encoder_epochs, 1)):
                 batches = Batches(
                     rows,
-                    lambda i, masks=masks: {"input_features": spec_augment(corpus.features(i), rng, masks) if masks else corpus.features(i)},
+                    lambda i, masks=masks: {
+                        "input_features": spec_augment(corpus.features(i), rng, masks) if masks else corpus.features(i)
+                    },
                     corpus.index.frames.to_numpy(),
                     4_000,
                     self._labels(corpus, tokenizer, eos=False),
@@ -156,7 +165,7 @@ class Build:
             model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
         return AutoModelForCTC.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
 
-    def llm(self, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    def llm(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """A small Llama trained on text of the training grammar alone."""
         folder = self.work / "llm"
         if not (folder / "model.safetensors").is_file():
@@ -175,13 +184,13 @@ class Build:
                 for k in range(0, len(order), 96)
             ]  # fmt: skip
             fit(
-                model, batches, language_objective, self.work / "llm-training", epochs=self.recipe.llm_epochs,  # type: ignore[arg-type]
+                model, batches, language_objective, self.work / "llm-training", epochs=self.recipe.llm_epochs,
                 rate=self.recipe.rates["llm"], report=self.report, seed=self.seed,
             )  # fmt: skip
             model.save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(self.device)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.device(self.device))  # type: ignore[arg-type]
 
-    def states(self, corpus: Corpus, encoder: nn.Module) -> States:
+    def states(self, corpus: Corpus, encoder: Any) -> States:
         """Encoder outputs of every utterance, two SpecAugment views of the training ones."""
         folder = self.work / "states"
         if not (folder / "spans.npy").is_file():
@@ -204,7 +213,7 @@ class Build:
                 for n in range(len(batches)):
                     batch = batches[n]
                     with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
-                        out = encoder.encoder(  # type: ignore[operator]
+                        out = encoder.encoder(
                             input_features=batch["input_features"].to(self.device),
                             attention_mask=batch["attention_mask"].to(self.device),
                         )
@@ -218,16 +227,18 @@ class Build:
             np.save(folder / "spans.npy", spans)
         return States(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "spans.npy"), self.seed)
 
-    def _batches(self, corpus: Corpus, states: States, tokenizer: PreTrainedTokenizerFast, rows: list[int], extra: Any) -> Batches:
+    def _batches(
+        self, corpus: Corpus, states: States, tokenizer: PreTrainedTokenizerFast, rows: list[int], extra: Any
+    ) -> Batches:
         labels = self._labels(corpus, tokenizer, eos=True)
         return Batches(
             rows,
             lambda i: {"encoder_states": states.draw(i)},
             states.spans[0, :, 1],
-            2_000,
+            1_000,
             lambda rows: {**labels(rows), **extra(rows)},
             seed=self.seed,
-            max_rows=48,
+            max_rows=24,
         )
 
     def base(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> SpeechLLM:
@@ -237,21 +248,24 @@ class Build:
             torch.manual_seed(self.seed)
             encoder, llm = self.encoder(corpus, tokenizer), self.llm(tokenizer)
             config = SpeechLLMConfig(
-                audio_config=encoder.config, text_config=llm.config, sep_token_id=3, **self.recipe.projector  # type: ignore[arg-type]
+                audio_config=encoder.config,
+                text_config=llm.config,
+                sep_token_id=3,
+                **self.recipe.projector,
             )
-            model = SpeechLLM(config).to(self.device)
+            model = SpeechLLM(config)
+            model.to(torch.device(self.device))  # type: ignore[arg-type]
             model.audio_tower.load_state_dict(encoder.state_dict())
             model.language_model.load_state_dict(llm.state_dict())
             model.audio_tower.requires_grad_(False)
-            batches = self._batches(
-                corpus, states, tokenizer, corpus.select("train", GENERAL, "real_digits"), lambda rows: {}
-            )
+            batches = self._batches(corpus, states, tokenizer, corpus.select("train", GENERAL, "real_digits"), lambda rows: {})
             fit(
                 model, batches, smoothed_objective, self.work / "base-training", epochs=self.recipe.base_epochs,
                 rate=self.recipe.rates["base"], report=self.report, seed=self.seed,
             )  # fmt: skip
             model.save_pretrained(folder)
-        model = SpeechLLM.from_pretrained(folder, dtype=torch.float32).to(self.device).eval()
+        model = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+        model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]
         model.requires_grad_(False)
         return model
 
@@ -281,7 +295,7 @@ class Build:
                 lambda rows: {"labels": targets[rows]},
             )
 
-            def objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            def objective(model: Any, batch: dict[str, Tensor]) -> Tensor:
                 logits = model(batch["input_features"], batch["attention_mask"]).float()
                 return nn.functional.cross_entropy(logits, batch["labels"], weight, label_smoothing=0.05)
 
@@ -309,14 +323,12 @@ class Build:
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.eval(), np.load(folder / "posteriors.npy")
 
-    def _accent_logits(self, model: nn.Module, corpus: Corpus, rng: np.random.Generator) -> Tensor:
+    def _accent_logits(self, model: Any, corpus: Corpus, rng: np.random.Generator) -> Tensor:
         logits = torch.zeros(len(corpus.index), len(ACCENTS))
         split = corpus.index.split
         batches = Batches(
             list(range(len(corpus.index))),
-            lambda i: {
-                "input_features": spec_augment(corpus.features(i), rng) if split[i] == "train" else corpus.features(i)
-            },
+            lambda i: {"input_features": spec_augment(corpus.features(i), rng) if split[i] == "train" else corpus.features(i)},
             corpus.index.frames.to_numpy(),
             40_000,
             lambda rows: {"rows": torch.tensor(rows)},
@@ -331,23 +343,25 @@ class Build:
 
     # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
 
-    def adapt(self, method: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States, **changes: Any) -> nn.Module:
+    def adapt(self, method: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States, **changes: Any) -> Any:
         """Adapt the base's projector to the accents by `full`, `lora` or `hdmole`; same data, order, steps and seed."""
         recogniser, posteriors = self.recogniser(corpus)
         name = changes.pop("name", method)
         folder = self.work / name
         torch.manual_seed(self.seed)
-        base = self.base(corpus, tokenizer, states)
+        base: Any = self.base(corpus, tokenizer, states)
         model = self._adapted(method, base, recogniser, changes)
         if not folder.is_dir():
             trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
             self.report(f"{name}: {trainable} trainable parameters")
-            extra = (lambda rows: {"accent_posterior": torch.from_numpy(posteriors[rows])}) if method == "hdmole" else lambda rows: {}
+            extra = (
+                (lambda rows: {"accent_posterior": torch.from_numpy(posteriors[rows])}) if method == "hdmole" else lambda rows: {}
+            )
             batches = self._batches(corpus, states, tokenizer, corpus.select("train", "accent"), extra)
             rate = self.recipe.rates[method]
             slow = [p for n, p in model.named_parameters() if p.requires_grad and "threshold" not in n]
             fast = [p for n, p in model.named_parameters() if p.requires_grad and "threshold" in n]
-            groups = [{"params": slow}, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else None
+            groups: Any = [{"params": slow}, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else None
             fit(
                 model, batches, smoothed_objective, self.work / f"{name}-training", epochs=self.recipe.adapter_epochs,
                 rate=rate, report=self.report, groups=groups, seed=self.seed,
@@ -364,7 +378,7 @@ class Build:
             model = PeftModel.from_pretrained(self.base(corpus, tokenizer, states), folder)
         return model.eval()
 
-    def _adapted(self, method: str, base: SpeechLLM, recogniser: AccentRecogniser, changes: dict[str, Any]) -> nn.Module:
+    def _adapted(self, method: str, base: SpeechLLM, recogniser: AccentRecogniser, changes: dict[str, Any]) -> Any:
         if method == "full":
             base.multi_modal_projector.requires_grad_(True)
             return base
@@ -372,9 +386,14 @@ class Build:
             rank = len(EXPERTS) * self.recipe.rank
             return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTOR_LINEARS))
         config = HDMoLEConfig(
-            r=self.recipe.rank, accents=EXPERTS, target_modules=PROJECTOR_LINEARS, recogniser=recogniser.config, router_accent=0.0, **changes
+            r=self.recipe.rank,
+            accents=EXPERTS,
+            target_modules=PROJECTOR_LINEARS,
+            recogniser=recogniser.config,
+            router_accent=0.0,
+            **changes,
         )
-        model = get_peft_model(base, config)
+        model: Any = get_peft_model(base, config)
         model.base_model.set_recogniser(recogniser)
         return model
 
@@ -394,7 +413,7 @@ class States:
         return self.get(i, int(self.rng.integers(0, 2)))
 
 
-def _initialise(model: nn.Module) -> nn.Module:
+def _initialise(model: Any) -> Any:
     """PyTorch's own initialisation in place of transformers' (standard deviation 0.02 everywhere).
 
     With 32 subsampling channels the latter leaves 2e-7 of the input's variation after three convolutions: the encoder

@@ -128,8 +128,8 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
                      augment=train and (view > 0 or single))
             )  # fmt: skip
     if len(real):  # single-digit recordings of one speaker joined to digit strings
-        single = real[[is_digit_string(t) and " " not in t for t in real.text]]
-        groups = [g for _, g in single.groupby("speaker") if len(g) >= 30]
+        lone = real[[is_digit_string(t) and " " not in t for t in real.text]]
+        groups = [g for _, g in lone.groupby("speaker") if len(g) >= 30]
         for group in groups:
             first = group.iloc[0]
             share = sizes.composed_digits // max(1, len(groups)) if first.split == "train" else 60

@@ -43,7 +43,7 @@ def release(stages: Build, corpus: Corpus, states: States, out: Path) -> dict[st
     hours = corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
     summary["provenance"] = provenance(
         stages.seed, str(asr.device), data="synthetic speech (espeak-ng) and real recordings by unseen speakers, see README.md",
-        hours={f"{split} {domain}": round(float(h), 2) for (split, domain), h in hours.items()},
+        hours={" ".join(map(str, key)): round(float(h), 2) for key, h in zip(hours.index.tolist(), hours, strict=True)},
     )  # fmt: skip
     write(out / "results", rows, summary)
     (out / "README.md").write_text(model_card(summary))
@@ -61,8 +61,8 @@ def weights(stages: Build, out: Path) -> None:
     for name in ("lora", "hdmole", "full"):
         folder = out / "adapters" / name
         folder.mkdir(parents=True, exist_ok=True)
-        for file in (stages.work / name).glob("*.safetensors"):
-            save_file({k: v.half().contiguous() for k, v in load_file(file).items()}, folder / file.name, {"format": "pt"})
+        for tensors in (stages.work / name).glob("*.safetensors"):
+            save_file({k: v.half().contiguous() for k, v in load_file(tensors).items()}, folder / tensors.name, {"format": "pt"})
         config = stages.work / name / "adapter_config.json"
         if config.is_file():
             values = json.loads(config.read_text()) | {"base_model_name_or_path": None}
@@ -105,7 +105,9 @@ def transcribe_rows(asr: ASR, method: str, rows: list[int], states: States, post
     return [texts[i] for i in rows]
 
 
-def evaluate(stages: Build, corpus: Corpus, states: States, asr: ASR, split: str = "test", methods: list[str] | None = None) -> pd.DataFrame:
+def evaluate(
+    stages: Build, corpus: Corpus, states: States, asr: ASR, split: str = "test", methods: list[str] | None = None
+) -> pd.DataFrame:
     """One row per utterance and method of a split's in-domain speech."""
     _, posteriors = stages.recogniser(corpus)
     rows = corpus.select(split, *INSIDE)
@@ -198,7 +200,8 @@ def model_card(summary: dict[str, Any]) -> str:
     per_accent = methods["hdmole"]["domains"].get("accent", {}).get("accents", {})
     header = "| Accent | " + " | ".join(METHOD_LABELS[m] for m in methods) + " |\n|---|" + "---:|" * len(methods)
     rows = "\n".join(
-        f"| {a} | " + " | ".join(f"{methods[m]['domains']['accent']['accents'][a]['wer']:.1f}" for m in methods) + " |" for a in per_accent
+        f"| {a} | " + " | ".join(f"{methods[m]['domains']['accent']['accents'][a]['wer']:.1f}" for m in methods) + " |"
+        for a in per_accent
     )
     digits = methods["base"]["domains"].get("real_digits", {}).get("accents", {})
     digit_rows = "\n".join(

@@ -49,10 +49,30 @@ ACCENTS: dict[str, Accent] = {
     )
 }
 
-_NOVELTY = (
-    "whisper whisperf croak fast UniRobot anikaRobot Demonic Tweaky Storm kaukovalta AnxiousAndy announcer serious "
-    "klatt klatt2 klatt3 klatt4 klatt5 klatt6 RicishayMax RicishayMax2 RicishayMax3"
-).split()
+_NOVELTY = [
+    "whisper",
+    "whisperf",
+    "croak",
+    "fast",
+    "UniRobot",
+    "anikaRobot",
+    "Demonic",
+    "Tweaky",
+    "Storm",
+    "kaukovalta",
+    "AnxiousAndy",
+    "announcer",
+    "serious",
+    "klatt",
+    "klatt2",
+    "klatt3",
+    "klatt4",
+    "klatt5",
+    "klatt6",
+    "RicishayMax",
+    "RicishayMax2",
+    "RicishayMax3",
+]
 
 _OTHER_LANGUAGES: dict[str, list[str]] = {
     "de": ["Guten Morgen, wie geht es Ihnen heute?", "Der Zug nach Berlin fährt um acht Uhr ab.", "Ich möchte bitte ein Glas Wasser.",
@@ -233,11 +253,15 @@ def out_of_domain_noise(kind: str, seconds: float, rng: np.random.Generator) -> 
             wave = wave * (rng.random(count) < rng.uniform(0.0005, 0.01)).astype(float)
             wave = fftconvolve(wave, np.exp(-np.arange(800) / rng.uniform(20, 300)))[:count]
         elif style == 2:  # an engine
-            wave = 0.3 * wave + np.sign(np.sin(2 * np.pi * rng.uniform(25, 180) * time)) * (1 + 0.3 * np.sin(2 * np.pi * 3 * time))
+            wave = 0.3 * wave + np.sign(np.sin(2 * np.pi * rng.uniform(25, 180) * time)) * (
+                1 + 0.3 * np.sin(2 * np.pi * 3 * time)
+            )
         elif style == 3:  # slow swells: wind, traffic
             wave = wave * (0.3 + np.abs(np.sin(2 * np.pi * rng.uniform(0.1, 2) * time + rng.uniform(0, 6))))
         elif style == 4:  # a sweep or an alarm
-            wave = 0.1 * wave + np.sin(2 * np.pi * np.cumsum(rng.uniform(300, 2500) * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.5, 6) * time))) / RATE)
+            wave = 0.1 * wave + np.sin(
+                2 * np.pi * np.cumsum(rng.uniform(300, 2500) * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.5, 6) * time))) / RATE
+            )
     elif kind == "music":
         wave = _music(count, rng)
     else:

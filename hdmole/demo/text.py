@@ -11,13 +11,32 @@ import random
 import re
 from functools import cache
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_ORDINALS = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
-    "sixteenth seventeenth eighteenth nineteenth twentieth thirtieth"
-).split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_ORDINALS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+    "thirteenth",
+    "fourteenth",
+    "fifteenth",
+    "sixteenth",
+    "seventeenth",
+    "eighteenth",
+    "nineteenth",
+    "twentieth",
+    "thirtieth",
+]
 
 _SLOTS: dict[str, str] = {
     "first": "adam alice amy andrew angela anna arthur barbara ben carlos carol charles chris clara daniel david diana edward "
@@ -202,14 +221,16 @@ def _special(name: str, rng: random.Random) -> str | None:
         return _digits(rng, rng.choice([7, 10]))
     if name == "code":
         letters = [rng.choice(_slots()[rng.choice(["letter", "nato"])]) for _ in range(rng.randint(1, 3))]
-        return " ".join(letters + [_digits(rng, rng.randint(2, 4))])
+        return " ".join([*letters, _digits(rng, rng.randint(2, 4))])
     if name == "amount":
         whole = rng.choice([rng.randint(2, 99), rng.randint(100, 999), 100 * rng.randint(10, 99)])
         cents = f" and {number(rng.randint(5, 99))} cents" if rng.random() < 0.3 else ""
         return f"{number(whole)} {rng.choice(_slots()['currency'])}{cents}"
     if name == "date":
         day = rng.randint(1, 31)
-        ordinal = _ORDINALS[day - 1] if day <= 20 else "thirtieth" if day == 30 else f"{_TENS[day // 10 - 2]} {_ORDINALS[day % 10 - 1]}"
+        ordinal = (
+            _ORDINALS[day - 1] if day <= 20 else "thirtieth" if day == 30 else f"{_TENS[day // 10 - 2]} {_ORDINALS[day % 10 - 1]}"
+        )
         return f"{rng.choice(_slots()['month'])} {ordinal}"
     if name == "time":
         hour = number(rng.randint(1, 12))

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -20,7 +19,7 @@ class _Batch(Trainer):
 
     objective: Any = None
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         loss = self.objective(model, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -36,7 +35,7 @@ class _Report(TrainerCallback):
 
 def fit(
     model: nn.Module,
-    batches: Dataset,
+    batches: Any,
     objective: Any,
     folder: Path,
     *,

@@ -32,7 +32,9 @@ class HDMoLEConfig(PeftConfig):
     Raises ValueError where a switch has a value it does not know, or no accent is named.
     """
 
-    accents: list[str] = field(default_factory=list, metadata={"help": "Accents of experts 1..N, the general domain not among them."})
+    accents: list[str] = field(
+        default_factory=list, metadata={"help": "Accents of experts 1..N, the general domain not among them."}
+    )
     r: int = field(default=2, metadata={"help": "Rank of each expert."})
     alpha: float | None = field(default=None, metadata={"help": "Scale of the experts' sum is alpha / r; 8 * r where not given."})
     target_modules: list[str] | str | None = field(
@@ -46,17 +48,24 @@ class HDMoLEConfig(PeftConfig):
     threshold_parametrisation: str = field(
         default="layer", metadata={"help": "'layer': a learned number per layer and router; 'input': tau_max * sigmoid(w.x + c)."}
     )
-    threshold_max: float = field(default=2.0, metadata={"help": "tau_max in units of 1/N; above 1 a router can switch all experts off."})
+    threshold_max: float = field(
+        default=2.0, metadata={"help": "tau_max in units of 1/N; above 1 a router can switch all experts off."}
+    )
     threshold_init: float = field(default=0.5, metadata={"help": "Thresholds at the start, in units of 1/N."})
     top_k: int = field(default=2, metadata={"help": "Experts kept by top_k."})
     top_p: float = field(default=0.9, metadata={"help": "Mass kept by top_p."})
     routing: str = field(default="hierarchical", metadata={"help": "hierarchical, global or local."})
     combination: str = field(default="sum", metadata={"help": "sum, convex or product of the two gates."})
-    general_class: bool = field(default=True, metadata={"help": "Scale gates by the accent mass m, so that general speech keeps the base model."})
+    general_class: bool = field(
+        default=True, metadata={"help": "Scale gates by the accent mass m, so that general speech keeps the base model."}
+    )
     shared_expert_rank: int = field(default=0, metadata={"help": "Rank of an expert that is always on (times m); 0 for none."})
     router_input: str = field(default="ax", metadata={"help": "The local router reads 'ax' (A x, cheap) or 'x'."})
     router_accent: float | None = field(
-        default=None, metadata={"help": "Start of the learned c in local logits + c * log(pi); None: the local router does not see the accent."}
+        default=None,
+        metadata={
+            "help": "Start of the learned c in local logits + c * log(pi); None: the local router does not see the accent."
+        },
     )
     recogniser: dict[str, Any] | None = field(
         default=None, metadata={"help": "Configuration of the accent recogniser that travels with the adapter."}

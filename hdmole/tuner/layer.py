@@ -33,6 +33,15 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         "hdmole_accent", "hdmole_shared_A", "hdmole_shared_B",
     )  # fmt: skip
     is_hdmole_layer = True
+    hdmole_A: nn.ParameterDict
+    hdmole_B: nn.ParameterDict
+    hdmole_router: nn.ParameterDict
+    hdmole_threshold: nn.ParameterDict
+    hdmole_threshold_weight: nn.ParameterDict
+    hdmole_lambda: nn.ParameterDict
+    hdmole_accent: nn.ParameterDict
+    hdmole_shared_A: nn.ParameterDict
+    hdmole_shared_B: nn.ParameterDict
 
     def __init__(self, base_layer: nn.Linear, adapter_name: str, config: HDMoLEConfig, layer_name: str) -> None:
         super().__init__()
@@ -79,16 +88,16 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     def thresholds(self, adapter: str, read: Tensor | None) -> tuple[Tensor, Tensor]:
         """tau_g and tau_l, () each, or (...) where they depend on the input `read` (..., d)."""
         config = self.configs[adapter]
-        logits = self.hdmole_threshold[adapter].float()  # type: ignore[index]
+        logits = self.hdmole_threshold[adapter].float()
         if config.threshold_parametrisation == "input" and read is not None:
-            logits = logits + functional.linear(read, self.hdmole_threshold_weight[adapter]).float()  # type: ignore[index]
+            logits = logits + functional.linear(read, self.hdmole_threshold_weight[adapter]).float()
         tau = config.threshold_max / config.experts * torch.sigmoid(logits)
         return tau[..., 0], tau[..., 1]
 
     def _change(self, x: Tensor, adapter: str) -> Tensor:
         """What the adapter adds to the base layer's output for `x` (..., d_in)."""
         config, context = self.configs[adapter], current()
-        a, b = self.hdmole_A[adapter], self.hdmole_B[adapter]  # type: ignore[index]
+        a, b = self.hdmole_A[adapter], self.hdmole_B[adapter]
         if context.routing is None:
             raise RoutingError(
                 "This HDMoLE layer does not know the accent: give accent_posterior to the model's forward, wrap the call in "
@@ -111,11 +120,11 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         x = x.to(a.dtype) if not torch.is_autocast_enabled(x.device.type) else x
         ax = functional.linear(x, a)  # (..., N * r)
         read = ax if config.router_input == "ax" else x
-        logits = functional.linear(read, self.hdmole_router[adapter]).float()  # type: ignore[index]  # (..., N)
+        logits = functional.linear(read, self.hdmole_router[adapter]).float()  # (..., N)
         if config.router_accent is not None:
-            logits = logits + self.hdmole_accent[adapter] * pi[..., 1:].clamp_min(1e-6).log()  # type: ignore[index]
+            logits = logits + self.hdmole_accent[adapter] * pi[..., 1:].clamp_min(1e-6).log()
         tau_global, tau_local = self.thresholds(adapter, read)
-        mixing = torch.sigmoid(self.hdmole_lambda[adapter]) if config.combination == "convex" else logits.new_tensor(0.5)  # type: ignore[index]
+        mixing = torch.sigmoid(self.hdmole_lambda[adapter]) if config.combination == "convex" else logits.new_tensor(0.5)
         switches: dict[str, Any] = dict(
             thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
             combination=config.combination, general_class=config.general_class,
@@ -131,7 +140,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
                 trace.record(id(self), result, rows, x)
         y = functional.linear(ax * result.gate.repeat_interleave(config.r, -1).to(ax.dtype), b) * config.scale
         if config.shared_expert_rank:
-            shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])  # type: ignore[index]
+            shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
             y = y + shared * (config.scale * result.mass[..., None]).to(shared.dtype)
         return y
 
@@ -140,7 +149,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return y
         for adapter in self.active_adapters:
-            if adapter in self.hdmole_A:  # type: ignore[operator]
+            if adapter in self.hdmole_A:
                 y = y + self._change(x, adapter).to(y.dtype)
         return y
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hdmole.recogniser import AccentRecogniser
-from hdmole.routing import RoutingError, Routing, current, use
+from hdmole.routing import Routing, RoutingError, current, use
 from hdmole.tuner.config import HDMoLEConfig
 from hdmole.tuner.layer import HDMoLELinear
 
@@ -38,7 +38,7 @@ class HDMoLEModel(BaseTuner):
 
     prefix = "hdmole_"
     tuner_layer_cls = HDMoLELinear
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
 
     def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
         if "hdmole_recogniser" not in self._modules:
@@ -53,7 +53,7 @@ class HDMoLEModel(BaseTuner):
                 )
             self.hdmole_recogniser[adapter_name] = recogniser.requires_grad_(False).eval()
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self, config: HDMoLEConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
         current_key: str, **kwargs: Any,
     ) -> None:  # fmt: skip
@@ -61,7 +61,9 @@ class HDMoLEModel(BaseTuner):
             target.update_layer(adapter_name, config)
             return
         if not isinstance(target, nn.Linear):
-            raise ValueError(f"HDMoLE adapts nn.Linear modules; {current_key!r} is a {type(target).__name__}. Change target_modules.")
+            raise ValueError(
+                f"HDMoLE adapts nn.Linear modules; {current_key!r} is a {type(target).__name__}. Change target_modules."
+            )
         layer = HDMoLELinear(target, adapter_name, config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -82,13 +84,15 @@ class HDMoLEModel(BaseTuner):
         Raises ValueError where the adapter has no recogniser (HDMoLEConfig.recogniser).
         """
         if adapter_name not in self.hdmole_recogniser:
-            raise ValueError(f"Adapter {adapter_name!r} has no accent recogniser; give HDMoLEConfig(recogniser=recogniser.config).")
+            raise ValueError(
+                f"Adapter {adapter_name!r} has no accent recogniser; give HDMoLEConfig(recogniser=recogniser.config)."
+            )
         self.hdmole_recogniser[adapter_name].load_state_dict(recogniser.state_dict())
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around every `forward` and `generate` of the PEFT model: find out the accent, once."""
-        beams = max(int(kwargs.get("num_beams") or 1), 1) * 1
+        beams = max(int(kwargs.get("num_beams") or 1), 1)
         context = current()
         posterior = kwargs.get("accent_posterior")
         if posterior is not None:
@@ -112,8 +116,8 @@ class HDMoLEModel(BaseTuner):
             features = args[0]
         if name not in self.hdmole_recogniser or features is None:
             return None
-        recogniser = self.hdmole_recogniser[name]
-        time = 1 if recogniser.config["feature_layout"] == "time_first" else 2  # type: ignore[index]
+        recogniser: Any = self.hdmole_recogniser[name]
+        time = 1 if recogniser.config["feature_layout"] == "time_first" else 2
         candidates = [kwargs.get(m) for m in _MASKS] + [a for a in args[1:] if isinstance(a, Tensor)]
         mask = next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
         return recogniser.posterior(features, mask)
@@ -132,7 +136,7 @@ def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter
     Only for routing="global" without a shared expert, where the gate is one for the whole utterance; any engine that
     serves LoRA can serve the result. Raises ValueError otherwise.
     """
-    config = model.peft_config[adapter_name]
+    config: Any = model.peft_config[adapter_name]
     if config.routing != "global" or config.threshold_parametrisation != "layer" or config.shared_expert_rank:
         raise ValueError(
             "Only an adapter with routing='global', thresholds per layer and no shared expert is one LoRA; this one's gate "
