@@ -43,6 +43,9 @@ def tiny_speech_llm(vocabulary: int = 64) -> SpeechLLM:
     for module in model.audio_tower.modules():  # transformers' initialisation lets no signal through so small an encoder
         if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d):
             module.reset_parameters()
+    for name, parameter in model.language_model.named_parameters():  # loud enough to write words, if senseless ones
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else 0.3)
     return model
 
 
