@@ -194,3 +194,20 @@ def transcript_downloads(job: Job) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
+
+
+def headline(asr: Any, summary: dict[str, Any]) -> None:
+    """The numbers a visitor looks for first; those the results do not have are left out."""
+    numbers: list[tuple[str, str, str | None]] = []
+    domains = {method: entry["domains"] for method, entry in summary.get("methods", {}).items()}
+    for domain, name, field in (("accent", "WER on accents", "mean_over_accents"), ("general", "WER on general speech", "wer")):
+        base, mine = domains.get("base", {}).get(domain), domains.get("hdmole", {}).get(domain)
+        if base and mine:
+            numbers.append(
+                (f"{name}, HDMoLE", f"{mine[field]:.1f} %", f"{mine[field] - base[field]:+.1f} points against the base")
+            )
+    numbers.append(("HDMoLE trains", state.trained_share(asr), None))
+    if "accent_recogniser" in summary:
+        numbers.append(("Accent recogniser, right", f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
+    for column, (label, value, change) in zip(st.columns(len(numbers)), numbers, strict=True):
+        column.metric(label, value, change, delta_color="inverse")

@@ -28,7 +28,7 @@ SIZES = {"wide": (1280, 800), "narrow": (400, 800)}
 
 @contextmanager
 def running_app(model: str) -> Iterator[str]:
-    """The app's address while it runs on a free port. Raises RuntimeError where it does not start within a minute."""
+    """The app's address while it runs on a free port. Raises RuntimeError where it does not start within three minutes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,14 +46,14 @@ def running_app(model: str) -> Iterator[str]:
     ]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HDMOLE_MODEL": model}, stdout=subprocess.DEVNULL)
     try:
-        for _ in range(120):
+        for _ in range(360):
             try:
                 urllib.request.urlopen(f"{url}/_stcore/health", timeout=1)
                 break
             except OSError:
                 time.sleep(0.5)
         else:
-            raise RuntimeError("The app did not start within a minute; start it with 'make app' to see why.")
+            raise RuntimeError("The app did not start within three minutes; start it with 'make app' to see why.")
         yield url
     finally:
         process.terminate()
@@ -61,7 +61,7 @@ def running_app(model: str) -> Iterator[str]:
 
 
 def take(url: str, out: Path, themes: list[str], sizes: list[str], full_page: bool, sample: str) -> None:
-    """Write `PAGE-SIZE-THEME.png` of every page into `out`."""
+    """Write `PAGE.png` of every page into `out`, with `-narrow` and `-dark` in the name where it is."""
     from playwright.sync_api import sync_playwright
 
     out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def take(url: str, out: Path, themes: list[str], sizes: list[str], full_page: bo
                     if full_page:
                         page.set_viewport_size({"width": width, "height": _height(page)})
                         page.wait_for_timeout(1_500)
-                    target = out / f"{name}-{size}-{theme}.png"
+                    target = out / f"{name}{'' if size == 'wide' else '-' + size}{'' if theme == 'light' else '-' + theme}.png"
                     page.screenshot(path=target)
                     page.set_viewport_size({"width": width, "height": height})
                     print(target)

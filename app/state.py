@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from app.worker import Job, Utterance
-from hdmole.figures import layer_label
+from hdmole.figures import error_rate_data, layer_label
 
 ROOT = Path(__file__).resolve().parent.parent
 _KEPT = 4  # utterances whose results a session keeps
@@ -80,6 +80,18 @@ def samples(folder: Path) -> list[Sample]:
     return sorted(clips, key=lambda clip: (clip.accent == "general", clip.accent, clip.name))
 
 
+def results(folder: Path) -> dict[str, Any]:
+    """The summary of a model's evaluation, as `hdmole.results` wrote it; empty where there is none."""
+    file = folder / "results" / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
+    """The first clip of the accent the base model hears worst by its own results: there adaptation has something to show."""
+    rates = error_rate_data(summary).query("method == 'base'").set_index("accent").wer if summary else {}
+    return max(clips, key=lambda clip: (rates.get(clip.accent, -1.0), -clips.index(clip)))
+
+
 def utterance() -> Utterance | None:
     """The utterance both pages show."""
     return st.session_state.get("utterance")
@@ -121,7 +133,7 @@ def _jobs() -> dict[str, Job]:
     return st.session_state.setdefault("jobs", {})
 
 
-def read_deep_link(clips: list[Sample]) -> None:
+def read_deep_link(clips: list[Sample], folder: Path) -> None:
     """Once a session: take the utterance, layer and gate from the address, `?sample=NAME&layer=NAME&gate=NAME`."""
     if "linked" in st.session_state:
         return
@@ -129,7 +141,7 @@ def read_deep_link(clips: list[Sample]) -> None:
     names = {clip.name: clip for clip in clips}
     wanted = st.query_params.get("sample", "")
     if clips and utterance() is None:
-        choose_sample(names.get(wanted, clips[0]))
+        choose_sample(names.get(wanted) or opening_sample(clips, results(folder)))
     if wanted and wanted not in names:
         note(f"This link names the sample {wanted!r}, which this model does not have; here is another one.")
     for name in ("layer", "gate"):

@@ -300,6 +300,33 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
     )
 
 
+def confusion_data(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> pd.DataFrame:
+    """Confusion matrix (true, recognised) as one row a pair: `spoken`, `recognised`, `utterances`, `percent` of the spoken."""
+    rows = []
+    for spoken, row in zip(labels, counts, strict=True):
+        total = max(1, sum(row))
+        rows += [
+            {"spoken": spoken, "recognised": label, "utterances": n, "percent": 100 * n / total}
+            for label, n in zip(labels, row, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["spoken", "recognised", "utterances", "percent"])
+
+
+def confusion_matrix(data: pd.DataFrame) -> go.Figure:
+    """Heatmap of `confusion_data`: a row is an accent as spoken, a column as recognised, in percent of the row."""
+    labels = list(data.spoken.unique())
+    values = data.percent.to_numpy(np.float32).reshape(len(labels), len(labels))
+    figure = go.Figure(
+        go.Heatmap(
+            x=labels, y=labels, z=values, zmin=0, zmax=100, colorscale=_GATE_SCALE, text=values, texttemplate="%{text:.0f}",
+            colorbar=dict(title="%", thickness=10), hovertemplate="%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title="recognised as", tickangle=-35, automargin=True)
+    figure.update_yaxes(title="spoken", autorange="reversed", automargin=True)
+    return figure.update_layout(**_LAYOUT, height=380)
+
+
 # -- parts ---------------------------------------------------------------------------------------------------------------
 
 

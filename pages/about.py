@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import streamlit as st
 
 from app import parts, state
@@ -12,21 +10,11 @@ from hdmole.results import markdown_table
 
 asr = state.load_model()
 folder = state.model_folder(asr)
-card, results = folder / "README.md", folder / "results" / "summary.json"
+summary = state.results(folder)
 
 st.title("The model and what it reaches")
-columns = st.columns(4)
-facts = {
-    "Methods": str(len(asr.methods)),
-    "Accents": str(len(asr.accents)),
-    "Device": state.device_name(asr),
-    "HDMoLE trains": state.trained_share(asr),
-}
-for column, (label, value) in zip(columns, facts.items(), strict=True):
-    column.metric(label, value)
-
-if results.is_file():
-    summary = json.loads(results.read_text(encoding="utf-8"))
+parts.headline(asr, summary)
+if summary:
     rates = figures.error_rate_data(summary)
     parts.figure(
         figures.error_rates(rates), "word-error-rates", rates,
@@ -34,12 +22,21 @@ if results.is_file():
         "rates",
     )  # fmt: skip
     st.markdown(markdown_table(summary, figures.METHOD_NAMES))
-    known = {k: v for k, v in summary.get("provenance", {}).items() if not isinstance(v, (dict, list))}
+    known = {k: v for k, v in summary.get("provenance", {}).items() if not isinstance(v, dict | list)}
     if known:
         st.caption("Where these numbers come from: " + " · ".join(f"{name} `{value}`" for name, value in known.items()))
+    recogniser = summary.get("accent_recogniser")
+    if recogniser:
+        st.header("What the accent recogniser hears")
+        confusion = figures.confusion_data(recogniser["confusion"], recogniser["labels"])
+        parts.figure(
+            figures.confusion_matrix(confusion), "accent-confusion", confusion,
+            "a row is an accent as spoken by unseen speakers, a column what it was taken for, in percent of the row.", "confusion",
+        )  # fmt: skip
 else:
     st.info("This model comes without results; `hdmole evaluate` writes them for a test set of yours.")
 
+card = folder / "README.md"
 if card.is_file():
     st.divider()
     st.markdown(state.model_card(card))

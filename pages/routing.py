@@ -10,7 +10,7 @@ from hdmole import figures
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
-state.read_deep_link(clips)
+state.read_deep_link(clips, state.model_folder(asr))
 
 st.title("Which expert worked when")
 chosen = state.utterance()

@@ -13,7 +13,7 @@ from hdmole.audio import SAMPLE_RATE
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
-state.read_deep_link(clips)
+state.read_deep_link(clips, state.model_folder(asr))
 
 st.title("What each method hears in accented speech")
 parts.choose_utterance(clips)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-import torch
-from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from app.moment import moment_of
+from app.state import Sample, opening_sample
 from app.words import heard_html, method_card, normalise
 from app.worker import Job, Utterance
 
@@ -26,26 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
 
 
-@pytest.fixture(scope="session")
-def talking_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with louder random weights in its LLM, so that it writes words, if senseless ones."""
-    folder = tmp_path_factory.mktemp("talking") / "model"
-    shutil.copytree(tiny_model, folder)
-    weights = load_file(folder / "model.safetensors")
-    torch.manual_seed(1)
-    for name, value in weights.items():
-        if name.startswith("language_model") and value.dim() == 2:
-            weights[name] = torch.randn_like(value) * (1.0 if "embed" in name else 0.3)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 @pytest.fixture
-def open_app(talking_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
-    monkeypatch.setenv("HDMOLE_MODEL", str(talking_model))
+def open_app(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
 
     def opened(page: str = "", **query: str) -> AppTest:
-        at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60)
+        at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
         for name, value in query.items():
             at.query_params[name] = value
         if page:
@@ -198,7 +182,7 @@ def test_model_and_results_are_read_from_the_models_folder(open_app: Callable[..
 
 def test_without_a_model_the_app_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HDMOLE_MODEL", str(tmp_path))
-    at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
+    at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180).run()
     assert_no_exception(at)
     assert "config.json" in at.error[0].value
 
@@ -263,6 +247,15 @@ def test_words_are_escaped() -> None:
 
 def test_normalising_keeps_apostrophes_and_drops_the_rest() -> None:
     assert normalise("O’Brien's bill:  12 dollars!") == "o'brien's bill 12 dollars"
+
+
+def test_the_app_opens_on_the_accent_the_base_hears_worst() -> None:
+    clips = [Sample(f"{accent}_1", Path(), "", accent, "") for accent in ("german", "indian", "general")]
+    assert opening_sample(clips, {}).accent == "german"
+    rates = {"german": 10.0, "indian": 30.0}
+    accents = {accent: {"wer": wer, "interval": [wer, wer]} for accent, wer in rates.items()}
+    summary = {"methods": {"base": {"domains": {"accent": {"accents": accents}}}}}
+    assert opening_sample(clips, summary).accent == "indian"
 
 
 def test_a_moment_is_the_word_spoken_then() -> None:

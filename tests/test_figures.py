@@ -204,3 +204,10 @@ def test_error_rates_are_read_from_the_summary_with_their_intervals() -> None:
     first = figures.error_rates(data).data[0]
     assert list(first.y) == [30, 10, 4]
     assert list(first.error_y.array) == [2, 2, 2] and list(first.error_y.arrayminus) == [1, 1, 1]
+
+
+def test_the_confusion_matrix_is_in_percent_of_what_was_spoken() -> None:
+    data = figures.confusion_data([[3, 1], [0, 0]], ["indian", "german"])
+    shown = heatmap(figures.confusion_matrix(data))
+    np.testing.assert_allclose(shown.z, [[75, 25], [0, 0]])
+    assert list(shown.x) == list(shown.y) == ["indian", "german"]
