@@ -33,7 +33,7 @@ class AccentRecogniser(nn.Module):
         super().__init__()
         if feature_layout not in ("time_first", "mel_first"):
             raise ValueError(f"feature_layout is 'time_first' or 'mel_first', not {feature_layout!r}.")
-        self.config: dict[str, Any] = dict(
+        self.arguments: dict[str, Any] = dict(
             labels=list(labels), n_mels=n_mels, channels=channels, feature_layout=feature_layout, dropout=dropout
         )
         shapes = [(n_mels, 5, 1, 2), (channels, 3, 1, 1), (channels, 3, 2, 1), (channels, 3, 3, 1), (channels, 3, 4, 1)]
@@ -50,15 +50,15 @@ class AccentRecogniser(nn.Module):
 
     @property
     def labels(self) -> list[str]:
-        return self.config["labels"]
+        return self.arguments["labels"]
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, N + 1) of features (B, T, n_mels) with a mask (B, T), true on valid frames."""
-        if self.config["feature_layout"] == "mel_first":
+        if self.arguments["feature_layout"] == "mel_first":
             features = features.transpose(1, 2)
-        if features.dim() != 3 or features.shape[2] != self.config["n_mels"]:
+        if features.dim() != 3 or features.shape[2] != self.arguments["n_mels"]:
             raise ValueError(
-                f"The accent recogniser expects {self.config['n_mels']} mel bins; got features {tuple(features.shape)}."
+                f"The accent recogniser expects {self.arguments['n_mels']} mel bins; got features {tuple(features.shape)}."
             )
         features = features.to(self.output.weight.dtype)
         mask = torch.ones(features.shape[:2], device=features.device) if mask is None else mask

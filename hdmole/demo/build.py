@@ -389,7 +389,7 @@ class Build:
             r=self.recipe.rank,
             accents=EXPERTS,
             target_modules=PROJECTOR_LINEARS,
-            recogniser=recogniser.config,
+            recogniser=recogniser.arguments,
             router_accent=0.0,
             **changes,
         )

@@ -85,7 +85,7 @@ class HDMoLEModel(BaseTuner):
         """
         if adapter_name not in self.hdmole_recogniser:
             raise ValueError(
-                f"Adapter {adapter_name!r} has no accent recogniser; give HDMoLEConfig(recogniser=recogniser.config)."
+                f"Adapter {adapter_name!r} has no accent recogniser; give HDMoLEConfig(recogniser=recogniser.arguments)."
             )
         self.hdmole_recogniser[adapter_name].load_state_dict(recogniser.state_dict())
 
@@ -117,7 +117,7 @@ class HDMoLEModel(BaseTuner):
         if name not in self.hdmole_recogniser or features is None:
             return None
         recogniser: Any = self.hdmole_recogniser[name]
-        time = 1 if recogniser.config["feature_layout"] == "time_first" else 2
+        time = 1 if recogniser.arguments["feature_layout"] == "time_first" else 2
         candidates = [kwargs.get(m) for m in _MASKS] + [a for a in args[1:] if isinstance(a, Tensor)]
         mask = next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
         return recogniser.posterior(features, mask)
