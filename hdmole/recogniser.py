@@ -41,7 +41,7 @@ class AccentRecogniser(nn.Module):
             nn.Conv1d(size, channels, kernel, stride=stride, dilation=dilation, padding=dilation * (kernel - 1) // 2)
             for size, kernel, dilation, stride in shapes
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in shapes)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in shapes)
         self.attention = nn.Linear(channels, 1)
         self.hidden = nn.Linear(4 * channels, channels)
         self.dropout = nn.Dropout(dropout)
@@ -65,10 +65,9 @@ class AccentRecogniser(nn.Module):
         valid = mask.to(features.dtype)[..., None]  # (B, T, 1)
         x = (features - (features * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)) * valid
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            y = convolution(x.transpose(1, 2)).transpose(1, 2)
+            y = norm(functional.relu(convolution(x.transpose(1, 2)))).transpose(1, 2)
             if y.shape[1] != valid.shape[1]:
                 valid = valid[:, :: convolution.stride[0]][:, : y.shape[1]]  # type: ignore[index]
-            y = functional.relu(norm(y))
             x = (x + y if x.shape == y.shape else y) * valid
         frames = valid.sum(1).clamp_min(1)  # (B, 1)
         mean = x.sum(1) / frames

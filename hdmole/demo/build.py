@@ -56,8 +56,8 @@ class Recipe:
     llm_sentences: int = 30_000
     encoder_epochs: float = 2.2
     llm_epochs: float = 1.5
-    base_epochs: float = 3
-    recogniser_epochs: float = 3
+    base_epochs: float = 2.5
+    recogniser_epochs: float = 5
     adapter_epochs: float = 2
     rank: int = 3
     rates: dict[str, float] = field(
@@ -66,7 +66,7 @@ class Recipe:
             "encoder-all": 8e-4,
             "llm": 2e-3,
             "base": 7e-4,
-            "recogniser": 2e-3,
+            "recogniser": 1.5e-3,
             "full": 5e-4,
             "lora": 2e-3,
             "hdmole": 2e-3,
@@ -258,6 +258,7 @@ class Build:
             model.audio_tower.load_state_dict(encoder.state_dict())
             model.language_model.load_state_dict(llm.state_dict())
             model.audio_tower.requires_grad_(False)
+            model.language_model.set_attn_implementation("eager")  # the fastest on short sequences and a CPU
             batches = self._batches(corpus, states, tokenizer, corpus.select("train", GENERAL, "real_digits"), lambda rows: {})
             fit(
                 model, batches, smoothed_objective, self.work / "base-training", epochs=self.recipe.base_epochs,
@@ -289,9 +290,9 @@ class Build:
             weight = (weight / weight.mean()).to(self.device)
             batches = Batches(
                 rows,
-                lambda i: {"input_features": spec_augment(corpus.features(i), rng)},
+                lambda i: {"input_features": corpus.features(i)},
                 index.frames.to_numpy(),
-                14_000,
+                7_000,
                 lambda rows: {"labels": targets[rows]},
             )
 
