@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from app.worker import Job, Utterance
-from hdmole.figures import error_rate_data, layer_label
+from hdmole.figures import error_rate_data, layer_label, mel_spectrogram
 
 ROOT = Path(__file__).resolve().parent.parent
 _KEPT = 4  # utterances whose results a session keeps
@@ -38,6 +38,7 @@ def _load(model: str) -> Any:
     noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
     for method in asr.methods:  # first calls compile and cache; without this the first visitor would see their time
         asr.transcribe(noise, method=method)
+    mel_spectrogram(noise, 16_000)
     return asr
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from hdmole.audio import Audio, AudioError, decode
+from hdmole.figures import METHOD_NAMES
 
 LONGEST = 300.0  # seconds of audio the app takes
 _TURNS = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))
@@ -95,7 +96,7 @@ class Job:
         for method in self.methods:
             if self.cancelled:
                 return
-            self.step = f"Listening with {method}"
+            self.step = f"Listening with {METHOD_NAMES.get(method, method)}"
             encoded = self._asr.encode(audio) if encoded is None else encoded
             transcript = self._asr.transcribe(audio, method=method, want_trace=method == "hdmole", encoded=encoded)
             if transcript.trace is not None:

@@ -25,7 +25,7 @@ METHOD_NAMES = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning
 METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3D7FB5", "full": "#8464B8", "hdmole": "#E0672F"}
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
 MAX_COLUMNS = 600  # of a heatmap that can be clicked, which has a mark a cell
-MEL_COLUMNS = 1_500  # of a spectrogram
+MEL_COLUMNS = 1_000  # of a spectrogram
 WORD_LABELS = 60  # more words than this on one axis cannot be read
 
 # Okabe and Ito (2008) without black, which vanishes on dark pages, and with a dark purple in its place.
