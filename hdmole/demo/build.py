@@ -57,8 +57,8 @@ class Recipe:
     encoder_epochs: float = 2.2
     llm_epochs: float = 1.5
     base_epochs: float = 2.5
-    recogniser_epochs: float = 5
-    adapter_epochs: float = 2
+    recogniser_epochs: float = 12
+    adapter_epochs: float = 1.0
     rank: int = 3
     rates: dict[str, float] = field(
         default_factory=lambda: {
@@ -346,7 +346,7 @@ class Build:
 
     def adapt(self, method: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States, **changes: Any) -> Any:
         """Adapt the base's projector to the accents by `full`, `lora` or `hdmole`; same data, order, steps and seed."""
-        recogniser, posteriors = self.recogniser(corpus)
+        recogniser, posteriors = self.recogniser(corpus) if method == "hdmole" else (None, np.zeros(0))
         name = changes.pop("name", method)
         folder = self.work / name
         torch.manual_seed(self.seed)
@@ -379,13 +379,14 @@ class Build:
             model = PeftModel.from_pretrained(self.base(corpus, tokenizer, states), folder)
         return model.eval()
 
-    def _adapted(self, method: str, base: SpeechLLM, recogniser: AccentRecogniser, changes: dict[str, Any]) -> Any:
+    def _adapted(self, method: str, base: SpeechLLM, recogniser: AccentRecogniser | None, changes: dict[str, Any]) -> Any:
         if method == "full":
             base.multi_modal_projector.requires_grad_(True)
             return base
         if method == "lora":
             rank = len(EXPERTS) * self.recipe.rank
             return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTOR_LINEARS))
+        assert recogniser is not None
         config = HDMoLEConfig(
             r=self.recipe.rank,
             accents=EXPERTS,

@@ -1,0 +1,398 @@
+"""The method, against a plain per-expert loop written from the equations, and the adapter's promises."""
+
+from __future__ import annotations
+
+import copy
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import Trainer, TrainingArguments
+
+from hdmole import AccentRecogniser, HDMoLEConfig, Trace, intervene, route, trace
+from hdmole.routing import RoutingError, checkpoint_contexts
+from hdmole.tuner import HDMoLELinear, export_lora
+from hdmole.tuner.config import HDMoLEConfig as Config
+
+ACCENTS = ["a", "b", "c"]
+
+
+class Two(nn.Module):
+    """Two linear layers, so that there is something to adapt."""
+
+    def __init__(self, size: int = 6) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(size, size + 1), nn.Linear(size + 1, 4)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        y = self.second(torch.tanh(self.first(x)))
+        return y if labels is None else {"loss": functional.mse_loss(y, labels), "logits": y}
+
+
+def adapted(model: nn.Module | None = None, seed: int = 0, **switches: Any) -> PeftModel:
+    """`Two` with an adapter whose every parameter is random."""
+    torch.manual_seed(seed)
+    peft = get_peft_model(model or Two(), HDMoLEConfig(accents=ACCENTS, target_modules=["first", "second"], **switches))
+    for name, parameter in peft.named_parameters():
+        if "hdmole_" in name and "threshold" not in name:
+            nn.init.normal_(parameter, std=0.5)
+    return peft.eval()
+
+
+def posteriors(count: int, experts: int = 3, seed: int = 0) -> Tensor:
+    return torch.rand(count, experts + 1, generator=torch.Generator().manual_seed(seed)).softmax(1)
+
+
+def by_the_equations(layer: HDMoLELinear, x: Tensor, pi: Tensor, config: Config) -> Tensor:
+    """One frame `x` (d_in,), one posterior (N + 1,); a loop over experts, nothing stacked."""
+    n, r = config.experts, config.r
+    a, b = layer.hdmole_A["default"], layer.hdmole_B["default"]
+    read = a @ x if config.router_input == "ax" else x
+    logits = layer.hdmole_router["default"] @ read
+    if config.router_accent is not None:
+        logits = logits + layer.hdmole_accent["default"] * torch.log(pi[1:].clamp_min(1e-6))
+    tau = layer.hdmole_threshold["default"]
+    if config.threshold_parametrisation == "input":
+        tau = tau + layer.hdmole_threshold_weight["default"] @ read
+    tau = config.threshold_max / n / (1 + torch.exp(-tau))
+    m = float(1 - pi[0])
+    p = [math.exp(float(v)) for v in logits]
+    p = [v / sum(p) for v in p]
+
+    def cut(q: list[float], threshold: float) -> list[float]:
+        if config.thresholds == "dense":
+            return q
+        if config.thresholds == "top_k":
+            kept = sorted(range(n), key=lambda i: -q[i])[: config.top_k]
+            weight = [q[i] if i in kept else 0.0 for i in range(n)]
+        elif config.thresholds == "top_p":
+            weight, mass = [0.0] * n, 0.0
+            for i in sorted(range(n), key=lambda i: -q[i]):
+                if mass < config.top_p:
+                    weight[i] = q[i]
+                mass += q[i]
+        else:
+            weight = [max(0.0, v - threshold) for v in q]
+        total = sum(weight)
+        return [v / total if total > 0 else 0.0 for v in weight]
+
+    g = cut([float(v) / max(m, 1e-9) for v in pi[1:]], float(tau[0]))
+    l = cut(p, float(tau[1]))  # noqa: E741
+    if config.routing == "global":
+        gate = g
+    elif config.routing == "local":
+        gate = l
+    elif config.combination == "sum":
+        gate = [u + v for u, v in zip(g, l, strict=True)]
+    elif config.combination == "convex":
+        mixing = 1 / (1 + math.exp(-float(layer.hdmole_lambda["default"])))
+        gate = [mixing * u + (1 - mixing) * v for u, v in zip(g, l, strict=True)]
+    else:
+        total = sum(u * v for u, v in zip(g, l, strict=True))
+        gate = [u * v / total if total > 0 else 0.0 for u, v in zip(g, l, strict=True)]
+    mass = m if config.general_class else 1.0
+    y = layer.base_layer(x)
+    for i in range(n):
+        expert = b[:, i * r : (i + 1) * r] @ (a[i * r : (i + 1) * r] @ x)
+        y = y + config.scale * mass * gate[i] * expert
+    if config.shared_expert_rank:
+        y = y + config.scale * mass * layer.hdmole_shared_B["default"] @ (layer.hdmole_shared_A["default"] @ x)
+    return y
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    experts=st.integers(1, 6), rank=st.integers(1, 3), size=st.integers(2, 9), rows=st.integers(1, 3), frames=st.integers(1, 4),
+    seed=st.integers(0, 10_000), thresholds=st.sampled_from(["dynamic", "top_k", "top_p", "dense"]),
+    routing=st.sampled_from(["hierarchical", "global", "local"]), combination=st.sampled_from(["sum", "convex", "product"]),
+    parametrisation=st.sampled_from(["layer", "input"]), router_input=st.sampled_from(["ax", "x"]), general=st.booleans(),
+    shared=st.integers(0, 2), accent=st.sampled_from([None, 0.7]), maximum=st.sampled_from([1.0, 2.0]), packed=st.booleans(),
+)  # fmt: skip
+def test_layer_equals_the_loop(  # noqa: PLR0913
+    experts: int, rank: int, size: int, rows: int, frames: int, seed: int, thresholds: str, routing: str, combination: str,
+    parametrisation: str, router_input: str, general: bool, shared: int, accent: float | None, maximum: float, packed: bool,
+) -> None:  # fmt: skip
+    config = HDMoLEConfig(
+        accents=[f"e{i}" for i in range(experts)], r=rank, thresholds=thresholds, routing=routing, combination=combination,
+        threshold_parametrisation=parametrisation, router_input=router_input, general_class=general, shared_expert_rank=shared,
+        router_accent=accent, threshold_max=maximum, top_k=2, top_p=0.6,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    layer = HDMoLELinear(nn.Linear(size, size + 2), "default", config, "layer")
+    for name, parameter in layer.named_parameters():
+        if "hdmole" in name:
+            nn.init.normal_(parameter, std=0.6)
+    pi = (2 * torch.randn(rows, experts + 1)).softmax(1)
+    x = torch.randn(rows, frames, size)
+    with torch.no_grad():
+        expected = torch.stack([torch.stack([by_the_equations(layer, f, p, config) for f in u]) for u, p in zip(x, pi, strict=True)])
+        if packed:
+            with route(pi, torch.arange(rows).repeat_interleave(frames)):
+                got = layer(x.flatten(0, 1)).unflatten(0, (rows, frames))
+        else:
+            with route(pi):
+                got = layer(x)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_identity_at_the_start_and_wherever_all_gates_are_zero() -> None:
+    base = Two().eval()
+    x = torch.randn(2, 3, 6)
+    expected = base(x)
+    model = get_peft_model(copy.deepcopy(base), HDMoLEConfig(accents=ACCENTS, target_modules=["first", "second"]))
+    assert torch.equal(model(x, accent_posterior=posteriors(2)), expected)
+    model = adapted(copy.deepcopy(base))
+    assert not torch.equal(model(x, accent_posterior=posteriors(2)), expected)
+    assert torch.equal(model(x, accent_posterior=torch.eye(4)[[0, 0]]), expected)  # certainly general: m = 0
+    with intervene(model, mask=ACCENTS):
+        assert torch.equal(model(x, accent_posterior=posteriors(2)), expected)
+    with intervene(model, tau_global=1.0, tau_local=1.0):
+        assert torch.equal(model(x, accent_posterior=posteriors(2)), expected)
+    with model.disable_adapter():
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("combination", ["sum", "convex", "product"])
+@pytest.mark.parametrize("parametrisation", ["layer", "input"])
+def test_gradients_equal_finite_differences_and_reach_nothing_else(combination: str, parametrisation: str) -> None:
+    model = adapted(
+        seed=3, combination=combination, threshold_parametrisation=parametrisation, shared_expert_rank=1, router_accent=0.4, r=1
+    ).double()  # fmt: skip
+    x, pi = torch.randn(2, 3, 6, dtype=torch.float64), posteriors(2).double()
+
+    def loss() -> Tensor:
+        # a fixed double-precision routing; logits are float32 inside, so the step must not be too small
+        return (model(x, accent_posterior=pi) ** 2).sum()
+
+    loss().backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None}
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert reached == trainable and all("hdmole_" in n for n in reached)
+    kinds = {"hdmole_A", "hdmole_B", "hdmole_router", "hdmole_threshold", "hdmole_shared_A", "hdmole_shared_B", "hdmole_accent"}
+    kinds |= {"hdmole_lambda"} if combination == "convex" else set()
+    kinds |= {"hdmole_threshold_weight"} if parametrisation == "input" else set()
+    assert {part for n in reached for part in n.split(".") if part.startswith("hdmole_")} == kinds
+    for kind in kinds:
+        parameter = next(p for n, p in model.named_parameters() if f".{kind}." in n)
+        direction = torch.randn_like(parameter)
+        analytic = float((parameter.grad * direction).sum())
+        step = 2e-3
+        with torch.no_grad():
+            parameter += step * direction
+            above = float(loss())
+            parameter -= 2 * step * direction
+            below = float(loss())
+            parameter += step * direction
+        numeric = (above - below) / (2 * step)
+        assert numeric == pytest.approx(analytic, rel=2e-2, abs=2e-2 * (1 + abs(analytic))), kind
+
+
+def test_an_utterance_gets_the_same_alone_and_in_any_batch() -> None:
+    model, pi = adapted(), posteriors(4)
+    x = torch.randn(4, 5, 6)
+    together = model(x, accent_posterior=pi)
+    for u in range(4):
+        torch.testing.assert_close(model(x[u : u + 1], accent_posterior=pi[u : u + 1])[0], together[u], rtol=1e-5, atol=1e-6)
+    rows = torch.tensor([2, 0, 0, 3, 1, 2])
+    packed = model(x[rows, 0], accent_posterior=pi, utterance_rows=rows)
+    torch.testing.assert_close(packed, together[rows, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_expert_under_its_threshold_contributes_exactly_nothing() -> None:
+    model = adapted(routing="global")
+    pi = torch.tensor([[0.1, 0.8, 0.05, 0.05]])
+    x = torch.randn(1, 3, 6)
+    before = model(x, accent_posterior=pi)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, HDMoLELinear):
+                layer.hdmole_B["default"][:, 2:] = 1e6  # experts b and c
+    assert torch.equal(model(x, accent_posterior=pi), before)
+
+
+def test_routing_is_never_guessed() -> None:
+    model, x = adapted(), torch.randn(3, 4, 6)
+    with pytest.raises(RoutingError, match="does not know the accent"):
+        model(x)
+    with pytest.raises(RoutingError, match="nothing says which row"):
+        model(x, accent_posterior=posteriors(2))
+    with pytest.raises(RoutingError, match="nothing says which row"):
+        model(x.flatten(0, 1), accent_posterior=posteriors(3))  # packed, without an index
+    with pytest.raises(RoutingError, match="does not fit layer"):
+        model(x, accent_posterior=posteriors(2), utterance_rows=torch.zeros(5, dtype=torch.long))
+    with pytest.raises(RoutingError, match="names utterance 7"):
+        model(x, accent_posterior=posteriors(2), utterance_rows=torch.tensor([0, 1, 7]))
+    with pytest.raises(RoutingError, match="needs 4"):
+        model(x, accent_posterior=torch.ones(3, 3) / 3)
+    with pytest.raises(RoutingError, match="must be"), route(torch.ones(3)):
+        pass
+
+
+def test_peft_saves_loads_switches_and_copies(tmp_path: Path) -> None:
+    base, x, pi = Two().eval(), torch.randn(2, 3, 6), posteriors(2)
+    recogniser = AccentRecogniser(["general", *ACCENTS], n_mels=6, channels=8)
+    model = adapted(copy.deepcopy(base), recogniser=recogniser.arguments)
+    expected = model(x, accent_posterior=pi)
+    model.save_pretrained(str(tmp_path))
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    assert torch.equal(loaded(x, accent_posterior=pi), expected)
+    for a, b in zip(
+        model.base_model.hdmole_recogniser.state_dict().values(), loaded.base_model.hdmole_recogniser.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+    model.train()
+    assert not any(p.requires_grad for p in model.base_model.hdmole_recogniser.parameters())
+    assert not any(m.training for m in model.base_model.hdmole_recogniser.modules())
+    assert torch.equal(copy.deepcopy(model).eval()(x, accent_posterior=pi), expected)
+    model.eval().add_adapter("other", HDMoLEConfig(accents=["z"], target_modules=["first"], r=1))
+    model.set_adapter("other")
+    assert torch.equal(model(x, accent_posterior=posteriors(2, 1)), base(x))  # new: B is zero
+    model.set_adapter("default")
+    assert torch.equal(model(x, accent_posterior=pi), expected)
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(ValueError, match="cannot be merged"):
+            merge()
+
+
+def test_the_recogniser_routes_by_itself_and_padding_does_not_matter() -> None:
+    recogniser = AccentRecogniser(["general", *ACCENTS], n_mels=6, channels=8).eval()
+    x = torch.randn(2, 20, 6)
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[1, 11:] = False
+    x = x * mask[..., None]
+    pi = recogniser.posterior(x, mask)
+    torch.testing.assert_close(recogniser.posterior(x[1:, :11], mask[1:, :11])[0], pi[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pi.sum(1), torch.ones(2))
+
+    class Named(Two):
+        def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Any:  # type: ignore[override]
+            return super().forward(input_features)
+
+    model = adapted(Named(), recogniser=recogniser.arguments)
+    model.base_model.set_recogniser(recogniser)
+    routed = model(input_features=x, attention_mask=mask)
+    assert torch.equal(routed, model(input_features=x, attention_mask=mask, accent_posterior=pi))
+
+
+def test_trainer_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    data = [
+        {"x": torch.randn(3, 6, generator=torch.Generator().manual_seed(i)), "labels": torch.zeros(3, 4), "accent_posterior": posteriors(1, seed=i)[0]}
+        for i in range(8)
+    ]  # fmt: skip
+
+    def run(folder: Path, steps: int, resume: bool = False) -> dict[str, Tensor]:
+        model = adapted(seed=5).train()
+        arguments = TrainingArguments(
+            str(folder), max_steps=steps, save_steps=2, per_device_train_batch_size=2, remove_unused_columns=False, report_to=[],
+            use_cpu=True, disable_tqdm=True, learning_rate=1e-2, lr_scheduler_type="constant", label_names=["labels"],
+        )  # fmt: skip
+        Trainer(model=model, args=arguments, train_dataset=data).train(resume_from_checkpoint=resume)  # type: ignore[arg-type]
+        return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    straight = run(tmp_path / "a", 4)
+    run(tmp_path / "b", 2)
+    resumed = run(tmp_path / "b", 4, resume=True)
+    for name, value in straight.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_sees_the_routing() -> None:
+    model, x = adapted().train(), torch.randn(2, 3, 6, requires_grad=True)
+    layer = model.base_model.model.first
+    grads = []
+    for recompute in (False, True):
+        model.zero_grad()
+        with route(posteriors(2)):
+            y = checkpoint(layer, x, use_reentrant=False, context_fn=checkpoint_contexts) if recompute else layer(x)
+        y.square().sum().backward()
+        grads.append(layer.hdmole_A["default"].grad.clone())
+    assert torch.equal(*grads)
+
+
+def test_a_global_mixture_is_one_lora(tmp_path: Path) -> None:
+    base, x = Two().eval(), torch.randn(2, 3, 6)
+    model = adapted(copy.deepcopy(base), routing="global")
+    pi = torch.tensor([0.2, 0.1, 0.5, 0.2])
+    export_lora(model, pi, tmp_path)
+    plain = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    torch.testing.assert_close(plain(x), model(x, accent_posterior=pi[None].expand(2, -1)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="changes from frame to frame"):
+        export_lora(adapted(), pi, tmp_path)
+
+
+def test_trace_changes_nothing_and_tells_what_happened(tmp_path: Path) -> None:
+    model, x, pi = adapted(), torch.randn(2, 5, 6), posteriors(2)
+    silent = model(x, accent_posterior=pi)
+    with trace(model, lengths=[5, 3], seconds_per_frame=0.08) as t:
+        assert torch.equal(model(x, accent_posterior=pi), silent)
+    table = t.to_frame()
+    assert set(table.layer) == {"first", "second"} and len(table) == 2 * 3 * (5 + 3)
+    assert table.time.max() == pytest.approx(4 * 0.08)
+    a = t.arrays("first", 1)
+    assert a["gate"].shape == (3, 3)
+    torch.testing.assert_close(torch.tensor(a["posterior"][0]), pi[1, 1:])
+    g, l, m = (torch.tensor(a[k]) for k in ("global_gate", "local_gate", "mass"))  # noqa: E741
+    torch.testing.assert_close(torch.tensor(a["gate"]), m[:, None] * (g + l))
+    assert ((a["gate"] > 0).sum(1) == a["n_active"]).all()
+    t.save(tmp_path / "t.parquet")
+    assert Trace.load(tmp_path / "t.parquet").to_frame().equals(table)
+    with trace(model, layers="sec", frames=slice(1, 3), aggregate="mean") as small:
+        model(x, accent_posterior=pi)
+    assert small.layer_names == ["second"] and len(small.to_frame()) == 2 * 3
+    with pytest.raises(ValueError, match="No HDMoLE layer matches"), trace(model, layers="none"):
+        pass
+    with pytest.raises(ValueError, match="nothing to trace"), trace(Two()):
+        pass
+
+
+def test_interventions_do_what_they_say_and_leave_no_mark() -> None:
+    model, x, pi = adapted(), torch.randn(1, 4, 6), posteriors(1)
+
+    def seen(**change: Any) -> dict[str, Any]:
+        with intervene(model, **change), trace(model) as t:
+            model(x, accent_posterior=pi)
+        return t.arrays("first")
+
+    untouched = model(x, accent_posterior=pi)
+    assert (seen(force=["b"])["gate"] == [[0, 2, 0]] * 4).all()
+    assert (seen(mask=[0])["gate"][:, 0] == 0).all()
+    assert (seen(accent="c")["posterior"] == [[0, 0, 1]] * 4).all()
+    assert (seen(gate=[0.1, 0.0, 0.5])["gate"][0] == torch.tensor([0.1, 0, 0.5]).numpy()).all()
+    assert (seen(thresholds="top_k", top_k=1)["n_active_local"] == 1).all()
+    assert (seen(thresholds="dense")["n_active"] == 3).all()
+    assert seen(tau_local=0.25)["tau_local"][0] == pytest.approx(0.25)
+    assert seen(scale_thresholds=0.0)["tau_global"][0] == 0
+    with intervene(model, mask=[0, 1, 2]), intervene(model, layers="second", force=["a"]), trace(model) as t:
+        model(x, accent_posterior=pi)
+    assert (t.arrays("first")["gate"] == 0).all() and (t.arrays("second")["gate"][:, 0] == 2).all()
+    assert torch.equal(model(x, accent_posterior=pi), untouched)
+    for wrong, sentence in (({"force": ["z"]}, "no expert 'z'"), ({"accent": "z"}, "no accent 'z'"), ({"tau_local": 3}, "between 0 and 1"),
+                            ({"thresholds": "magic"}, "is one of"), ({"layers": "zzz"}, "No HDMoLE layer")):  # fmt: skip
+        with pytest.raises(ValueError, match=sentence), intervene(model, **wrong):
+            pass
+
+
+def test_threads_get_what_they_would_get_alone() -> None:
+    model = adapted()
+    jobs = [(torch.randn(2, 30, 6), posteriors(2, seed=i), {"mask": [i % 3]} if i % 2 else {}) for i in range(24)]
+
+    def run(job: tuple[Tensor, Tensor, dict[str, Any]]) -> tuple[Tensor, int]:
+        x, pi, change = job
+        with trace(model) as t, intervene(model, **change):
+            y = model(x, accent_posterior=pi)
+        return y, len(t.records)
+
+    alone = [run(job) for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        for (a, count), (b, expected) in zip(pool.map(run, jobs), alone, strict=True):
+            assert torch.equal(a, b) and count == expected == 2
