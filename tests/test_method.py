@@ -117,7 +117,7 @@ def by_the_equations(layer: HDMoLELinear, x: Tensor, pi: Tensor, config: Config)
     parametrisation=st.sampled_from(["layer", "input"]), router_input=st.sampled_from(["ax", "x"]), general=st.booleans(),
     shared=st.integers(0, 2), accent=st.sampled_from([None, 0.7]), maximum=st.sampled_from([1.0, 2.0]), packed=st.booleans(),
 )  # fmt: skip
-def test_layer_equals_the_loop(  # noqa: PLR0913
+def test_layer_equals_the_loop(
     experts: int, rank: int, size: int, rows: int, frames: int, seed: int, thresholds: str, routing: str, combination: str,
     parametrisation: str, router_input: str, general: bool, shared: int, accent: float | None, maximum: float, packed: bool,
 ) -> None:  # fmt: skip
@@ -134,7 +134,9 @@ def test_layer_equals_the_loop(  # noqa: PLR0913
     pi = (2 * torch.randn(rows, experts + 1)).softmax(1)
     x = torch.randn(rows, frames, size)
     with torch.no_grad():
-        expected = torch.stack([torch.stack([by_the_equations(layer, f, p, config) for f in u]) for u, p in zip(x, pi, strict=True)])
+        expected = torch.stack(
+            [torch.stack([by_the_equations(layer, f, p, config) for f in u]) for u, p in zip(x, pi, strict=True)]
+        )
         if packed:
             with route(pi, torch.arange(rows).repeat_interleave(frames)):
                 got = layer(x.flatten(0, 1)).unflatten(0, (rows, frames))
@@ -247,7 +249,9 @@ def test_peft_saves_loads_switches_and_copies(tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
     assert torch.equal(loaded(x, accent_posterior=pi), expected)
     for a, b in zip(
-        model.base_model.hdmole_recogniser.state_dict().values(), loaded.base_model.hdmole_recogniser.state_dict().values(), strict=True
+        model.base_model.hdmole_recogniser.state_dict().values(),
+        loaded.base_model.hdmole_recogniser.state_dict().values(),
+        strict=True,
     ):
         assert torch.equal(a, b)
     model.train()

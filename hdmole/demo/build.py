@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, Par
 from hdmole.demo.corpus import N_MELS, Batches, Corpus, Sizes, make, plan, read_real, spec_augment
 from hdmole.demo.synth import ACCENTS, GENERAL
 from hdmole.demo.text import is_digit_string, sentences
-from hdmole.demo.training import ctc_objective, fit, language_objective, smoothed_objective
+from hdmole.demo.training import ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
 from hdmole.recogniser import AccentRecogniser
 from hdmole.speech_llm import SpeechLLM, SpeechLLMConfig
 from hdmole.tuner import HDMoLEConfig
@@ -56,7 +56,7 @@ class Recipe:
     llm_sentences: int = 30_000
     encoder_epochs: float = 2.2
     llm_epochs: float = 1.5
-    base_epochs: float = 2.5
+    base_epochs: float = 4
     recogniser_epochs: float = 12
     adapter_epochs: float = 1.0
     rank: int = 3
@@ -65,7 +65,7 @@ class Recipe:
             "encoder-digits": 5e-4,
             "encoder-all": 8e-4,
             "llm": 2e-3,
-            "base": 7e-4,
+            "base": 1e-3,
             "recogniser": 1.5e-3,
             "full": 5e-4,
             "lora": 2e-3,
@@ -166,7 +166,12 @@ class Build:
         return AutoModelForCTC.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
 
     def llm(self, tokenizer: PreTrainedTokenizerFast) -> Any:
-        """A small Llama trained on text of the training grammar alone."""
+        """A small Llama trained on text of the training grammar: to go on writing it, and to read it out of frames.
+
+        Three examples in four put before `<sep>` what a CTC head would hear in the sentence (`ctc_frames`). The LLM so
+        learns from text alone, in minutes, to write what stands before `<sep>`; without that, the base rests for long
+        at the language model's own loss before it looks at the audio.
+        """
         folder = self.work / "llm"
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
@@ -175,14 +180,14 @@ class Build:
                 max_position_embeddings=1024, attention_dropout=0.0, **self.recipe.llm,
             )  # fmt: skip
             model = AutoModelForCausalLM.from_config(config).to(self.device)
+            rng = np.random.default_rng(self.seed)
             texts = sentences(self.recipe.llm_sentences, self.seed + 1, "train")
-            ids = [[1, 3, *t, 2] for t in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-            order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-            batches = [
-                {"input_ids": (b := _pad([ids[i] for i in order[k : k + 96]])).clamp_min(0), "labels": b,
-                 "attention_mask": (b >= 0).long()}
-                for k in range(0, len(order), 96)
-            ]  # fmt: skip
+            ids = []
+            for text in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+                heard = ctc_frames(text, len(tokenizer), rng) if rng.random() < 0.75 else []
+                ids.append(([1, *heard, 3, *text, 2], len(heard) + 1))
+            order = sorted(range(len(ids)), key=lambda i: len(ids[i][0]))
+            batches = [language_batch([ids[i] for i in order[k : k + 48]]) for k in range(0, len(order), 48)]
             fit(
                 model, batches, language_objective, self.work / "llm-training", epochs=self.recipe.llm_epochs,
                 rate=self.recipe.rates["llm"], report=self.report, seed=self.seed,
@@ -191,7 +196,7 @@ class Build:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.device(self.device))  # type: ignore[arg-type]
 
     def states(self, corpus: Corpus, encoder: Any) -> States:
-        """Encoder outputs of every utterance, two SpecAugment views of the training ones."""
+        """Encoder outputs of every utterance under SpecAugment where it is for training, two views of the base's."""
         folder = self.work / "states"
         if not (folder / "spans.npy").is_file():
             folder.mkdir(exist_ok=True)
@@ -200,7 +205,9 @@ class Build:
             spans = np.zeros((2, len(corpus.index), 2), np.int64)
             parts, offset = [], 0
             rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
-            for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
+            again = corpus.select("train", GENERAL, "real_digits")  # these are seen for several epochs
+            spans[1, train] = -1
+            for view, rows, change in ((0, train, True), (1, again, True), (0, rest, False)):
                 batches = Batches(
                     rows,
                     lambda i, change=change: {
@@ -223,6 +230,7 @@ class Build:
                         spans[view, i] = offset, length
                         offset += length
                 self.report(f"states: view {view} of {len(rows)} utterances done")
+            spans[1] = np.where(spans[1] < 0, spans[0], spans[1])
             np.save(folder / "states.npy", np.concatenate(parts))
             np.save(folder / "spans.npy", spans)
         return States(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "spans.npy"), self.seed)
@@ -260,10 +268,15 @@ class Build:
             model.audio_tower.requires_grad_(False)
             model.language_model.set_attn_implementation("eager")  # the fastest on short sequences and a CPU
             batches = self._batches(corpus, states, tokenizer, corpus.select("train", GENERAL, "real_digits"), lambda rows: {})
-            fit(
-                model, batches, smoothed_objective, self.work / "base-training", epochs=self.recipe.base_epochs,
-                rate=self.recipe.rates["base"], report=self.report, seed=self.seed,
-            )  # fmt: skip
+            # first the projector alone learns to say in the LLM's embeddings what the CTC head hears, which the LLM can read
+            for name, objective, epochs in (
+                ("aligned", embedding_objective, 0.3),
+                ("whole", smoothed_objective, self.recipe.base_epochs),
+            ):
+                fit(
+                    model, batches, objective, self.work / f"base-{name}-training", epochs=epochs,
+                    rate=self.recipe.rates["base"], report=self.report, seed=self.seed,
+                )  # fmt: skip
             model.save_pretrained(folder)
         model = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
         model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]
@@ -431,6 +444,28 @@ def _initialise(model: Any) -> Any:
 
 def _pad(ids: list[list[int]]) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=-100)
+
+
+def ctc_frames(tokens: list[int], vocabulary: int, rng: np.random.Generator, blank: int = 0) -> list[int]:
+    """A sentence's tokens as a CTC head might hear them: one frame or two each, blanks between, a few errors."""
+    frames = [blank] * int(rng.integers(1, 5))
+    for token in tokens:
+        chance = rng.random()
+        if chance < 0.03:  # missed
+            frames.append(blank)
+            continue
+        heard = int(rng.integers(4, vocabulary)) if chance < 0.08 else token
+        frames += [heard] * int(rng.integers(1, 3)) + [blank] * min(int(rng.geometric(0.5)), 4)
+    return frames + [blank] * int(rng.integers(0, 4))
+
+
+def language_batch(examples: list[tuple[list[int], int]]) -> dict[str, Tensor]:
+    """Token ids padded to a batch; of each example the first so many tokens are read, not to be predicted."""
+    ids = _pad([tokens for tokens, _ in examples])
+    labels = ids.clone()
+    for row, (_, read) in enumerate(examples):
+        labels[row, :read] = -100
+    return {"input_ids": ids.clamp_min(0), "labels": labels, "attention_mask": (ids >= 0).long()}
 
 
 def _temperature(logits: Tensor, targets: Tensor) -> float:

@@ -38,8 +38,8 @@ CHUNK = 200  # utterances one worker makes at a time
 class Sizes:
     """How many utterances of each kind the corpus has."""
 
-    general: int = 13_000
-    per_accent: int = 1_600
+    general: int = 16_000
+    per_accent: int = 2_200
     real_sentence_views: int = 2
     composed_digits: int = 2_000
     test_general: int = 1_000
@@ -99,7 +99,7 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = []
 
     def synthetic(split: str, accent: str, count: int, stream: int, noisy: bool) -> None:
-        people = speakers(split, 40 if split == "train" else 12, seed)
+        people = speakers(split, 160 if split == "train" else 12, seed)
         for i, text in enumerate(sentences(count, seed + stream, split)):
             person = people[i % len(people)]
             jobs.append(

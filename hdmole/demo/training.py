@@ -118,3 +118,16 @@ def smoothed_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     labels = batch["labels"]
     logits = model(**batch).logits[:, -labels.shape[1] - 1 : -1].float()
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.05)
+
+
+def embedding_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Squared distance of the projector's output from the LLM embeddings of what the CTC head hears, 1 for their mean.
+
+    The target of a frame is the mean of the token embeddings under the CTC head's posterior; the LLM gets no gradient.
+    """
+    states, mask = batch["encoder_states"], batch["encoder_mask"]
+    with torch.no_grad():
+        target = model.ctc_log_probs(states).exp() @ model.get_input_embeddings().weight  # type: ignore[operator]
+        target = target[mask].float()
+    said = model.multi_modal_projector(states, mask)[mask].float()  # type: ignore[operator]
+    return functional.mse_loss(said, target) / target.var(0).mean()
