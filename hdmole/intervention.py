@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from hdmole.gate import THRESHOLDS, Gates
-from hdmole.routing import current, layers_of, use
+from hdmole.routing import adapter_of, current, layers_of, use
 
 
 @dataclass(frozen=True)
 class Intervention:
     """What is changed at which layers; made by `intervene`."""
 
+    adapter: str
     layers: dict[int, tuple[str, int]]
     posterior: Tensor | None
     force: tuple[int, ...]
@@ -70,7 +71,7 @@ def intervene(
 
     Parameters
     ----------
-    model : a model with an HDMoLE adapter
+    model : a model with an active HDMoLE adapter
     layers : which layers; a regular expression searched in their names, a list of names, None for all
     accent : name of an accent (or "general"), or a posterior (N + 1,), in place of what the recogniser heard
     force : experts (numbers from 0, or accents) that share the whole gate equally, all others off
@@ -82,11 +83,10 @@ def intervene(
 
     Raises
     ------
-    ValueError : an unknown expert, accent, layer or switch, or a threshold outside 0 to 1
+    ValueError : an unknown expert, accent, layer or switch, a threshold outside 0 to 1, a gate of the wrong length
     """
-    experts = next((c.accents for c in getattr(model, "peft_config", {}).values() if hasattr(c, "accents")), None)
-    if experts is None:
-        raise ValueError("This model has no HDMoLE adapter, so there is no routing to change.")
+    adapter, config = adapter_of(model)
+    experts = config.accents
 
     def number(expert: int | str) -> int:
         if isinstance(expert, str) and expert in experts:
@@ -108,10 +108,15 @@ def intervene(
         raise ValueError(f"thresholds is one of {', '.join(THRESHOLDS)}; not {thresholds!r}.")
     if any(t is not None and not 0 <= t <= 1 for t in (tau_global, tau_local)) or scale_thresholds < 0:
         raise ValueError("Thresholds lie between 0 and 1, and their scale is not negative.")
+    if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError("top_k is at least 1, and top_p above 0 and at most 1.")
+    fixed = None if gate is None else torch.as_tensor(gate, dtype=torch.float32)
+    if fixed is not None and fixed.shape != (len(experts),):
+        raise ValueError(f"A gate has {len(experts)} numbers, one for each expert.")
     switches = {k: v for k, v in (("thresholds", thresholds), ("k", top_k), ("p", top_p)) if v is not None}
     change = Intervention(
-        layers_of(model, layers), posterior, tuple(map(number, force)), tuple(map(number, mask)), tau_global, tau_local,
-        scale_thresholds, None if gate is None else torch.as_tensor(gate, dtype=torch.float32), switches,
+        adapter, layers_of(model, layers), posterior, tuple(map(number, force)), tuple(map(number, mask)), tau_global,
+        tau_local, scale_thresholds, fixed, switches,
     )  # fmt: skip
     context = current()
     with use(replace(context, interventions=(*context.interventions, change))):

@@ -28,6 +28,14 @@ class Routing:
     rows: Tensor | Mapping[str, Tensor] | None = None
     beams: int = 1
 
+    def __post_init__(self) -> None:
+        if self.posterior.dim() != 2:
+            raise RoutingError(
+                f"The accent posterior has shape {tuple(self.posterior.shape)}; it must be (utterances, experts + 1)."
+            )
+        if not ((self.posterior.sum(1) - 1).abs() < 1e-2).all():
+            raise RoutingError("The accent posterior must sum to 1 over the classes, for every utterance.")
+
     def of_rows(self, x: Tensor, layer: str) -> Tensor:
         """Utterance of each row of `x` (B, ..., d): a LongTensor whose shape is the beginning of x's shape.
 
@@ -47,10 +55,11 @@ class Routing:
                     f"The row-to-utterance index of shape {tuple(rows.shape)} does not fit layer {layer!r}, whose input is "
                     f"{tuple(x.shape)}; give utterance_rows for this layer, one utterance number a row."
                 )
-            if rows.numel() and int(rows.max()) >= utterances:
+            outside = rows[(rows < 0) | (rows >= utterances)]
+            if rows.dtype != torch.long or outside.numel():
                 raise RoutingError(
-                    f"The row-to-utterance index names utterance {int(rows.max())}, but the accent posterior has only "
-                    f"{utterances} utterances."
+                    f"The row-to-utterance index holds whole numbers (torch.long) from 0 to {utterances - 1}, one for each "
+                    f"utterance of the accent posterior; this one is {rows.dtype} with {outside.unique().tolist()} outside."
                 )
             return rows
         if utterances == 1:
@@ -106,10 +115,8 @@ def route(posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, 
 
     Raises
     ------
-    RoutingError : the posterior is not (U, N + 1); inside the block, where an index does not fit
+    RoutingError : the posterior is not (U, N + 1) or does not sum to 1; inside the block, where an index does not fit
     """
-    if posterior.dim() != 2:
-        raise RoutingError(f"The accent posterior has shape {tuple(posterior.shape)}; it must be (utterances, experts + 1).")
     with use(replace(current(), routing=Routing(posterior.detach(), rows, beams))):
         yield
 
@@ -121,6 +128,15 @@ def checkpoint_contexts() -> tuple[Any, Any]:
     """
     context = current()
     return use(context), use(replace(context, traces=()))
+
+
+def adapter_of(model: nn.Module) -> tuple[str, Any]:
+    """Name and configuration of the active HDMoLE adapter of `model`. Raises ValueError where there is none."""
+    configs = getattr(model, "peft_config", {})
+    for name in getattr(model, "active_adapters", []):
+        if hasattr(configs.get(name), "accents"):
+            return name, configs[name]
+    raise ValueError("This model has no active HDMoLE adapter, so there is no routing to look at or to change.")
 
 
 def layers_of(model: nn.Module, layers: str | list[str] | None = None) -> dict[int, tuple[str, int]]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hdmole.gate import Gates
-from hdmole.routing import current, layers_of, use
+from hdmole.routing import adapter_of, current, layers_of, use
 
 _PER_EXPERT = ("posterior", "local_probability", "global_gate", "local_gate", "gate")
 _PER_FRAME = ("tau_global", "tau_local", "mass", "mixing")
@@ -42,13 +42,23 @@ class Trace:
         frames: slice | None = None,
         aggregate: str | None = None,
         lengths: Tensor | None = None,
-        seconds_per_frame: float | None = None,
+        seconds_per_frame: float | Mapping[str, float] | None = None,
+        adapter: str = "",
     ) -> None:
-        self.layers, self.experts = layers, experts
+        self.layers, self.experts, self.adapter = layers, experts, adapter
         self.frames, self.aggregate, self.lengths, self.seconds_per_frame = frames, aggregate, lengths, seconds_per_frame
         self.records: list[dict[str, Any]] = []
         self._calls: dict[str, int] = {}
         self._seen: dict[str, int] = {}  # frames of a layer in earlier calls: the position under a KV cache
+
+    def begin(self) -> None:
+        """Called where a new `forward` or `generate` starts: frames count from 0 again."""
+        self._seen.clear()
+
+    def _seconds(self, layer: str) -> float:
+        if not isinstance(self.seconds_per_frame, Mapping):
+            return np.nan if self.seconds_per_frame is None else self.seconds_per_frame
+        return next((seconds for part, seconds in self.seconds_per_frame.items() if part in layer), np.nan)
 
     def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor) -> None:
         """Called by a layer with its gates and the utterance of each row of its input `x` (B, ..., d)."""
@@ -80,9 +90,9 @@ class Trace:
         if self.lengths is not None:
             keep &= frame < self.lengths.cpu().numpy()[utterance]
         if self.frames is not None:
-            keep &= np.isin(frame, range(*self.frames.indices(int(frame.max()) + 1)))
+            keep &= np.isin(frame, range(*self.frames.indices(int(frame.max(initial=-1)) + 1)))
         record = {k: v[keep] for k, v in record.items()}
-        record["time"] = record["frame"] * (self.seconds_per_frame if self.seconds_per_frame is not None else np.nan)
+        record["time"] = record["frame"] * self._seconds(name)
         record["active"] = (record["gate"] > 0).astype(np.float32)
         for kind in ("global", "local"):
             record[f"n_active_{kind}"] = (record[f"{kind}_gate"] > 0).sum(-1).astype(np.float32)
@@ -149,6 +159,8 @@ class Trace:
             raise ValueError(f"{path} is not a trace; give a file written by Trace.save or 'hdmole trace'.")
         trace = cls({}, json.loads(experts))
         n = len(trace.experts)
+        if not table.num_rows:
+            return trace
         for (layer, order, call), part in table.to_pandas().groupby(["layer", "layer_index", "call"], sort=False):
             record: dict[str, Any] = {k: part[k].to_numpy().reshape(-1, n) for k in (*_PER_EXPERT, "active")}
             for k in ("utterance", "row", "frame", "time", "n_active", "n_active_global", "n_active_local", *_PER_FRAME):
@@ -174,9 +186,12 @@ def trace(
     frames: slice | None = None,
     aggregate: str | None = None,
     lengths: Tensor | Sequence[int] | None = None,
-    seconds_per_frame: float | None = None,
+    seconds_per_frame: float | Mapping[str, float] | None = None,
 ) -> Iterator[Trace]:
-    """Record the HDMoLE layers of `model` that run in the block.
+    """Record the HDMoLE layers of `model`'s active adapter that run in the block.
+
+    `frame` counts from 0 in every call of the model; in LLM layers it is the token's position, padding and prompt included,
+    and goes on from step to step of `generate`. With beams, `row` is the beam that held the token at that step.
 
     Parameters
     ----------
@@ -184,7 +199,8 @@ def trace(
     frames : only these frames (or tokens) of each row
     aggregate : "mean" keeps one mean per row, layer and call in place of every frame
     lengths : (U,) valid frames of each utterance; later ones are padding and left out
-    seconds_per_frame : length of a frame, for the `time` column of encoder and projector layers
+    seconds_per_frame : length of a frame, for the `time` column: of all recorded layers, or by a part of the layer's name,
+        such as {"projector": 0.08}, which leaves the time of LLM layers NaN
 
     Raises
     ------
@@ -192,11 +208,9 @@ def trace(
     """
     if aggregate not in (None, "mean"):
         raise ValueError(f"aggregate is 'mean' or None; not {aggregate!r}.")
-    config = next((c for c in getattr(model, "peft_config", {}).values() if hasattr(c, "accents")), None)
-    if config is None:
-        raise ValueError("This model has no HDMoLE adapter, so there is nothing to trace.")
+    adapter, config = adapter_of(model)
     kept = None if lengths is None else torch.as_tensor(lengths)
-    recorded = Trace(layers_of(model, layers), list(config.accents), frames, aggregate, kept, seconds_per_frame)
+    recorded = Trace(layers_of(model, layers), list(config.accents), frames, aggregate, kept, seconds_per_frame, adapter)
     context = current()
     with use(replace(context, traces=(*context.traces, recorded))):
         yield recorded

@@ -7,10 +7,20 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from hdmole.routing import RoutingError, checkpoint_contexts, route
 from hdmole.tuner.config import HDMOLE, HDMoLEConfig
 from hdmole.tuner.layer import HDMoLELinear
-from hdmole.tuner.model import HDMoLEModel, export_lora
+from hdmole.tuner.lora import export_lora, warm_start
+from hdmole.tuner.model import HDMoLEModel
 
 PEFT_TYPE_TO_CONFIG_MAPPING[HDMOLE] = HDMoLEConfig  # type: ignore[index]
 PEFT_TYPE_TO_TUNER_MAPPING[HDMOLE] = HDMoLEModel  # type: ignore[index]
 PEFT_TYPE_TO_PREFIX_MAPPING[HDMOLE] = HDMoLEModel.prefix  # type: ignore[index]
 
-__all__ = ["HDMoLEConfig", "HDMoLELinear", "HDMoLEModel", "RoutingError", "checkpoint_contexts", "export_lora", "route"]
+__all__ = [
+    "HDMoLEConfig",
+    "HDMoLELinear",
+    "HDMoLEModel",
+    "RoutingError",
+    "checkpoint_contexts",
+    "export_lora",
+    "route",
+    "warm_start",
+]

@@ -89,8 +89,15 @@ class HDMoLEConfig(PeftConfig):
                 raise ValueError(f"HDMoLEConfig.{name} is one of {', '.join(allowed)}; not {getattr(self, name)!r}.")
         if not 0 < self.threshold_init < self.threshold_max:
             raise ValueError("HDMoLEConfig.threshold_init must lie between 0 and threshold_max.")
-        if self.r < 1:
-            raise ValueError("HDMoLEConfig.r, the rank of an expert, must be at least 1.")
+        if len({"general", *self.accents}) != len(self.accents) + 1:
+            raise ValueError("HDMoLEConfig.accents names each accent once; the general domain has no expert.")
+        if self.r < 1 or self.top_k < 1 or not 0 < self.top_p <= 1 or self.shared_expert_rank < 0:
+            raise ValueError("HDMoLEConfig needs r >= 1, top_k >= 1, 0 < top_p <= 1 and shared_expert_rank >= 0.")
+        if self.recogniser is not None and list(self.recogniser["labels"][1:]) != self.accents:
+            raise ValueError(
+                f"The accent recogniser knows {', '.join(self.recogniser['labels'])}; the experts need the general domain first, "
+                f"then {', '.join(self.accents)}, in this order."
+            )
 
     @property
     def experts(self) -> int:

@@ -25,7 +25,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
 
     hdmole_A (N * r, d_in), hdmole_B (d_out, N * r), hdmole_router (N, d_in or N * r), hdmole_threshold (2,): logits of the
     global and the local threshold; hdmole_threshold_weight (2, ...) for thresholds per input; hdmole_lambda () for the
-    convex combination; hdmole_accent () for c; hdmole_shared_A, hdmole_shared_B for the shared expert.
+    convex combination; hdmole_accent () for c; hdmole_shared_A, hdmole_shared_B for the shared expert. What the switches
+    leave unused does not exist, so that the number of trainable parameters is honest.
     """
 
     adapter_layer_names = (
@@ -66,15 +67,17 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         parameters = {
             "hdmole_A": a,
             "hdmole_B": torch.zeros(self.out_features, size),
-            "hdmole_router": torch.randn(n, width) * 0.1 / math.sqrt(width),
-            "hdmole_threshold": torch.full((2,), math.log(share / (1 - share))),
         }
-        if config.threshold_parametrisation == "input":
-            parameters["hdmole_threshold_weight"] = torch.zeros(2, width)
-        if config.combination == "convex":
+        if config.routing != "global":
+            parameters["hdmole_router"] = torch.randn(n, width) * 0.1 / math.sqrt(width)
+            if config.router_accent is not None:
+                parameters["hdmole_accent"] = torch.tensor(float(config.router_accent))
+        if config.thresholds == "dynamic":
+            parameters["hdmole_threshold"] = torch.full((2,), math.log(share / (1 - share)))
+            if config.threshold_parametrisation == "input":
+                parameters["hdmole_threshold_weight"] = torch.zeros(2, width)
+        if config.combination == "convex" and config.routing == "hierarchical":
             parameters["hdmole_lambda"] = torch.zeros(())
-        if config.router_accent is not None:
-            parameters["hdmole_accent"] = torch.tensor(float(config.router_accent))
         if config.shared_expert_rank:
             shared = torch.empty(config.shared_expert_rank, self.in_features)
             nn.init.kaiming_uniform_(shared, a=math.sqrt(5))
@@ -85,14 +88,21 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
-    def thresholds(self, adapter: str, read: Tensor | None) -> tuple[Tensor, Tensor]:
+    def thresholds(self, adapter: str, read: Tensor) -> tuple[Tensor, Tensor]:
         """tau_g and tau_l, () each, or (...) where they depend on the input `read` (..., d)."""
-        config = self.configs[adapter]
-        logits = self.hdmole_threshold[adapter].float()
-        if config.threshold_parametrisation == "input" and read is not None:
-            logits = logits + functional.linear(read, self.hdmole_threshold_weight[adapter]).float()
+        config, wide = self.configs[adapter], self._wide(adapter)
+        if adapter not in self.hdmole_threshold:  # not dynamic: only an intervention reads them
+            tau = torch.full((2,), config.threshold_init / config.experts, dtype=wide, device=read.device)
+            return tau[0], tau[1]
+        logits = self.hdmole_threshold[adapter].to(wide)
+        if adapter in self.hdmole_threshold_weight:
+            logits = logits + functional.linear(read, self.hdmole_threshold_weight[adapter]).to(wide)
         tau = config.threshold_max / config.experts * torch.sigmoid(logits)
         return tau[..., 0], tau[..., 1]
+
+    def _wide(self, adapter: str) -> torch.dtype:
+        """The dtype gates are computed in: float32 at least."""
+        return torch.promote_types(self.hdmole_A[adapter].dtype, torch.float32)
 
     def _change(self, x: Tensor, adapter: str) -> Tensor:
         """What the adapter adds to the base layer's output for `x` (..., d_in)."""
@@ -103,7 +113,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
                 "This HDMoLE layer does not know the accent: give accent_posterior to the model's forward, wrap the call in "
                 "hdmole.route(posterior), or use an adapter that carries an accent recogniser and a model fed input_features."
             )
-        change = next((i for i in reversed(context.interventions) if id(self) in i.layers), None)
+        change = next((i for i in reversed(context.interventions) if i.adapter == adapter and id(self) in i.layers), None)
         posterior = context.routing.posterior
         if posterior.shape[1] != config.experts + 1:
             raise RoutingError(
@@ -111,7 +121,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
                 f"needs {config.experts + 1}, the general domain first."
             )
         rows = context.routing.of_rows(x, self.layer_name)  # the beginning of x's shape
-        pi = posterior.to(x.device, torch.float32)[rows]  # (rows..., N + 1)
+        wide = self._wide(adapter)
+        pi = posterior.to(x.device, wide)[rows]  # (rows..., N + 1)
         for _ in range(x.dim() - 1 - rows.dim()):
             pi = pi.unsqueeze(-2)
         if change is not None and change.posterior is not None:
@@ -120,11 +131,14 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         x = x.to(a.dtype) if not torch.is_autocast_enabled(x.device.type) else x
         ax = functional.linear(x, a)  # (..., N * r)
         read = ax if config.router_input == "ax" else x
-        logits = functional.linear(read, self.hdmole_router[adapter]).float()  # (..., N)
-        if config.router_accent is not None:
+        if config.routing == "global":
+            logits = read.new_zeros((*read.shape[:-1], config.experts), dtype=wide)  # no local router
+        else:
+            logits = functional.linear(read, self.hdmole_router[adapter]).to(wide)  # (..., N)
+        if adapter in self.hdmole_accent:
             logits = logits + self.hdmole_accent[adapter] * pi[..., 1:].clamp_min(1e-6).log()
         tau_global, tau_local = self.thresholds(adapter, read)
-        mixing = torch.sigmoid(self.hdmole_lambda[adapter]) if config.combination == "convex" else logits.new_tensor(0.5)
+        mixing = torch.sigmoid(self.hdmole_lambda[adapter]) if adapter in self.hdmole_lambda else logits.new_tensor(0.5)
         switches: dict[str, Any] = dict(
             thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
             combination=config.combination, general_class=config.general_class,
@@ -136,7 +150,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if change is not None:
             result = change.change_gate(result, 2.0 if config.combination == "sum" and config.routing == "hierarchical" else 1.0)
         for trace in context.traces:
-            if id(self) in trace.layers:
+            if trace.adapter == adapter and id(self) in trace.layers:
                 trace.record(id(self), result, rows, x)
         y = functional.linear(ax * result.gate.repeat_interleave(config.r, -1).to(ax.dtype), b) * config.scale
         if config.shared_expert_rank:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from types import MethodType
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hdmole.recogniser import AccentRecogniser
-from hdmole.routing import Routing, RoutingError, current, use
+from hdmole.routing import Routing, checkpoint_contexts, current, use
 from hdmole.tuner.config import HDMoLEConfig
 from hdmole.tuner.layer import HDMoLELinear
 
 _ROUTING_ARGUMENTS = ("accent_posterior", "utterance_rows")
-_MASKS = ("attention_mask", "input_features_mask", "feature_attention_mask")
+_MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask")
 
 
 def _strip(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -28,12 +25,27 @@ def _strip(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, 
     return args, {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
 
 
+def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `generate`, without the routing arguments, and with the beams it is asked for made known."""
+    kwargs = {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
+    asked = kwargs.get("generation_config") or getattr(self, "generation_config", None)
+    beams = max(int(kwargs.get(k) or getattr(asked, k, None) or 1) for k in ("num_beams", "num_return_sequences"))
+    context = current()
+    if context.routing is not None and beams > 1:
+        context = replace(context, routing=replace(context.routing, beams=beams))
+    with use(context):
+        return type(self).generate(self, *args, **kwargs)
+
+
 class HDMoLEModel(BaseTuner):
     """The tuner behind `get_peft_model(model, HDMoLEConfig(...))`.
 
     A call is routed by the first of these there is: `accent_posterior` (U, N + 1), with `utterance_rows` where rows are
-    not utterances, given to `forward`; a `hdmole.route(...)` block around it; the adapter's own accent recogniser, which
-    reads `input_features` once per call of `forward` or `generate`.
+    not utterances, given to `forward` or `generate`; a `hdmole.route(...)` block around it; the adapter's own accent
+    recogniser, which reads `input_features` once per call.
+
+    `set_adapter` and `disable_adapter` are PEFT's and change the model for every thread; inside one thread,
+    `hdmole.intervene(model, accent="general")` gives the frozen base.
     """
 
     prefix = "hdmole_"
@@ -41,17 +53,19 @@ class HDMoLEModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
 
     def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
-        if "hdmole_recogniser" not in self._modules:
-            self.hdmole_recogniser = nn.ModuleDict()
-            model.register_forward_pre_hook(_strip, with_kwargs=True)
+        self.hdmole_recogniser = nn.ModuleDict()
+        model.register_forward_pre_hook(_strip, with_kwargs=True)
+        if hasattr(type(model), "generate"):
+            model.generate = MethodType(generate, model)  # type: ignore[assignment]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT calls this for the first adapter and for every further one."""
+        config: Any = self.peft_config[adapter_name]
         if config.recogniser is not None and adapter_name not in self.hdmole_recogniser:
-            recogniser = AccentRecogniser(**config.recogniser)
-            if len(recogniser.labels) != config.experts + 1:
-                raise ValueError(
-                    f"The accent recogniser knows {len(recogniser.labels)} classes; {config.experts} experts need "
-                    f"{config.experts + 1}, the general domain first."
-                )
-            self.hdmole_recogniser[adapter_name] = recogniser.requires_grad_(False).eval()
+            recogniser = AccentRecogniser(**config.recogniser).requires_grad_(False).eval()
+            device, empty = next(model.parameters()).device, recogniser.output.weight.is_meta  # empty: low_cpu_mem_usage
+            self.hdmole_recogniser[adapter_name] = recogniser if empty else recogniser.to(device)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(  # type: ignore[override]
         self, config: HDMoLEConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
@@ -78,6 +92,16 @@ class HDMoLEModel(BaseTuner):
         self.hdmole_recogniser.eval()  # frozen: never dropout, in training neither
         return self
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        if adapter_name in self.hdmole_recogniser:
+            del self.hdmole_recogniser[adapter_name]
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """The model's own, such that the recomputation in `backward` still sees the routing of the forward pass."""
+        needed = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+        self.model.gradient_checkpointing_enable({**(gradient_checkpointing_kwargs or {}), **needed})
+
     def set_recogniser(self, recogniser: AccentRecogniser, adapter_name: str = "default") -> None:
         """Copy a trained recogniser's weights into the adapter.
 
@@ -92,20 +116,16 @@ class HDMoLEModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around every `forward` and `generate` of the PEFT model: find out the accent, once."""
-        beams = max(int(kwargs.get("num_beams") or 1), 1)
         context = current()
+        if kwargs.get("past_key_values") is None:
+            for trace in context.traces:
+                trace.begin()
         posterior = kwargs.get("accent_posterior")
+        if posterior is None and context.routing is None:
+            posterior = self.recognise(args, kwargs)
         if posterior is not None:
-            routing = Routing(posterior.detach(), kwargs.get("utterance_rows"), beams)
-        elif context.routing is not None:
-            routing = replace(context.routing, beams=beams) if beams > 1 else context.routing
-        else:
-            found = self.recognise(args, kwargs)
-            if found is None:
-                yield  # a layer that runs will say what is missing
-                return
-            routing = Routing(found, kwargs.get("utterance_rows"), beams)
-        with use(replace(context, routing=routing)):
+            context = replace(context, routing=Routing(posterior.detach(), kwargs.get("utterance_rows")))
+        with use(context):  # without a routing, a layer that runs will say what is missing
             yield
 
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -118,7 +138,8 @@ class HDMoLEModel(BaseTuner):
             return None
         recogniser: Any = self.hdmole_recogniser[name]
         time = 1 if recogniser.arguments["feature_layout"] == "time_first" else 2
-        candidates = [kwargs.get(m) for m in _MASKS] + [a for a in args[1:] if isinstance(a, Tensor)]
+        masks = _MASKS if kwargs.get("input_ids") is None else _MASKS[:2]  # the text's own mask may be as long by chance
+        candidates = [kwargs.get(m) for m in masks] + [a for a in args[1:] if isinstance(a, Tensor)]
         mask = next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
         return recogniser.posterior(features, mask)
 
@@ -128,40 +149,3 @@ class HDMoLEModel(BaseTuner):
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         next(m for m in self.model.modules() if isinstance(m, HDMoLELinear)).merge()
-
-
-def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write the mixture under a fixed posterior (N + 1,) as one plain PEFT LoRA adapter of rank N * r.
-
-    Only for routing="global" without a shared expert, where the gate is one for the whole utterance; any engine that
-    serves LoRA can serve the result. Raises ValueError otherwise.
-    """
-    config: Any = model.peft_config[adapter_name]
-    if config.routing != "global" or config.threshold_parametrisation != "layer" or config.shared_expert_rank:
-        raise ValueError(
-            "Only an adapter with routing='global', thresholds per layer and no shared expert is one LoRA; this one's gate "
-            "changes from frame to frame."
-        )
-    from hdmole import gate as method
-
-    state = {}
-    for layer in model.modules():
-        if isinstance(layer, HDMoLELinear):
-            tau_global, tau_local = layer.thresholds(adapter_name, None)
-            fixed = method.gates(
-                posterior.float(), torch.zeros(config.experts), tau_global, tau_local, torch.tensor(0.5),
-                thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing="global", general_class=config.general_class,
-            ).gate  # fmt: skip
-            name = f"base_model.model.{layer.layer_name}"
-            b = layer.hdmole_B[adapter_name] * (config.scale * fixed.repeat_interleave(config.r)).to(layer.hdmole_B[adapter_name])
-            state[f"{name}.lora_A.weight"] = layer.hdmole_A[adapter_name].detach().contiguous()
-            state[f"{name}.lora_B.weight"] = b.detach().contiguous()
-    rank = config.experts * config.r
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "adapter_model.safetensors")
-    targets = sorted(layer.layer_name for layer in model.modules() if isinstance(layer, HDMoLELinear))
-    LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, inference_mode=True).save_pretrained(str(folder))
-
-
-__all__ = ["HDMoLEModel", "RoutingError", "export_lora"]
