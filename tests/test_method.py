@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -549,3 +550,12 @@ def test_threads_get_what_they_would_get_alone() -> None:
     with ThreadPoolExecutor(8) as pool:
         for (a, count), (b, expected) in zip(pool.map(run, jobs), alone, strict=True):
             assert torch.equal(a, b) and count == expected == 2
+
+
+def test_the_documentation_names_every_switch_and_its_default() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "method.md").read_text()
+    inherited = {f.name for f in fields(PeftConfig)}
+    for field in fields(HDMoLEConfig):
+        if field.name not in inherited:
+            default = "required" if field.name == "accents" else f"`{field.default!r}`"
+            assert f"| `{field.name}` | {default} |" in text, field.name

@@ -17,6 +17,7 @@ from hdmole.tuner.config import HDMoLEConfig
 from hdmole.tuner.layer import HDMoLELinear
 
 _ROUTING_ARGUMENTS = ("accent_posterior", "utterance_rows")
+_KEEP_ROUTING = {"use_reentrant": False, "context_fn": checkpoint_contexts}
 _MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask")
 
 
@@ -97,10 +98,13 @@ class HDMoLEModel(BaseTuner):
         if adapter_name in self.hdmole_recogniser:
             del self.hdmole_recogniser[adapter_name]
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **how: Any) -> None:
         """The model's own, such that the recomputation in `backward` still sees the routing of the forward pass."""
-        needed = {"use_reentrant": False, "context_fn": checkpoint_contexts}
-        self.model.gradient_checkpointing_enable({**(gradient_checkpointing_kwargs or {}), **needed})
+        self.model.activation_checkpointing_enable({**(activation_checkpointing_kwargs or {}), **_KEEP_ROUTING}, **how)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **how: Any) -> None:
+        """The older name of `activation_checkpointing_enable`."""
+        self.model.gradient_checkpointing_enable({**(gradient_checkpointing_kwargs or {}), **_KEEP_ROUTING}, **how)
 
     def set_recogniser(self, recogniser: AccentRecogniser, adapter_name: str = "default") -> None:
         """Copy a trained recogniser's weights into the adapter.
