@@ -62,6 +62,7 @@ class Encoded:
     states: Tensor  # (T, d_encoder)
     ctc: Tensor  # (T, vocabulary) log-probabilities
     posterior: Tensor  # (N + 1,)
+    base: Decoded | None = None  # what the frozen base hears, once it was asked
 
     @property
     def seconds(self) -> float:
@@ -158,7 +159,16 @@ class ASR:
     @classmethod
     def load(cls, model: str | Path = "demo", device: str | None = None) -> ASR:
         """Load "demo", a folder or a hub name, onto the GPU where there is one. Raises ModelError."""
-        return cls(find_model(model), device)
+        folder = find_model(model)
+        try:
+            return cls(folder, device)
+        except ModelError:
+            raise
+        except Exception as error:  # a damaged folder: every library that reads a part of it has its own classes
+            reason = (str(error).splitlines() or [""])[0]
+            raise ModelError(
+                f"The model in {folder} cannot be loaded ({type(error).__name__}: {reason}); check that the folder is complete."
+            ) from error
 
     @property
     def methods(self) -> list[str]:
@@ -182,6 +192,11 @@ class ASR:
         """Raise ModelError where this model has no such method."""
         if method not in self.models:
             raise ModelError(f"This model has no method {method!r}; it has {', '.join(self.methods)}.")
+
+    def check_accent(self, accent: str) -> None:
+        """Raise ModelError where no expert of this model has such an accent."""
+        if accent != "auto" and accent not in self.accents:
+            raise ModelError(f"There is no accent {accent!r}; give auto or one of {', '.join(self.accents)}.")
 
     # -- encoding -----------------------------------------------------------------------------------------------------
 
@@ -210,8 +225,7 @@ class ASR:
         """The posterior (N + 1,) that routes: what was heard ("auto") or certainty of a named accent."""
         if accent == "auto":
             return segment.posterior
-        if accent not in self.accents:
-            raise ModelError(f"There is no accent {accent!r}; give auto or one of {', '.join(self.accents)}.")
+        self.check_accent(accent)
         return torch.eye(len(self.accents), device=self.device)[self.accents.index(accent)]
 
     # -- decoding -----------------------------------------------------------------------------------------------------
@@ -284,6 +298,8 @@ class ASR:
                         stack.enter_context(intervene(self.models[method], **intervention))
                     recorded = stack.enter_context(trace(self.models[method], seconds_per_frame=self.seconds_per_frame))
                 result = self.decode_batch([segment], method, accent)[0]
+            if method == "base":
+                segment.base = result
             texts.append(result.text)
             timed, kind = self._words(segment, result)
             timing = kind if kind != "ctc" else timing
@@ -322,7 +338,8 @@ class ASR:
 
     def domain_features(self, segment: Encoded, heard: Decoded | None = None) -> dict[str, float]:
         """What the in-domain score looks at, for one segment and what the base model heard in it."""
-        heard = heard or self.decode_batch([segment], "base")[0]
+        if heard is None:
+            heard = segment.base = segment.base or self.decode_batch([segment], "base")[0]
         tokens = [i for i in heard.ids if i > 3]
         aligned = align(segment.ctc, tokens)
         return domain_features(
@@ -407,15 +424,15 @@ def _with_own_projector(base: SpeechLLM) -> SpeechLLM:
 
 
 def _cut(samples: np.ndarray) -> list[tuple[int, int]]:
-    """Spans of at most LONGEST_SEGMENT seconds, cut where the signal is quietest in the second half of each."""
+    """Spans of at most LONGEST_SEGMENT seconds, cut in the middle of the quietest quarter second of each second half."""
     longest = int(LONGEST_SEGMENT * SAMPLE_RATE)
     spans, start = [], 0
     while len(samples) - start > longest:
         window = samples[start + longest // 2 : start + longest]
         block = SAMPLE_RATE // 20
         energy = (window[: len(window) // block * block].reshape(-1, block) ** 2).mean(1)
-        smooth = np.convolve(energy, np.ones(5), "same")
-        cut = start + longest // 2 + int(smooth.argmin()) * block + block // 2
+        smooth = np.convolve(energy, np.ones(5), "valid")
+        cut = start + longest // 2 + int(smooth.argmin()) * block + 5 * block // 2
         spans.append((start, cut))
         start = cut
     return [*spans, (start, len(samples))]
@@ -433,8 +450,12 @@ def _shift(recorded: Trace, seconds: float) -> None:
 
 
 def _join(traces: list[Trace]) -> Trace:
+    """One trace of all segments; each counts its frames anew, so the calls are numbered on."""
     joined = traces[0]
     for other in traces[1:]:
+        first = 1 + max((record["call"] for record in joined.records), default=-1)
+        for record in other.records:
+            record["call"] += first
         joined.records += other.records
     return joined
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from hdmole.asr import ASR
@@ -29,6 +31,7 @@ app = typer.Typer(
 demo = typer.Typer(help="The built-in demo model.", no_args_is_help=True)
 app.add_typer(demo, name="demo")
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+_TASK = TaskID(0)  # the one task of `_progress`
 
 Model = Annotated[str, typer.Option(help="demo, a model folder, or the name of a repository on the Hugging Face hub.")]
 Method = Annotated[str, typer.Option(help="base, lora, full or hdmole.")]
@@ -37,22 +40,33 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard outpu
 
 
 def _fail(message: object) -> NoReturn:
-    errors.print(f"[bold red]Error:[/] {message}", markup=True)
+    errors.print(f"[bold red]Error:[/] {escape(str(message))}")
     raise typer.Exit(1)
 
 
+def _make_folder(folder: Path, option: str = "--out") -> None:
+    """Make the folder that results go to; ends the command where they could not be written, before the work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(f"The folder {folder} cannot be made ({error.strerror}); choose another {option}.")
+    if not os.access(folder, os.W_OK):
+        _fail(f"The folder {folder} may not be written to; choose another {option}.")
+
+
 @contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Any]:
-    """A progress bar on standard error; gives a function that is told how much is done."""
+def _progress(what: str, total: int | None = None) -> Iterator[Progress]:
+    """A progress bar with one task on standard error, where that is a terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        progress.add_task(what, total=total)
+        yield progress
 
 
 def _load(model: str) -> ASR:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with errors.status(f"Loading the model {model} ..."):
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about itself
+    with errors.status(f"Loading the model {escape(model)} ..."):
         from transformers.utils import logging
 
         from hdmole.asr import ASR
@@ -62,7 +76,7 @@ def _load(model: str) -> ASR:
             asr = ASR.load(model)
         except (ValueError, OSError) as error:
             _fail(error)
-    errors.print(f"Model {asr.folder.name} on {asr.device}", style="dim")
+    errors.print(f"Model {model} on {asr.device}", style="dim", markup=False)
     return asr
 
 
@@ -80,13 +94,12 @@ def transcribe(
     asr = _load(model)
     try:
         asr.check_method(method)
-        if accent != "auto" and accent not in asr.accents:
-            raise ValueError(f"There is no accent {accent!r}; give auto or one of {', '.join(asr.accents)}.")
+        asr.check_accent(accent)
     except ValueError as error:
         _fail(error)
     results: list[dict[str, Any]] = []
-    with _progress("Transcribing", len(audio)) as done:
-        for number, path in enumerate(audio, 1):
+    with _progress("Transcribing", len(audio)) as progress:
+        for path in audio:
             try:
                 heard = asr.transcribe(decode(path), method, accent)
             except AudioError as error:
@@ -97,8 +110,10 @@ def transcribe(
                 if not as_json:
                     if heard.in_domain["verdict"] is False:
                         errors.print(f"{path}: {warning(heard.in_domain)}", style="yellow", markup=False)
+                    progress.stop()  # else the line would follow the bar on a terminal
                     typer.echo(f"{path}\t{heard.text}" if len(audio) > 1 else heard.text)
-            done(number)
+                    progress.start()
+            progress.advance(_TASK)
     if as_json:
         typer.echo(json.dumps(results, indent=1, ensure_ascii=False))
     if any("error" in r for r in results):
@@ -121,12 +136,14 @@ def trace_command(
     """Write the routing of one recording, frame by frame and layer by layer, as a tidy table."""
     from hdmole.audio import decode
 
+    if out.is_dir():
+        _fail(f"{out} is a folder; give the name of a parquet file to write.")
+    _make_folder(out.parent)
     asr = _load(model)
     with errors.status("Tracing ..."):
         try:
             heard = asr.transcribe(decode(audio), "hdmole", accent, want_trace=True)
             assert heard.trace is not None
-            out.parent.mkdir(parents=True, exist_ok=True)
             heard.trace.save(out)
         except (ValueError, OSError) as error:
             _fail(error)
@@ -146,21 +163,29 @@ def evaluate(
     accent: AccentOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Word error rates of several methods on your recordings, with 95 % intervals."""
+    """Word error rates of several methods on your recordings, with 95 % intervals; exit status 1 if any failed."""
+    _make_folder(out)
     asr = _load(model)
     from hdmole.asr import METHOD_LABELS
     from hdmole.evaluate import evaluate as run
-    from hdmole.results import markdown_table
+    from hdmole.results import accent_table, markdown_table
 
     chosen = [m.strip() for m in methods.split(",") if m.strip()]
-    with _progress("Evaluating", None) as done:
+    with _progress("Evaluating") as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.update(_TASK, completed=done, total=total)
+
         try:
-            summary, failed = run(asr, manifest, chosen, out, accent=accent, progress=lambda n, total: done(n))
+            summary, failed = run(asr, manifest, chosen, out, accent=accent, progress=report)
         except (ValueError, OSError) as error:
             _fail(error)
     for row in failed:
         errors.print(f"{row['audio']}: {row['error']}", markup=False)
-    typer.echo(json.dumps(summary, indent=1) if as_json else markdown_table(summary, METHOD_LABELS))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(f"{markdown_table(summary, METHOD_LABELS)}\n\n{accent_table(summary, METHOD_LABELS)}")
     if failed:
         raise typer.Exit(1)
 
@@ -176,11 +201,12 @@ def demo_build(
     work: Annotated[Path, typer.Option(help="Where stages keep what they made; run again to resume.")] = Path("build/demo"),
 ) -> None:
     """Train the demo model from nothing (about two hours on 2 cores); resumes where it was cut off."""
+    _make_folder(work, "--work")
     from hdmole.demo.build import build
 
     try:
         build(out, real_speech or [], seed, scale, work, report=lambda text: errors.print(text, markup=False))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _fail(error)
 
 
@@ -207,7 +233,10 @@ def demo_info(
     }
     path = asr.folder / "results" / "summary.json"
     if readme is not None:
-        update_readme(readme, path, METHOD_LABELS)
+        try:
+            update_readme(readme, path, METHOD_LABELS)
+        except (ValueError, OSError) as error:
+            _fail(error)
     summary = json.loads(path.read_text()) if path.is_file() else None
     if as_json:
         typer.echo(json.dumps({**info, "results": summary}, indent=1))
@@ -224,13 +253,17 @@ def demo_info(
 @app.command("app")
 def app_command(
     port: Annotated[int, typer.Option(help="Port of the web server.")] = 8501,
-    model: Model = "demo",
+    model: Annotated[
+        str,
+        typer.Option(envvar="HDMOLE_MODEL", help="demo, a model folder, or the name of a repository on the Hugging Face hub."),
+    ] = "demo",
 ) -> None:
-    """Start the web app."""
+    """Start the web app on this machine; Ctrl-C ends it."""
     main = Path(__file__).resolve().parent.parent / "app" / "main.py"
     if not main.is_file():
         _fail("The app is not installed with the package; clone the repository and run 'make app' there.")
-    os.environ["HDMOLE_MODEL"] = model
+    # the app runs in the repository's folder, where a relative path would lead elsewhere
+    os.environ["HDMOLE_MODEL"] = str(Path(model).resolve()) if Path(model).is_dir() else model
     command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.port", str(port)]
     os.chdir(main.parent.parent)
     os.execv(sys.executable, command)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
-from sklearn.linear_model import LogisticRegression
 
 # feature -> (what is said where it speaks against the audio, whether a high or a low value is meant)
 PHRASES = {
@@ -100,6 +99,8 @@ class DomainScorer:
     @classmethod
     def fit(cls, features: pd.DataFrame, inside: np.ndarray, accept: float = 0.95) -> DomainScorer:
         """Fit on one row an utterance and whether it is inside; the threshold lets `accept` of the inside ones pass."""
+        from sklearn.linear_model import LogisticRegression  # slow to import, and only training needs it
+
         mean, scale = features.mean(), features.std().replace(0, 1)
         scorer = cls(list(features.columns), list(mean), list(scale), [], 0.0, 0.5)
         model = LogisticRegression(C=0.3, max_iter=2000, class_weight="balanced")

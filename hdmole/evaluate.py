@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from hdmole.asr import ASR, METHODS
+from hdmole.asr import ASR, ModelError
 from hdmole.audio import AudioError, decode
-from hdmole.results import count_errors, provenance, summarise, write
+from hdmole.results import count_errors, normalise, provenance, summarise, write
 
 BATCH = 16  # utterances decoded at once
 
@@ -26,6 +26,7 @@ class Line:
     """One recording of a manifest."""
 
     number: int
+    name: str  # of the audio, as the manifest has it
     audio: Path
     text: str
     accent: str
@@ -41,10 +42,10 @@ def read_manifest(path: Path) -> list[Line]:
         raise ManifestError(f"There is no manifest {path}; give a JSON-lines file with audio, text and accent on each line.")
     lines = []
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ManifestError(f"{path.name} is not text in UTF-8; a manifest is a JSON-lines file.") from None
-    for number, text in enumerate(content.splitlines(), 1):
+    for number, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
         try:
@@ -59,10 +60,10 @@ def read_manifest(path: Path) -> list[Line]:
         audio = path.parent / row["audio"]
         if not audio.is_file():
             raise ManifestError(f"Line {number} of {path.name} names {row['audio']}, which does not exist beside the manifest.")
-        # without a speaker, every recording counts as one of its own
-        lines.append(
-            Line(number, audio, " ".join(row["text"].lower().split()), row["accent"], str(row.get("speaker") or f"line-{number}"))
-        )
+        speaker = row.get("speaker")
+        if speaker in (None, ""):  # every recording counts as a speaker of its own
+            speaker = f"line-{number}"
+        lines.append(Line(number, row["audio"], audio, normalise(row["text"]), row["accent"], str(speaker)))
     if not lines:
         raise ManifestError(f"{path.name} is empty; give a JSON-lines file with audio, text and accent on each line.")
     return lines
@@ -80,13 +81,20 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Transcribe every line by every method and write `utterances.parquet` and `summary.json` to `out`.
 
-    The domain is "general" where the manifest's accent is, else "accent". `progress(done, total)` is told the number of
-    recordings done. Returns the summary and the recordings that could not be read (`audio`, `error`); these are left out
-    for all methods alike. Raises ManifestError, and ModelError for a method the model lacks.
+    The domain is "general" where the manifest's accent is, else "accent". Words are compared without case and punctuation.
+    `progress(done, total)` is told the number of recordings done. Returns the summary and the recordings that could not be
+    read (`audio`, `error`); these are left out for all methods alike. Raises ManifestError, ModelError for a method or
+    accent the model lacks, and OSError where `out` cannot be made, before anything is transcribed.
     """
+    methods = list(dict.fromkeys(methods))
+    if not methods:
+        raise ModelError(f"No method is given; this model has {', '.join(asr.methods)}.")
     for method in methods:
         asr.check_method(method)
+    asr.check_accent(accent)
     lines = read_manifest(manifest)
+    out.mkdir(parents=True, exist_ok=True)
+    progress(0, len(lines))
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for start in range(0, len(lines), BATCH):
@@ -95,7 +103,7 @@ def evaluate(
             try:
                 encoded = asr.encode(decode(line.audio))
             except AudioError as error:
-                failed.append({"audio": line.audio.name, "error": str(error)})
+                failed.append({"audio": line.name, "error": str(error)})
                 continue
             segments += encoded
             owners += [line] * len(encoded)
@@ -107,12 +115,12 @@ def evaluate(
                 for i, result in zip(part, asr.decode_batch([segments[i] for i in part], method, accent), strict=True):
                     heard[i] = result.text
             for line in dict.fromkeys(owners):
-                hypothesis = " ".join(heard[i] for i, owner in enumerate(owners) if owner is line)
+                hypothesis = normalise(" ".join(heard[i] for i, owner in enumerate(owners) if owner is line))
                 errors, words = count_errors(line.text, hypothesis)
                 rows.append(
                     dict(
                         method=method, seed=seed, domain="general" if line.accent == "general" else "accent", accent=line.accent,
-                        speaker=line.speaker, utterance=line.audio.name, reference=line.text, hypothesis=hypothesis,
+                        speaker=line.speaker, utterance=line.name, reference=line.text, hypothesis=hypothesis,
                         errors=errors, words=words,
                     )
                 )  # fmt: skip
@@ -131,6 +139,3 @@ def evaluate(
     )
     write(out, table, summary)
     return summary, failed
-
-
-__all__ = ["METHODS", "Line", "ManifestError", "evaluate", "read_manifest"]

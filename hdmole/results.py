@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -21,6 +22,11 @@ import pandas as pd
 
 COLUMNS = ["method", "seed", "domain", "accent", "speaker", "utterance", "reference", "hypothesis", "errors", "words"]
 RESAMPLES = 1000
+
+
+def normalise(text: str) -> str:
+    """Lower-case words between single spaces, without punctuation; apostrophes inside words stay."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'")))
 
 
 def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
@@ -39,9 +45,22 @@ def bootstrap(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
     speakers are resampled alike, so differences of two results are paired.
     """
     sums = rows.groupby("speaker")[["errors", "words"]].sum().sort_index().to_numpy(float)
-    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
-    totals = sums[draws].sum(1)
+    totals = _drawn(len(sums), seed) @ sums
     return 100 * totals[:, 0] / np.maximum(totals[:, 1], 1)
+
+
+def bootstrap_mean(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """The same for the mean over accents of their word error rates; an accent whose speakers were not drawn is left out."""
+    table = rows.pivot_table(index="speaker", columns="accent", values=["errors", "words"], aggfunc="sum", fill_value=0)
+    drawn = _drawn(len(table), seed)
+    errors, words = drawn @ table["errors"].to_numpy(float), drawn @ table["words"].to_numpy(float)
+    return 100 * np.ma.masked_array(errors / np.maximum(words, 1), words == 0).mean(1).filled(0.0)
+
+
+def _drawn(speakers: int, seed: int) -> np.ndarray:
+    """How often each speaker is drawn (RESAMPLES, speakers)."""
+    draws = np.random.default_rng(seed).integers(0, speakers, (RESAMPLES, speakers))
+    return np.stack([np.bincount(draw, minlength=speakers) for draw in draws])
 
 
 def _rate(rows: pd.DataFrame) -> dict[str, Any]:
@@ -69,6 +88,8 @@ def summarise(rows: pd.DataFrame) -> dict[str, Any]:
             per_accent = {str(a): _rate(r) for a, r in of_domain.groupby("accent", sort=False)}
             entry = _rate(of_domain)
             entry["mean_over_accents"] = round(float(np.mean([a["wer"] for a in per_accent.values()])), 2)
+            low, high = np.percentile(bootstrap_mean(of_domain), [2.5, 97.5])
+            entry["mean_interval"] = [round(float(low), 2), round(float(high), 2)]
             entry["accents"] = per_accent
             domains[str(domain)] = entry
         methods[str(method)] = {"domains": domains}
@@ -144,16 +165,34 @@ def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
         cells = []
         for domain in domains:
             d = entry["domains"].get(domain)
-            value = d and (d["mean_over_accents"] if domain == "accent" else d["wer"])
-            cells.append(f"{value:.1f} [{d['interval'][0]:.1f}, {d['interval'][1]:.1f}]" if d else "")
+            value, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
+            cells.append(f"{d[value]:.1f} [{d[interval][0]:.1f}, {d[interval][1]:.1f}]" if d else "")
         count = f"{trained:,}{share}" if trained is not None else ""
         lines.append(f"| {labels.get(method, method)} | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def accent_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
+    """WER in % with its 95 % interval as a markdown table: one row an accent and the general domain, one column a method."""
+    methods = summary["methods"]
+    lines = ["| Accent | " + " | ".join(labels.get(m, m) for m in methods) + " |", "|---|" + "---:|" * len(methods)]
+    first = next(iter(methods.values()))["domains"]
+    for domain in ("accent", "general"):
+        for accent in first.get(domain, {}).get("accents", {}):
+            rates = [entry["domains"][domain]["accents"][accent] for entry in methods.values()]
+            cells = [f"{r['wer']:.1f} [{r['interval'][0]:.1f}, {r['interval'][1]:.1f}]" for r in rates]
+            lines.append(f"| {accent} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def update_readme(readme: Path, summary: Path, labels: dict[str, str]) -> None:
-    """Put the table of a results file between the README's `<!-- results -->` and `<!-- /results -->`."""
+    """Put the table of a results file between the README's `<!-- results -->` and `<!-- /results -->`.
+
+    Raises ValueError where the README has no such place, and OSError where a file cannot be read or written.
+    """
     text = readme.read_text()
+    if not 0 <= text.find("<!-- results -->") < text.find("<!-- /results -->"):
+        raise ValueError(f"{readme} has no place for the table; mark it with <!-- results --> and <!-- /results -->.")
     values = json.loads(summary.read_text())
     origin = values["provenance"]
     table = markdown_table(values, labels)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from tiny import speech_like
 
-from hdmole.asr import ASR, ModelError, align, find_model
+from hdmole.asr import ASR, Decoded, Encoded, ModelError, _cut, align, find_model
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,35 @@ def test_long_audio_is_cut_and_its_words_keep_their_times(asr: ASR) -> None:
     assert heard.seconds == pytest.approx(47.0)
     starts = [w.start for w in heard.words]
     assert starts == sorted(starts) and starts[-1] > 30
-    assert heard.trace is not None and heard.trace.to_frame().time.max() > 40
+    assert heard.trace is not None
+    table = heard.trace.to_frame()
+    assert table.time.max() > 40 and not table.duplicated(["layer", "call", "utterance", "frame", "expert"]).any()
+
+
+def test_long_audio_is_cut_where_it_is_quietest() -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, 50 * 16_000)
+    for second in (14, 33):
+        samples[second * 16_000 : second * 16_000 + 6_000] *= 0.9  # hardly quieter, but longer than any chance
+    spans = _cut(samples.astype(np.float32))
+    assert [end for _, end in spans[:-1]] == pytest.approx([14.19 * 16_000, 33.19 * 16_000], abs=0.1 * 16_000)
+    assert spans[0][0] == 0 and spans[-1][1] == len(samples) and all(a[1] == b[0] for a, b in pairwise(spans))
+
+
+def test_the_base_decodes_an_utterance_once(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The in-domain score of every method looks at what the base hears."""
+    calls: list[str] = []
+    decode_batch = ASR.decode_batch
+
+    def counted(self: ASR, segments: list[Encoded], method: str, accent: str = "auto") -> list[Decoded]:
+        calls.append(method)
+        return decode_batch(self, segments, method, accent)
+
+    monkeypatch.setattr(ASR, "decode_batch", counted)
+    encoded = asr.encode(speech_like(1.5))
+    scores = [asr.transcribe(speech_like(1.5), method, encoded=encoded).in_domain for method in asr.methods]
+    assert calls == asr.methods and all(score == scores[0] for score in scores)
+    calls.clear()
+    assert asr.transcribe(speech_like(1.5), "hdmole").in_domain == scores[0] and calls == ["hdmole", "base"]
 
 
 def test_interventions_reach_the_model_for_one_call(asr: ASR) -> None:
@@ -109,6 +139,16 @@ def test_wrong_names_are_plain_sentences(asr: ASR, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not valid JSON"):
         ASR.load(tmp_path)
+
+
+def test_a_damaged_model_is_a_plain_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    for part in ("model.safetensors", "adapters/hdmole/adapter_model.safetensors", "domain.json"):
+        folder = tmp_path / part.replace("/", "-")
+        shutil.copytree(tiny_model, folder)
+        (folder / part).write_bytes((tiny_model / part).read_bytes()[:200])
+        with pytest.raises(ModelError, match=r"cannot be loaded .* check that the folder is complete") as caught:
+            ASR.load(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_alignment_finds_the_frames_of_each_token() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ import pandas as pd
 import pytest
 import soundfile
 from tiny import ACCENTS, speech_like
+from typer.testing import CliRunner
 
+import hdmole.cli
 from hdmole.evaluate import ManifestError, read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +26,13 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "hdmole.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=180)
+
+
+def run_here(*arguments: object) -> tuple[int, str]:
+    """The same without a process of its own: exit status, and what it wrote in one line."""
+    done = CliRunner().invoke(hdmole.cli.app, list(map(str, arguments)))
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    return done.exit_code, " ".join(done.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +68,67 @@ def test_transcribe_json_has_the_documented_shape_and_one_bad_file_spoils_only_i
 
 
 def test_transcribe_text_warns_first(clips: Path, tiny_model: Path) -> None:
-    done = run("transcribe", clips / "0.wav", "--model", tiny_model, "--method", "base")
-    assert done.returncode == 0 and done.stdout.strip()
-    assert "outside what the model was made for" in done.stderr  # a random model: nothing agrees with anything
+    status, output = run_here("transcribe", clips / "0.wav", "--model", tiny_model, "--method", "base")
+    assert status == 0
+    assert re.search(
+        r"outside what the model was made for .* Do not trust the transcript. \w", output
+    )  # a random model: nothing agrees with anything
+
+
+def test_on_a_terminal_there_is_progress_and_transcripts_have_lines_of_their_own(clips: Path, tiny_model: Path) -> None:
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "hdmole.cli", "transcribe", clips / "0.wav", clips / "1.wav", "--model", tiny_model]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "200"}
+    with subprocess.Popen(command, stdout=end, stderr=end, cwd=ROOT, env=environment) as process:
+        os.close(end)
+        seen = b""
+        try:
+            while part := os.read(terminal, 65536):
+                seen += part
+        except OSError:  # Linux's way to say that the other end is closed
+            pass
+    os.close(terminal)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())  # without colours and cursor movements
+    assert "Loading the model" in text and "Transcribing" in text and "Traceback" not in text and "Warning" not in text
+    lines = re.split(r"[\r\n]+", text)
+    assert [sum(line.startswith(f"{clips / name}\t") for line in lines) for name in ("0.wav", "1.wav")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trace", "a.wav", "--out", "{folder}"], "is a folder; give the name of a parquet file"),
+        (["trace", "a.wav", "--out", "{file}/t.parquet"], "file cannot be made (File exists); choose another --out"),
+        (["evaluate", "--manifest", "m.jsonl", "--out", "{file}"], "file cannot be made (File exists); choose another --out"),
+        (["demo", "build", "--work", "{file}/x"], "cannot be made (Not a directory); choose another --work"),
+    ],
+)
+def test_where_results_cannot_be_written_is_said_before_the_work(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("hdmole.cli._load", lambda model: pytest.fail("the model was loaded"))
+    status, output = run_here(*(a.format(folder=tmp_path, file=tmp_path / "file") for a in arguments))
+    assert status == 1 and sentence in output
+
+
+def test_names_with_brackets_are_shown_as_they_are(tmp_path: Path, tiny_model: Path) -> None:
+    status, output = run_here("trace", tmp_path / "[bold]x.wav", "--out", tmp_path / "t.parquet", "--model", tiny_model)
+    assert status == 1 and "Error: [bold]x.wav does not exist; check the path." in output
+
+
+def test_the_app_starts_on_the_chosen_model_wherever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append(command))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HDMOLE_MODEL", "some/model")  # what `HDMOLE_MODEL=some/model make app` does
+    (tmp_path / "mine").mkdir()
+    for arguments, model in (([], "some/model"), (["--model", "mine"], str(tmp_path / "mine"))):
+        assert run_here("app", "--port", 8765, *arguments)[0] == 0
+        assert os.environ["HDMOLE_MODEL"] == model
+        assert started[-1][1:4] == ["-m", "streamlit", "run"] and started[-1][-2:] == ["--server.port", "8765"]
+        os.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -67,18 +136,17 @@ def test_transcribe_text_warns_first(clips: Path, tiny_model: Path) -> None:
     [
         (["--method", "magic"], "it has base, lora, full, hdmole"),
         (["--accent", "martian"], "give auto or one of general"),
-        (["--model", "no/such-model"], "could not be had from the Hugging Face hub"),
+        (["--model", "no/such/model"], "could not be had from the Hugging Face hub"),  # a name no hub can have: nothing is asked
     ],
 )
 def test_wrong_options_are_plain_sentences(clips: Path, tiny_model: Path, arguments: list[str], sentence: str) -> None:
-    model = [] if "--model" in arguments else ["--model", tiny_model]
-    done = run("transcribe", clips / "0.wav", *model, *arguments)
-    assert done.returncode == 1 and sentence in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    status, output = run_here("transcribe", clips / "0.wav", "--model", tiny_model, *arguments)
+    assert status == 1 and sentence in output
 
 
 def test_trace_writes_the_tidy_table(clips: Path, tiny_model: Path, tmp_path: Path) -> None:
-    done = run("trace", clips / "1.wav", "--out", tmp_path / "deep" / "t.parquet", "--model", tiny_model)
-    assert done.returncode == 0, done.stderr
+    status, output = run_here("trace", clips / "1.wav", "--out", tmp_path / "deep" / "t.parquet", "--model", tiny_model)
+    assert status == 0, output
     table = pd.read_parquet(tmp_path / "deep" / "t.parquet")
     assert {"layer", "time", "expert", "accent", "gate", "tau_global", "tau_local", "n_active"} <= set(table)
     assert set(table.accent) == set(ACCENTS) and table.time.max() < 2.1
@@ -86,18 +154,40 @@ def test_trace_writes_the_tidy_table(clips: Path, tiny_model: Path, tmp_path: Pa
 
 def test_evaluate_writes_rows_and_summary(clips: Path, tiny_model: Path, tmp_path: Path) -> None:
     lines = [
-        {"audio": f"{k}.wav", "text": "Turn on the lights", "accent": a} for k, a in enumerate(("general", "indian", "german"))
+        {"audio": f"../{clips.name}/{k}.wav", "text": "Turn on, the LIGHTS!", "accent": a}
+        for k, a in enumerate(("general", "indian", "german"))
     ]
-    lines.append({"audio": "notes.wav", "text": "x", "accent": "german"})
-    (clips / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    done = run("evaluate", "--manifest", clips / "m.jsonl", "--methods", "base,hdmole", "--out", tmp_path, "--model", tiny_model)
-    assert done.returncode == 1 and "notes.wav" in done.stderr  # reported; the rest is done
-    rows = pd.read_parquet(tmp_path / "utterances.parquet")
+    lines.append({"audio": f"../{clips.name}/notes.wav", "text": "x", "accent": "german"})
+    (clips.parent / "lists").mkdir()
+    (clips.parent / "lists" / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = run(
+        "evaluate", "--manifest", clips.parent / "lists" / "m.jsonl", "--methods", "base,hdmole,base", "--out", tmp_path / "out",
+        "--model", tiny_model,
+    )  # fmt: skip
+    assert (
+        done.returncode == 1 and f"../{clips.name}/notes.wav: notes.wav is not audio" in done.stderr
+    )  # reported; the rest is done
+    rows = pd.read_parquet(tmp_path / "out" / "utterances.parquet")
     assert len(rows) == 6 and set(rows.method) == {"base", "hdmole"} and (rows.words == 4).all()
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(rows.reference) == {"turn on the lights"} and set(rows.utterance) == {f"../{clips.name}/{k}.wav" for k in range(3)}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["methods"]["base"]["domains"]["general"]["utterances"] == 1
     assert {"command", "commit", "date", "machine", "seed"} <= set(summary["provenance"])
-    assert "| Frozen base |" in done.stdout
+    assert "| Frozen base |" in done.stdout and "| indian | " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods", ","], "No method is given; this model has base, lora, full, hdmole."),
+        (["--methods", "base,magic"], "This model has no method 'magic'"),
+        (["--methods", "base", "--accent", "martian"], "There is no accent 'martian'"),
+    ],
+)
+def test_evaluate_refuses_in_plain_sentences(arguments: list[str], sentence: str, tiny_model: Path, tmp_path: Path) -> None:
+    manifest = tiny_model / "samples" / "manifest.jsonl"
+    status, output = run_here("evaluate", "--manifest", manifest, "--out", tmp_path, "--model", tiny_model, *arguments)
+    assert status == 1 and sentence in output and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -118,9 +208,30 @@ def test_bad_manifests_are_plain_sentences(tmp_path: Path, content: str, sentenc
         read_manifest(tmp_path / "none.jsonl")
 
 
+def test_manifests_may_have_a_byte_order_mark_rare_line_ends_and_numbered_speakers(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    row = {"audio": "a.wav", "text": "one\u2028two", "accent": "x"}
+    lines = [json.dumps(row | more, ensure_ascii=False) for more in ({"speaker": 0}, {}, {"speaker": ""})]
+    (tmp_path / "m.jsonl").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8", newline="")
+    read = read_manifest(tmp_path / "m.jsonl")
+    assert [line.speaker for line in read] == ["0", "line-2", "line-3"] and read[0].text == "one two"
+
+
 def test_demo_info_reads_its_figures(tiny_model: Path) -> None:
     done = run("demo", "info", "--model", tiny_model, "--json")
     assert done.returncode == 0, done.stderr
     info = json.loads(done.stdout)
     assert info["accents"] == ["general", *ACCENTS] and info["trainable"]["hdmole"] > 0
     assert info["results"]["methods"]["base"]
+
+
+def test_demo_info_keeps_a_readme_up_to_date(tiny_model: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("Before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    assert run_here("demo", "info", "--model", tiny_model, "--readme", readme)[0] == 0
+    text = readme.read_text()
+    assert text.startswith("Before\n") and text.endswith("\nafter\n") and "| HDMoLE |" in text and "old" not in text
+    for content, sentence in (("nothing here", "has no place for the table"), (None, "No such file")):
+        readme.write_text(content) if content else readme.unlink()
+        status, output = run_here("demo", "info", "--model", tiny_model, "--readme", readme)
+        assert status == 1 and sentence in output

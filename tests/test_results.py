@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from hdmole.asr import METHOD_LABELS
-from hdmole.results import COLUMNS, bootstrap, count_errors, markdown_table, summarise, write
+from hdmole.results import COLUMNS, accent_table, bootstrap, count_errors, markdown_table, normalise, summarise, write
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +31,31 @@ def _rows(errors: dict[str, list[int]]) -> pd.DataFrame:
 )
 def test_count_errors(reference: str, hypothesis: str, expected: tuple[int, int]) -> None:
     assert count_errors(reference, hypothesis) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don\u2019t  STOP, O'Brien!", "don't stop o'brien"), ("'quoted' - a_b 7:30", "quoted a b 7 30"), ("", ""),
+        ("\u00dcber \u4f60\u597d", "\u00fcber \u4f60\u597d"),
+    ],
+)  # fmt: skip
+def test_normalise(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+
+
+def test_the_mean_over_accents_has_an_interval_of_its_own() -> None:
+    """Where one accent has most of the words, the interval of all words together lies nowhere near the mean."""
+    rows = pd.concat([_rows({"base": [0] * 60}).assign(accent="easy"), _rows({"base": [4, 6, 5, 5]}).assign(accent="hard")])
+    rows["speaker"] = [f"s{k}" for k in range(len(rows))]
+    entry = summarise(rows)["methods"]["base"]["domains"]["accent"]
+    low, high = entry["mean_interval"]
+    assert entry["mean_over_accents"] == 25.0 and entry["interval"][1] < 15 < low < 25 < high < 35
+    assert "| 25.0 [2" in markdown_table({"methods": summarise(rows)["methods"]}, METHOD_LABELS)
+    assert accent_table(summarise(rows), METHOD_LABELS).splitlines()[2:] == [
+        "| easy | 0.0 [0.0, 0.0] |",
+        f"| hard | 50.0 [{entry['accents']['hard']['interval'][0]:.1f}, {entry['accents']['hard']['interval'][1]:.1f}] |",
+    ]
 
 
 def test_summary_adds_up_and_is_paired() -> None:
