@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from hdmole.audio import SAMPLE_RATE, Audio
-from hdmole.figures import GATES
+from hdmole.figures import GATES, accent_label, frame_at
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word
@@ -75,11 +75,10 @@ def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer:
     """A player for the moment, and the experts at work in it."""
     if moment is None:
         return
-    rows = table[table.layer == layer]
-    nearest = (rows.time - moment.time).abs()
-    rows = rows[nearest == nearest.min()]
+    rows = frame_at(table[table.layer == layer], moment.time)
     at_work = rows[rows[which] > 0].sort_values(which, ascending=False)
-    names = ", ".join(f"{accent} {gate:.2f}" for accent, gate in zip(at_work.accent, at_work[which], strict=True)) or "no expert"
+    pairs = zip(at_work.accent, at_work[which], strict=True)
+    names = ", ".join(f"{accent_label(accent)} {gate:.2f}" for accent, gate in pairs) or "no expert"
     said = f"“{moment.word}”" if moment.word else "between words"
     first, last = int(moment.start * SAMPLE_RATE), int(moment.end * SAMPLE_RATE)
     player, text = st.columns([1, 2], vertical_alignment="center")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -14,6 +14,7 @@ import streamlit as st
 from app import state
 from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
 from app.worker import Job, Utterance
+from hdmole.figures import accent_label
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 
@@ -21,7 +22,7 @@ UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 def sample_label(clip: state.Sample) -> str:
     words = clip.text.split()
     text = " ".join(words[:9]) + (" …" if len(words) > 9 else "")
-    return f"{clip.accent.capitalize()} · {text}"
+    return f"{accent_label(clip.accent)} · {text}"
 
 
 def sample_select(clips: list[state.Sample], label: str = "Sample") -> None:
@@ -94,7 +95,8 @@ def warn_if_outside(job: Job) -> None:
 def show_cards(job: Job, reference: str) -> None:
     """What each method heard, side by side."""
     warn_if_outside(job)
-    cards = [method_card(method, job.transcripts.get(method), reference) for method in job.methods]
+    missing = "…" if job.running else "not transcribed"
+    cards = [method_card(method, job.transcripts.get(method), reference, missing) for method in job.methods]
     st.html(f"<div class='cards'>{''.join(cards)}</div>")
 
 
@@ -109,7 +111,7 @@ def watch(job: Job, reference: str | None) -> None:
     if not job.running:
         st.rerun()
     left, right = st.columns([6, 1], vertical_alignment="center")
-    left.progress(job.progress, text=f"{job.step} …")
+    left.progress(job.progress, text="Stopping after this step …" if job.cancelled else f"{job.step} …")
     if right.button("Cancel", key="cancel", disabled=job.cancelled):
         job.cancel()
         st.session_state.stopped = job.utterance.key
@@ -122,7 +124,7 @@ def show_trouble(job: Job) -> None:
     if job.error:
         st.error(job.error)
     elif job.cancelled:
-        st.info("Cancelled; what was finished before is shown.")
+        st.info("Cancelled before every method was done; what was finished is kept.")
     else:
         return
     if st.button("Try again", key="again"):
@@ -134,29 +136,35 @@ def show_trouble(job: Job) -> None:
 def figure(
     plot: go.Figure,
     name: str,
-    data: pd.DataFrame,
+    data: pd.DataFrame | dict[str, Callable[[], pd.DataFrame]],
     reading: str,
     key: str,
     on_select: Callable[[], None] | Literal["ignore", "rerun"] = "ignore",
 ) -> Any:
-    """A figure with one line on how to read it and its downloads; returns the selection where one is asked for."""
-    camera = {
+    """A figure with one line on how to read it and its downloads; returns the selection where one is asked for.
+
+    `data` is the table that is drawn, or several by name.
+    """
+    bar = {
         "toImageButtonOptions": {"filename": name, "scale": 2},
         "displaylogo": False,
-        "modeBarButtonsToRemove": ["select2d", "lasso2d"],
+        "displayModeBar": True,  # it would show only under a mouse
+        "modeBarButtonsToRemove": ["select2d", "lasso2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
     }
-    event = st.plotly_chart(plot, key=key, on_select=on_select, selection_mode="points", config=camera, alt=reading)
+    tables: dict[str, Callable[[], pd.DataFrame]] = data if isinstance(data, dict) else {"Data": data.copy}
+    event = st.plotly_chart(plot, key=key, on_select=on_select, selection_mode="points", config=bar, alt=reading)
     with st.container(horizontal=True, vertical_alignment="top", wrap=False):
         st.caption(f"**How to read this:** {reading}")
         with st.popover("Save", icon=":material/download:", width="content", key=f"{key}-save"):
-            st.download_button(
-                "Data (CSV)",
-                lambda: data.to_csv(index=False),
-                f"{name}.csv",
-                "text/csv",
-                key=f"{key}-csv",
-                on_click="ignore",
-            )
+            for title, table in tables.items():
+                st.download_button(
+                    f"{title} (CSV)",
+                    partial(_csv, table),
+                    f"{name}.csv" if len(tables) == 1 else f"{name}-{title.lower().replace(' ', '-')}.csv",
+                    "text/csv",
+                    key=f"{key}-csv-{title}",
+                    on_click="ignore",
+                )
             st.download_button(
                 "Figure (HTML)",
                 lambda: plot.to_html(),
@@ -165,13 +173,17 @@ def figure(
                 key=f"{key}-html",
                 on_click="ignore",
             )
-            st.caption("For a PNG, use the camera at the figure's top right.")
+            st.caption("For an image (PNG), use the camera over the figure.")
     return event
+
+
+def _csv(table: Callable[[], pd.DataFrame]) -> str:
+    return str(table().to_csv(index=False))
 
 
 def transcript_downloads(job: Job) -> None:
     """Everything that was heard, as JSON and as a table of words."""
-    stem = Path(job.utterance.name).stem
+    stem = job.utterance.stem
     found = [{"file": job.utterance.name, **t.to_dict()} for t in job.transcripts.values()]
     words = pd.DataFrame(
         [{"method": t["method"], **word} for t in found for word in t["words"]],
@@ -206,7 +218,7 @@ def headline(asr: Any, summary: dict[str, Any]) -> None:
             numbers.append(
                 (f"{name}, HDMoLE", f"{mine[field]:.1f} %", f"{mine[field] - base[field]:+.1f} points against the base")
             )
-    numbers.append(("HDMoLE trains", state.trained_share(asr), None))
+    numbers.append(("HDMoLE's parameters", state.trained_share(asr), None))
     if "accent_recogniser" in summary:
         numbers.append(("Accent recogniser, right", f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
     for column, (label, value, change) in zip(st.columns(len(numbers)), numbers, strict=True):

@@ -89,7 +89,7 @@ def results(folder: Path) -> dict[str, Any]:
 
 def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
     """The first clip of the accent the base model hears worst by its own results: there adaptation has something to show."""
-    rates = error_rate_data(summary).query("method == 'base'").set_index("accent").wer if summary else {}
+    rates: Any = error_rate_data(summary).query("method == 'base'").set_index("accent").wer if summary else {}
     return max(clips, key=lambda clip: (rates.get(clip.accent, -1.0), -clips.index(clip)))
 
 
@@ -200,7 +200,7 @@ def trained_share(asr: Any) -> str:
     trained = asr.trainable("hdmole")
     if "full" not in asr.methods:
         return f"{trained:,} parameters"
-    return f"{100 * trained / asr.trainable('full'):.1f} % of full"
+    return f"{100 * trained / asr.trainable('full'):.1f} % of full's"
 
 
 def model_card(path: Path) -> str:

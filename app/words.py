@@ -14,9 +14,9 @@ from hdmole.results import count_errors
 
 SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
 LEGEND_CONFIDENCE = (
-    "<span class='word unsure' style='--method: currentColor'>unsure</span> · "
-    "<span class='word doubtful' style='--method: currentColor'>doubtful</span> "
-    f"word confidence under {SURE} · under {UNSURE} (point at a word for its number and time)"
+    "The model's confidence in a word: <span class='word unsure' style='--method: currentColor'>word</span> "
+    f"under {SURE} · <span class='word doubtful' style='--method: currentColor'>word</span> under {UNSURE} · "
+    "point at a word for its number and time"
 )
 LEGEND_DIFFERENCE = (
     "Against the reference: <span><span class='said'>said</span><span class='wrong'>heard</span></span> substituted · "
@@ -61,11 +61,11 @@ def heard_html(words: Sequence[Any], reference: str = "") -> str:
     return " ".join(parts)
 
 
-def method_card(method: str, transcript: Any | None, reference: str = "") -> str:
-    """What one method heard (an `hdmole.asr.Transcript`, or None while it is still to come)."""
+def method_card(method: str, transcript: Any | None, reference: str = "", missing: str = "…") -> str:
+    """What one method heard (an `hdmole.asr.Transcript`); `missing` stands in the place of one that is not there."""
     rate = ""
     if transcript is None:
-        body, foot = "<span class='nothing'>…</span>", ""
+        body, foot = f"<span class='nothing'>{missing}</span>", ""
     else:
         body = heard_html(transcript.words, reference) or "<span class='nothing'>no words heard</span>"
         foot = f"{transcript.rtf:.2f} × real time"

@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -33,6 +34,11 @@ class Utterance:
     reference: str = ""
     accent: str = ""
     sample: str = ""  # the sample's name where it is one of the model's samples
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its extension, for naming what is saved."""
+        return Path(self.name).stem
 
     @cached_property
     def key(self) -> str:
@@ -96,7 +102,7 @@ class Job:
         for method in self.methods:
             if self.cancelled:
                 return
-            self.step = f"Listening with {METHOD_NAMES.get(method, method)}"
+            self.step = f"{METHOD_NAMES.get(method, method)} is listening"
             encoded = self._asr.encode(audio) if encoded is None else encoded
             transcript = self._asr.transcribe(audio, method=method, want_trace=method == "hdmole", encoded=encoded)
             if transcript.trace is not None:

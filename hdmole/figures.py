@@ -22,18 +22,30 @@ from plotly.subplots import make_subplots
 
 GENERAL = "general"
 METHOD_NAMES = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
-METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3D7FB5", "full": "#8464B8", "hdmole": "#E0672F"}
+# LoRA and full fine-tuning differ in lightness too: their hues alone look the same to people who do not see green.
+METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3A9AD0", "full": "#7350B5", "hdmole": "#E0672F"}
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
+ACTIVE = {"gate": "n_active", "global_gate": "n_active_global", "local_gate": "n_active_local"}  # their counts of experts
 MAX_COLUMNS = 600  # of a heatmap that can be clicked, which has a mark a cell
 MEL_COLUMNS = 1_000  # of a spectrogram
 WORD_LABELS = 60  # more words than this on one axis cannot be read
 
-# Okabe and Ito (2008) without black, which vanishes on dark pages, and with a dark purple in its place.
-_EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#C9B80A", "#7F3C8D")
+# Okabe and Ito (2008) without black and yellow, which vanish on dark or on white pages; brown and dark purple instead.
+_EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#A0522D", "#7F3C8D")
 _GENERAL_COLOUR = "#8A8A8A"
 # Viridis without its darkest end, so that a small gate differs from an expert that is off on a dark page too.
 _GATE_SCALE = sample_colorscale("Viridis", np.linspace(0.2, 1, 12))
-_LAYOUT: dict[str, Any] = dict(margin=dict(l=8, r=8, t=36, b=8), hoverlabel=dict(namelength=-1), dragmode=False)
+_WAVE_COLOUR = "#71839A"  # no method's and no accent's
+_MEL_TICKS = (250, 500, 1_000, 2_000, 4_000, 8_000)  # Hz
+# One line drawn as two, which shows on every colour and page.
+_ON_ANY_COLOUR: tuple[dict[str, Any], ...] = (
+    dict(width=4, color="rgba(255,255,255,0.7)"),
+    dict(width=2, color="#000000", dash="dash"),
+)
+# A font that an exported image has too: with a web font of the page, its labels would be measured in one and drawn in another.
+_LAYOUT: dict[str, Any] = dict(
+    margin=dict(l=8, r=8, t=36, b=8), hoverlabel=dict(namelength=-1), dragmode=False, font_family="Arial, Helvetica, sans-serif"
+)
 
 
 class TimedWord(Protocol):
@@ -59,6 +71,11 @@ def layer_label(name: str) -> str:
     for prefix in ("base_model.model.", "multi_modal_projector."):
         name = name.removeprefix(prefix)
     return name
+
+
+def accent_label(name: str) -> str:
+    """An accent's name as it is shown: with a capital letter."""
+    return name[:1].upper() + name[1:]
 
 
 # -- the sound -----------------------------------------------------------------------------------------------------------
@@ -93,31 +110,46 @@ def mel_spectrogram(samples: np.ndarray, rate: int, bins: int = 80) -> tuple[np.
     return times, frequencies, np.maximum(levels, -80).round().astype(np.int8)
 
 
+def spectrogram_data(samples: np.ndarray, rate: int) -> pd.DataFrame:
+    """The mel spectrogram as one row a cell: `time` (s), `frequency` (Hz), `level` (dB)."""
+    times, frequencies, levels = mel_spectrogram(samples, rate)
+    columns = dict(
+        time=np.repeat(times, len(frequencies)), frequency=np.tile(frequencies, len(times)), level=levels.T.reshape(-1)
+    )
+    return pd.DataFrame(columns).round({"time": 4, "frequency": 1})
+
+
 def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = ()) -> go.Figure:
     """Waveform over mel spectrogram on one time axis, with the words, if any, between their start and end."""
     wave = envelope(samples, rate)
     times, frequencies, levels = mel_spectrogram(samples, rate)
+    mel = _mel(frequencies)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.28, 0.72], vertical_spacing=0.03)
     outline = dict(
         x=np.concatenate([wave.time, wave.time[::-1]]).astype(np.float32),
         y=np.concatenate([wave.high, wave.low[::-1]]).astype(np.float32),
     )
     figure.add_scatter(
-        **outline, row=1, col=1, fill="toself", mode="lines", line=dict(width=0.5, color=METHOD_COLOURS["lora"]),
+        **outline, row=1, col=1, fill="toself", mode="lines", line=dict(width=0.5, color=_WAVE_COLOUR),
         hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     figure.add_heatmap(
-        x=times.astype(np.float32), y=frequencies.astype(np.float32), z=levels, row=2, col=1, colorscale="Cividis", zmin=-80,
-        zmax=0, colorbar=dict(title="dB", thickness=10, len=0.72, y=0.36),
-        hovertemplate="%{x:.2f} s, %{y:.0f} Hz<br>%{z} dB<extra></extra>",
+        x=times.astype(np.float32), y=mel.astype(np.float32), z=levels, row=2, col=1, colorscale="Cividis", zmin=-80, zmax=0,
+        customdata=np.repeat(frequencies.round().astype(np.int16)[:, None], len(times), 1),
+        colorbar=dict(title="dB", thickness=10, len=0.72, y=0.36),
+        hovertemplate="%{x:.2f} s, %{customdata} Hz<br>%{z} dB<extra></extra>",
     )  # fmt: skip
     peak = max(0.05, float(np.abs(samples).max(initial=0)))
     figure.update_yaxes(range=[-1.1 * peak, 1.1 * peak], title="level", showticklabels=False, row=1, col=1)
-    figure.update_yaxes(title="frequency (Hz)", range=[0, rate / 2], row=2, col=1)
+    ticks = [tick for tick in _MEL_TICKS if tick <= rate / 2]
+    figure.update_yaxes(
+        title="frequency (Hz)", range=[0, float(_mel(rate / 2))], tickvals=_mel(np.array(ticks)), ticktext=ticks, row=2, col=1
+    )
     figure.update_xaxes(range=[0, len(samples) / rate])
     figure.update_xaxes(title="time (s)", row=2, col=1)
+    figure.update_layout(**_LAYOUT, height=360)
     _mark_words(figure, words)
-    return figure.update_layout(**_LAYOUT, height=330)
+    return figure
 
 
 def accent_posterior(posterior: Mapping[str, float]) -> go.Figure:
@@ -133,8 +165,8 @@ def accent_posterior(posterior: Mapping[str, float]) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_xaxes(range=[0, 118], title="accent recogniser's posterior (%)", tickvals=[0, 25, 50, 75, 100])
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return figure.update_layout(**_LAYOUT, height=330)
+    figure.update_yaxes(autorange="reversed", automargin=True, **_accent_ticks(names))
+    return figure.update_layout(**_LAYOUT, height=360)
 
 
 # -- the routing: data ---------------------------------------------------------------------------------------------------
@@ -155,12 +187,11 @@ def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -
     """What each router's threshold of one layer cuts: one row a router and expert.
 
     `weight` is the number that is compared with `threshold`: pi_i / m for the global router, p_i for the local one,
-    averaged over frames, or at the frame nearest to `time` (s). `lowest` and `highest` are its range over the frames
+    averaged over frames, or at the frame that lasts over `time` (s). `lowest` and `highest` are its range over the frames
     that were averaged, `share_on` the share of these frames in which the expert got through.
     """
     rows = _of_layer(table, layer)
-    if time is not None and not rows.empty:
-        rows = rows[rows.time == rows.time.iloc[(rows.time - time).abs().to_numpy().argmin()]]
+    rows = rows if time is None else frame_at(rows, time)
     mass = rows.groupby(["call", "time", "frame"], dropna=False).posterior.transform("sum")
     rows = rows.assign(accent_share=(rows.posterior / mass.where(mass > 0)).fillna(0.0))
     parts = []
@@ -174,6 +205,12 @@ def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -
     return pd.concat(parts, ignore_index=True)
 
 
+def frame_at(rows: pd.DataFrame, time: float) -> pd.DataFrame:
+    """Those of a routing table's rows whose frame lasts over `time` (s): the last frame that has begun by then."""
+    begun = rows.time[rows.time <= time + 1e-6]
+    return rows[rows.time == (rows.time.min() if begun.empty else begun.max())]
+
+
 def overview_data(table: pd.DataFrame, which: str = "gate") -> pd.DataFrame:
     """Mean over the utterance's frames of `which`: one row a layer and expert."""
     return table.groupby(["layer_index", "layer", "expert", "accent"], as_index=False).agg({which: "mean"})
@@ -182,8 +219,13 @@ def overview_data(table: pd.DataFrame, which: str = "gate") -> pd.DataFrame:
 # -- the routing: figures ------------------------------------------------------------------------------------------------
 
 
-def gate_heatmap(data: pd.DataFrame, which: str = "gate", words: Sequence[TimedWord] = ()) -> go.Figure:
-    """Expert x time of one layer's `gate_data`; cells where an expert is off stay empty. Cells can be clicked."""
+def gate_heatmap(
+    data: pd.DataFrame, which: str = "gate", words: Sequence[TimedWord] = (), span: tuple[float, float] | None = None
+) -> go.Figure:
+    """Expert x time of one layer's `gate_data`; cells where an expert is off stay empty. Cells can be clicked.
+
+    A frame is drawn around `span`, start and end in seconds.
+    """
     times, accents, values, axis = _grid(data, "accent", "expert", which)
     figure = go.Figure(
         go.Heatmap(
@@ -193,12 +235,20 @@ def gate_heatmap(data: pd.DataFrame, which: str = "gate", words: Sequence[TimedW
         )
     )  # fmt: skip
     _clickable(figure, times, accents, values, "expert %{y}<br>%{x:.2f} s<br>gate %{customdata:.3f}<extra></extra>")
-    _expert_axis(figure, accents)
-    return _over_time(figure, times, words, axis).update_layout(height=340)
+    colours = accent_colours(accents)
+    text = [f"{accent_label(name)} <span style='color:{colours[name]}'>■</span>" for name in accents]
+    figure.update_yaxes(tickmode="array", tickvals=list(accents), ticktext=text)
+    return _over_time(figure, times, words, axis, span).update_layout(height=360)
 
 
-def active_heatmap(data: pd.DataFrame, experts: int, words: Sequence[TimedWord] = (), which: str = "n_active") -> go.Figure:
-    """Layer x time of `active_data`: how many of the `experts` are on. Cells can be clicked."""
+def active_heatmap(
+    data: pd.DataFrame,
+    experts: int,
+    words: Sequence[TimedWord] = (),
+    which: str = "n_active",
+    span: tuple[float, float] | None = None,
+) -> go.Figure:
+    """Layer x time of `active_data`: how many of the `experts` are on. Cells can be clicked; `span` as in `gate_heatmap`."""
     data = data.assign(label=data.layer.map(layer_label))
     times, layers, values, axis = _grid(data, "label", "layer_index", which)
     figure = go.Figure(
@@ -208,14 +258,13 @@ def active_heatmap(data: pd.DataFrame, experts: int, words: Sequence[TimedWord] 
         )
     )  # fmt: skip
     _clickable(figure, times, layers, values, "%{y}<br>%{x:.2f} s<br>%{customdata:.1f} experts on<extra></extra>")
-    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
-    return _over_time(figure, times, words, axis).update_layout(height=140 + 17 * len(layers))
+    return _over_time(figure, times, words, axis, span).update_layout(height=160 + 17 * len(layers))
 
 
 def threshold_bars(data: pd.DataFrame) -> go.Figure:
     """Both routers of one layer's `threshold_data`: a bar an expert, full where it exceeds the dashed threshold."""
     tau = data.groupby("router").threshold.mean()
-    titles = [f"{router.capitalize()} router, τ = {tau.get(router, np.nan):.3f}" for router in ("global", "local")]
+    titles = [f"{router.capitalize()}, τ = {tau.get(router, np.nan):.3f}" for router in ("global", "local")]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, shared_yaxes=True)
     figure.update_annotations(font_size=13)
     colours = accent_colours(data.accent.unique())
@@ -237,11 +286,12 @@ def threshold_bars(data: pd.DataFrame) -> go.Figure:
             "frames<extra></extra>",
         )  # fmt: skip
         if len(rows):
-            figure.add_vline(x=tau[router], row=1, col=column, line={"dash": "dash", "width": 2, "color": "#C0392B"})
-    figure.update_xaxes(title="share of the accents, π / m", row=1, col=1, rangemode="tozero")
+            for line in _ON_ANY_COLOUR:
+                figure.add_vline(x=tau[router], row=1, col=column, line=line)
+    figure.update_xaxes(title="accent share π / m", row=1, col=1, rangemode="tozero")
     figure.update_xaxes(title="probability p", row=1, col=2, rangemode="tozero")
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return figure.update_layout(**_LAYOUT, height=360)
+    figure.update_yaxes(autorange="reversed", automargin=True, **_accent_ticks(data.accent.unique()))
+    return figure.update_layout(**_LAYOUT, height=360).update_layout(margin_t=56)
 
 
 def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
@@ -257,9 +307,10 @@ def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
         )
     )  # fmt: skip
     _clickable(figure, accents, layers, values, "%{y}, expert %{x}<br>mean gate %{customdata:.3f}<extra></extra>")
-    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
-    figure.update_xaxes(type="category", tickangle=-35, automargin=True)
-    return figure.update_layout(**_LAYOUT, height=140 + 17 * len(layers))
+    figure.update_xaxes(
+        type="category", tickangle=-35, automargin=True, range=[-0.5, len(accents) - 0.5], **_accent_ticks(accents)
+    )
+    return figure.update_layout(**_LAYOUT, height=max(360, 122 + 17 * len(layers)))
 
 
 def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
@@ -291,7 +342,7 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
             hovertemplate="%{x}: %{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]",
         )  # fmt: skip
     figure.update_yaxes(title="word error rate (%)", rangemode="tozero")
-    figure.update_xaxes(tickangle=-35, automargin=True)
+    figure.update_xaxes(tickangle=-35, automargin=True, **_accent_ticks(data.accent.unique()))
     return figure.update_layout(
         **_LAYOUT,
         height=340,
@@ -322,8 +373,8 @@ def confusion_matrix(data: pd.DataFrame) -> go.Figure:
             colorbar=dict(title="%", thickness=10), hovertemplate="%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_xaxes(title="recognised as", tickangle=-35, automargin=True)
-    figure.update_yaxes(title="spoken", autorange="reversed", automargin=True)
+    figure.update_xaxes(title="recognised as", tickangle=-35, automargin=True, **_accent_ticks(labels))
+    figure.update_yaxes(title="spoken", autorange="reversed", automargin=True, **_accent_ticks(labels))
     return figure.update_layout(**_LAYOUT, height=380)
 
 
@@ -358,25 +409,26 @@ def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.
 
 
 def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str) -> None:
-    """Lay an invisible mark on every cell of a heatmap (len(y), len(x)); a chosen one shows as a frame."""
+    """Lay an invisible mark on every cell of a heatmap (len(y), len(x)), first row on top; a chosen one shows as a frame."""
     figure.add_scatter(
         x=np.tile(np.asarray(x), len(y)), y=np.repeat(np.asarray(y, dtype=object), len(x)), mode="markers",
         customdata=values.astype(np.float32).reshape(-1), showlegend=False, hovertemplate=hover,
         marker=dict(symbol="square", size=12, opacity=0, color="#FFFFFF", line=dict(width=1, color="#000000")),
         selected=dict(marker=dict(opacity=0.9)), unselected=dict(marker=dict(opacity=0)),
     )  # fmt: skip
+    figure.update_yaxes(type="category", range=[len(y) - 0.5, -0.5], automargin=True)
+    figure.update_layout(hovermode="closest", hoverdistance=-1)  # a cell answers to its corners too, however wide it is
 
 
-def _expert_axis(figure: go.Figure, accents: Sequence[str]) -> None:
-    """Name experts on the y axis, each behind a square of its colour."""
-    colours = accent_colours(accents)
-    text = [f"{name} <span style='color:{colours[name]}'>■</span>" for name in accents]
-    figure.update_yaxes(
-        type="category", autorange="reversed", tickmode="array", tickvals=list(accents), ticktext=text, automargin=True
-    )
+def _accent_ticks(accents: Iterable[str]) -> dict[str, Any]:
+    """Settings of an axis of accents, so that it shows their names."""
+    names = list(accents)
+    return dict(tickmode="array", tickvals=names, ticktext=[accent_label(name) for name in names])
 
 
-def _over_time(figure: go.Figure, times: np.ndarray, words: Sequence[TimedWord], title: str) -> go.Figure:
+def _over_time(
+    figure: go.Figure, times: np.ndarray, words: Sequence[TimedWord], title: str, span: tuple[float, float] | None
+) -> go.Figure:
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.08
     if len(times):
         figure.update_xaxes(range=[float(times[0]) - step / 2, float(times[-1]) + step / 2])
@@ -384,30 +436,37 @@ def _over_time(figure: go.Figure, times: np.ndarray, words: Sequence[TimedWord],
     figure.update_layout(**_LAYOUT)
     if title == "time (s)":
         _mark_words(figure, words)
+        if span:
+            for line in _ON_ANY_COLOUR:
+                figure.add_shape(type="rect", x0=span[0], x1=span[1], y0=0, y1=1, xref="x", yref="paper", line=line)
     return figure
 
 
 def _mark_words(figure: go.Figure, words: Sequence[TimedWord]) -> None:
-    """Write words over the plot, each at its middle, with a thin line where it starts."""
+    """Name the words on a second time axis above the plot, each at its middle, with a thin line where it starts.
+
+    They are an axis' ticks, so that they turn where there is no room for them side by side.
+    """
     words = [word for word in words if word.end > word.start]
     if not words or len(words) > WORD_LABELS:
         return
-    turned = sum(len(word.word) + 1 for word in words) > 70
-    for word in words:
-        figure.add_annotation(
-            x=(word.start + word.end) / 2, y=1, xref="x", yref="paper", yanchor="bottom",
-            text=escape(word.word, quote=False), showarrow=False,
-            textangle=-40 if turned else 0, xanchor="left" if turned else "center", font=dict(size=12),
-        )  # fmt: skip
-        figure.add_shape(
-            type="line",
-            x0=word.start,
-            x1=word.start,
-            y0=0,
-            y1=1,
-            xref="x",
-            yref="paper",
-            line=dict(width=0.6, color="#9A9A9A"),
+    middles = [(word.start + word.end) / 2 for word in words]
+    figure.add_scatter(x=middles, y=[None] * len(words), xaxis="x9", yaxis="y", hoverinfo="skip", showlegend=False)
+    figure.update_layout(
+        xaxis9=dict(
+            overlaying="x", matches="x", anchor="y", side="top", title=dict(text="words", standoff=10, font_size=12), automargin=True,
+            tickmode="array", tickvals=middles, ticktext=[escape(word.word, quote=False) for word in words],
+            autotickangles=[0, -90], ticklen=0, showgrid=False, zeroline=False,
         )
-    if turned:
-        figure.update_layout(margin_t=64)
+    )  # fmt: skip
+    for word in words:
+        figure.add_shape(
+            type="line", x0=word.start, x1=word.start, y0=0, y1=1, xref="x", yref="paper", line=dict(width=0.6, color="#9A9A9A")
+        )  # fmt: skip
+
+
+def _mel(frequency: Any) -> Any:
+    """Hertz on the mel scale, as librosa has it."""
+    import librosa
+
+    return librosa.hz_to_mel(frequency)

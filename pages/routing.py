@@ -13,9 +13,14 @@ clips = state.samples(state.model_folder(asr))
 state.read_deep_link(clips, state.model_folder(asr))
 
 st.title("Which expert worked when")
+st.caption(
+    "Each layer has one expert per accent. A global router weighs them by the accent heard, a local one by each moment of sound; "
+    "an expert whose weight stays under a router's threshold is off."
+)
 chosen = state.utterance()
 if chosen is None:
-    st.info("Choose, upload or record an utterance first, on the page Transcribe.")
+    st.info("Choose, upload or record an utterance first.")
+    st.page_link("../pages/transcribe.py", label="To the page Transcribe", icon=":material/graphic_eq:")
     st.stop()
 if "hdmole" not in asr.methods:
     st.info("This model has no HDMoLE adapter, so there is no routing to show.")
@@ -57,9 +62,12 @@ key = f"{chosen.key}-{layer}-{which}"
 choose_word(chosen.key, heard.words)
 moment = clicked_moment(chosen.key, heard.words, job.audio.seconds)
 show_moment(moment, job.audio, table, layer, which)
+span = (moment.start, moment.end) if moment else None
+label = figures.layer_label(layer)
+st.header(f"{figures.GATES[which]} of {label}, over time")
 data = figures.gate_data(table, layer, which)
 parts.figure(
-    figures.gate_heatmap(data, which, heard.words), f"{chosen.name}-{figures.layer_label(layer)}-{which}", data,
+    figures.gate_heatmap(data, which, heard.words, span), f"{chosen.stem}-{label}-{which}", data,
     "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
     "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own.",
     f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, heard.words),
@@ -67,17 +75,17 @@ parts.figure(
 
 left, right = st.columns(2)
 with left:
-    st.header("Thresholds and what they cut")
+    st.header(f"Thresholds of {label} and what they cut")
     at = moment.time if moment else None
     cut = figures.threshold_data(table, layer, at)
     when = f"at {at:.2f} s" if at is not None else "averaged over the utterance, with its range"
     parts.figure(
-        figures.threshold_bars(cut), f"{chosen.name}-{figures.layer_label(layer)}-thresholds", cut,
+        figures.threshold_bars(cut), f"{chosen.stem}-{label}-thresholds", cut,
         f"each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).",
         f"thresholds-{key}",
     )  # fmt: skip
 with right:
-    st.header("All layers: mean gate of each expert")
+    st.header(f"All layers: {figures.GATES[which].lower()}, mean")
     overview = figures.overview_data(table, which)
 
     def choose_layer() -> None:
@@ -87,15 +95,16 @@ with right:
             st.session_state.layer = names[points[0]["y"]]
 
     parts.figure(
-        figures.layer_overview(overview, which), f"{chosen.name}-layers", overview,
+        figures.layer_overview(overview, which), f"{chosen.stem}-layers", overview,
         "a row is a layer, the encoder's side on top; bright experts did most there. Click a cell to see its layer above.",
         f"overview-{key}", on_select=choose_layer,
     )  # fmt: skip
 
-st.header("Experts at work, over time")
+st.header("All layers: experts at work, over time")
 active = figures.active_data(table)
+count = figures.ACTIVE[which]
 parts.figure(
-    figures.active_heatmap(active, table.expert.nunique(), heard.words), f"{chosen.name}-active", active,
-    "how many experts the thresholds leave on at each layer and moment; dark is none. Click a cell to hear it.",
+    figures.active_heatmap(active, table.expert.nunique(), heard.words, count, span), f"{chosen.stem}-active", active,
+    f"how many experts are on at each layer and moment ({figures.GATES[which].lower()}); dark is none. Click a cell to hear it.",
     f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key, heard.words),
 )  # fmt: skip

@@ -16,6 +16,7 @@ clips = state.samples(state.model_folder(asr))
 state.read_deep_link(clips, state.model_folder(asr))
 
 st.title("What each method hears in accented speech")
+st.caption("One small speech model, four times: as it was trained on general speech, and adapted to accents in three ways.")
 parts.choose_utterance(clips)
 chosen = state.utterance()
 if chosen is None:
@@ -23,14 +24,17 @@ if chosen is None:
     st.stop()
 state.write_deep_link(sample=chosen.sample)
 
+job = state.job_of(asr, chosen)
+job.wait(0.3)  # most samples are done by then, and the page need not flicker
+if job.error and job.audio is None:  # there is nothing to play
+    parts.show_trouble(job)
+    st.stop()
 player, text = st.columns([1, 2], vertical_alignment="bottom")
 player.audio(chosen.data, format=mimetypes.guess_type(chosen.name)[0] or "audio/wav")
 with text:
     reference = parts.reference_input(chosen)
 
 state.show_notes()
-job = state.job_of(asr, chosen)
-job.wait(0.3)  # most samples are done by then, and the page need not flicker
 if job.running:
     parts.watch(job, reference)
     st.stop()
@@ -44,16 +48,23 @@ if job.audio is None:
 best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()), None)
 sound, accent = st.columns([1.7, 1])
 with sound:
-    plot = figures.sound(job.audio.samples, SAMPLE_RATE, best.words if best else ())
+    st.header("The sound")
+    samples = job.audio.samples
+    tables = {
+        "Waveform": lambda: figures.envelope(samples, SAMPLE_RATE),
+        "Mel spectrogram": lambda: figures.spectrogram_data(samples, SAMPLE_RATE),
+    }
+    plot = figures.sound(samples, SAMPLE_RATE, best.words if best else ())
     parts.figure(
-        plot, f"{chosen.name}-sound", figures.envelope(job.audio.samples, SAMPLE_RATE),
+        plot, f"{chosen.stem}-sound", tables,
         "loudness over time, above how strong each frequency is (bright is strong); words stand where they were heard.", "sound",
     )  # fmt: skip
 if best is not None and len(best.accent) > 1:
     with accent:
-        told = f" This sample is {chosen.accent.capitalize()}." if chosen.accent else ""
+        st.header("The accent it hears")
+        told = f" This sample is {figures.accent_label(chosen.accent)}." if chosen.accent else ""
         parts.figure(
-            figures.accent_posterior(best.accent), f"{chosen.name}-accent",
+            figures.accent_posterior(best.accent), f"{chosen.stem}-accent",
             pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())}),
             f"how sure the accent recogniser is; this routes HDMoLE.{told}", "accent",
         )  # fmt: skip

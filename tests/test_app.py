@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.moment import moment_of
 from app.state import Sample, opening_sample
 from app.words import heard_html, method_card, normalise
 from app.worker import Job, Utterance
+from hdmole.asr import ASR
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
@@ -212,6 +214,25 @@ def test_a_cancelled_job_stops_and_keeps_what_is_done() -> None:
     job.cancel()
     job.wait(5)
     assert not job.running and 1 <= len(job.transcripts) < 4
+
+
+def test_cancelling_on_the_page_says_so_and_can_be_taken_back(
+    open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = open_app()
+    go, real = threading.Event(), ASR.transcribe
+    monkeypatch.setattr(ASR, "transcribe", lambda *args, **options: go.wait(60) and real(*args, **options))
+    at.selectbox(key="sample_choice").set_value("scottish_1").run()
+    job = at.session_state.jobs[at.session_state.utterance.key]
+    while "listening" not in job.step:
+        time.sleep(0.02)
+    at.button(key="cancel").click().run()
+    go.set()
+    settle(at)
+    assert any("Cancelled" in info.value for info in at.info)
+    assert "not transcribed" in cards(at)
+    settle(at.button(key="again").click().run())
+    assert "not transcribed" not in cards(at) and not at.info
 
 
 def test_a_failing_method_loses_nothing_that_was_done_before() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,13 @@ def table(frames: int = 10, seed: int = 0, timed: bool = True) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def without_green(colour: str) -> np.ndarray:
+    """What of a colour someone with deuteranopia sees: linear RGB (Machado, Oliveira and Fernandes 2009)."""
+    linear = (np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255) ** 2.2
+    matrix = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
+    return np.clip(matrix @ linear, 0, 1)
+
+
 def heatmap(figure: go.Figure) -> go.Heatmap:
     return next(trace for trace in figure.data if trace.type == "heatmap")
 
@@ -53,6 +61,12 @@ def test_colours_stay_with_their_accent_and_differ() -> None:
     colours = figures.accent_colours(["general", *ACCENTS])
     assert len(set(colours.values())) == 9
     assert figures.accent_colours(ACCENTS) == colours  # with or without the general domain in the list
+
+
+@pytest.mark.parametrize("colours", [figures.METHOD_COLOURS, figures.accent_colours(ACCENTS)], ids=["methods", "accents"])
+def test_colours_differ_for_those_who_do_not_see_green(colours: dict[str, str]) -> None:
+    seen = [without_green(colour) ** (1 / 2.2) for colour in colours.values()]
+    assert min(np.abs(a - b).max() for a, b in combinations(seen, 2)) > 0.07  # of 1
 
 
 def test_gate_heatmap_shows_the_gates_and_leaves_experts_that_are_off_empty() -> None:
@@ -77,9 +91,19 @@ def test_gate_heatmap_has_a_mark_that_can_be_clicked_on_every_cell() -> None:
 def test_words_stand_over_their_own_time() -> None:
     words = [Word("set", 0.0, 0.2), Word("<alarm>", 0.3, 0.7)]
     figure = figures.gate_heatmap(figures.gate_data(table(), LAYERS[0]), "gate", words)
-    notes = figure.layout.annotations
-    assert [note.text for note in notes] == ["set", "&lt;alarm&gt;"]
-    assert [note.x for note in notes] == pytest.approx([0.1, 0.5])
+    axis = figure.layout.xaxis9
+    assert axis.side == "top" and axis.matches == "x"
+    assert list(axis.ticktext) == ["set", "&lt;alarm&gt;"]
+    assert list(axis.tickvals) == pytest.approx([0.1, 0.5])
+    assert axis.tickangle is None and -90 in axis.autotickangles  # so that they turn where there is no room
+
+
+def test_a_moment_is_framed_on_any_colour() -> None:
+    data = figures.gate_data(table(), LAYERS[0])
+    frames = figures.gate_heatmap(data, span=(0.2, 0.4)).layout.shapes
+    assert {(frame.x0, frame.x1) for frame in frames} == {(0.2, 0.4)}
+    assert len({frame.line.color for frame in frames}) == 2
+    assert not figures.gate_heatmap(data).layout.shapes
 
 
 def test_long_audio_is_averaged_and_short_audio_is_not() -> None:
@@ -94,7 +118,7 @@ def test_long_audio_is_averaged_and_short_audio_is_not() -> None:
 def test_without_times_the_axis_counts_tokens() -> None:
     figure = figures.gate_heatmap(figures.gate_data(table(timed=False), LAYERS[0]), words=[Word("set", 0.0, 0.2)])
     assert figure.layout.xaxis.title.text == "token"
-    assert not figure.layout.annotations
+    assert "xaxis9" not in figure.to_dict()["layout"]
 
 
 def test_active_experts_are_counted_per_layer_and_frame() -> None:
@@ -121,10 +145,18 @@ def test_thresholds_are_compared_with_the_numbers_the_routers_compare() -> None:
 
 def test_thresholds_at_one_moment_are_that_frames() -> None:
     rows = table()
-    data = figures.threshold_data(rows, LAYERS[1], time=0.31)
+    data = figures.threshold_data(rows, LAYERS[1], time=0.39)
     frame = rows[(rows.layer == LAYERS[1]) & (rows.frame == 4)]
     np.testing.assert_allclose(data[data.router == "local"].sort_values("expert").weight, frame.local_probability)
     assert (data.lowest == data.highest).all()
+
+
+def test_the_middle_of_a_cell_lies_in_its_own_frame_only() -> None:
+    rows = table()
+    middles = heatmap(figures.gate_heatmap(figures.gate_data(rows, LAYERS[0]))).x  # where a click says it was
+    for frame, middle in enumerate(middles):
+        assert set(figures.frame_at(rows, float(middle)).frame) == {frame}
+    assert set(figures.frame_at(rows, -1.0).frame) == {0} and set(figures.frame_at(rows, 99.0).frame) == {9}
 
 
 def test_bars_under_their_threshold_are_hatched() -> None:
@@ -167,7 +199,19 @@ def test_sound_has_seconds_and_hertz_on_its_axes() -> None:
     figure = figures.sound(wave, 16_000, [Word("noise", 0.1, 0.9)])
     assert figure.layout.xaxis2.title.text == "time (s)" and figure.layout.yaxis2.title.text == "frequency (Hz)"
     assert figure.layout.xaxis2.range == pytest.approx((0, 1.5))
-    assert figure.layout.annotations[0].text == "noise"
+    assert list(figure.layout.xaxis9.ticktext) == ["noise"]
+
+
+def test_the_spectrogram_has_a_mel_axis_in_hertz_and_its_own_table() -> None:
+    wave = np.sin(2 * np.pi * 1_000 * np.arange(16_000) / 16_000).astype(np.float32)
+    figure, data = figures.sound(wave, 16_000), figures.spectrogram_data(wave, 16_000)
+    shown = heatmap(figure)
+    ticks = dict(zip(figure.layout.yaxis2.ticktext, figure.layout.yaxis2.tickvals, strict=True))
+    loudest = shown.z[:, 50].argmax()
+    assert abs(shown.y[loudest] - ticks[1_000]) < 2 * np.diff(shown.y).max()
+    np.testing.assert_allclose(np.diff(shown.y), np.diff(shown.y)[0], rtol=1e-3)  # bins are evenly spaced in mel
+    assert len(data) == shown.z.size and data.level.max() == 0
+    assert abs(data.frequency[data.level.argmax()] - 1_000) < 40
 
 
 def test_the_envelope_keeps_the_peaks() -> None:
