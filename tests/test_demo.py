@@ -84,6 +84,17 @@ def test_real_speakers_are_split_whole(tmp_path: Path) -> None:
         read_real([tmp_path])
 
 
+def test_the_llm_reads_frames_and_predicts_only_the_sentence() -> None:
+    rng, tokens = np.random.default_rng(0), [5, 9, 9, 7, 30, 12]
+    heard = [recipe.ctc_frames(tokens, 64, rng) for _ in range(200)]
+    assert all(0 <= token < 64 and not 0 < token < 4 for frames in heard for token in frames)
+    exact = [[t for t, before in zip(f, [0, *f], strict=False) if t and t != before] == tokens for f in heard]
+    assert 0.4 < np.mean(exact) < 0.9  # mostly what was said, with the errors a CTC head makes
+    batch = recipe.language_batch([([1, *heard[0], 3, *tokens, 2], len(heard[0]) + 1), ([1, 3, 5, 2], 1)])
+    assert batch["labels"][0][batch["labels"][0] >= 0].tolist() == [3, *tokens, 2]
+    assert batch["labels"][1].tolist()[:4] == [-100, 3, 5, 2] and batch["attention_mask"][1].sum() == 4
+
+
 def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything from corpus to model card, very small; a second call finds every stage done and repeats the results."""
     real = tmp_path / "real"
@@ -101,7 +112,7 @@ def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch:
         encoder=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, subsampling_conv_channels=8, layerdrop=0.0),
         llm=dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2),
         projector=dict(projector_hidden_size=32, projector_layers=1, projector_heads=2, projector_intermediate_size=32),
-        rank=1,
+        rank=1, shared_rank=1,
     )  # fmt: skip
     monkeypatch.setattr(recipe.Recipe, "scaled", lambda self, factor: small)
     said: list[str] = []

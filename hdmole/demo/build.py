@@ -54,12 +54,13 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 30_000
-    encoder_epochs: float = 2.2
-    llm_epochs: float = 1.5
-    base_epochs: float = 4
+    encoder_epochs: float = 4
+    llm_epochs: float = 4
+    base_epochs: float = 3
     recogniser_epochs: float = 12
-    adapter_epochs: float = 1.0
-    rank: int = 3
+    adapter_epochs: float = 3
+    rank: int = 2
+    shared_rank: int = 10
     rates: dict[str, float] = field(
         default_factory=lambda: {
             "encoder-digits": 5e-4,
@@ -196,7 +197,7 @@ class Build:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.device(self.device))  # type: ignore[arg-type]
 
     def states(self, corpus: Corpus, encoder: Any) -> States:
-        """Encoder outputs of every utterance under SpecAugment where it is for training, two views of the base's."""
+        """Encoder outputs of every utterance, two SpecAugment views of the training ones."""
         folder = self.work / "states"
         if not (folder / "spans.npy").is_file():
             folder.mkdir(exist_ok=True)
@@ -205,9 +206,7 @@ class Build:
             spans = np.zeros((2, len(corpus.index), 2), np.int64)
             parts, offset = [], 0
             rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
-            again = corpus.select("train", GENERAL, "real_digits")  # these are seen for several epochs
-            spans[1, train] = -1
-            for view, rows, change in ((0, train, True), (1, again, True), (0, rest, False)):
+            for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
                 batches = Batches(
                     rows,
                     lambda i, change=change: {
@@ -230,7 +229,6 @@ class Build:
                         spans[view, i] = offset, length
                         offset += length
                 self.report(f"states: view {view} of {len(rows)} utterances done")
-            spans[1] = np.where(spans[1] < 0, spans[0], spans[1])
             np.save(folder / "states.npy", np.concatenate(parts))
             np.save(folder / "spans.npy", spans)
         return States(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "spans.npy"), self.seed)
@@ -303,7 +301,7 @@ class Build:
             weight = (weight / weight.mean()).to(self.device)
             batches = Batches(
                 rows,
-                lambda i: {"input_features": corpus.features(i)},
+                lambda i: {"input_features": spec_augment(corpus.features(i), rng, 1)},
                 index.frames.to_numpy(),
                 7_000,
                 lambda rows: {"labels": targets[rows]},
@@ -397,16 +395,14 @@ class Build:
             base.multi_modal_projector.requires_grad_(True)
             return base
         if method == "lora":
-            rank = len(EXPERTS) * self.recipe.rank
+            rank = len(EXPERTS) * self.recipe.rank + self.recipe.shared_rank
             return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTOR_LINEARS))
         assert recogniser is not None
         config = HDMoLEConfig(
-            r=self.recipe.rank,
             accents=EXPERTS,
             target_modules=PROJECTOR_LINEARS,
             recogniser=recogniser.arguments,
-            router_accent=0.0,
-            **changes,
+            **{"r": self.recipe.rank, "shared_expert_rank": self.recipe.shared_rank, "router_accent": 0.0, **changes},
         )
         model: Any = get_peft_model(base, config)
         model.base_model.set_recogniser(recogniser)
