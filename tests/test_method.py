@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments
 
 from hdmole import AccentRecogniser, HDMoLEConfig, Trace, export_lora, intervene, route, trace, warm_start
+from hdmole.gate import act
 from hdmole.routing import RoutingError, checkpoint_contexts
 from hdmole.tuner import HDMoLELinear
 from hdmole.tuner.config import HDMoLEConfig as Config
@@ -335,6 +336,11 @@ def test_several_adapters_on_one_model(tmp_path: Path, low_memory: bool) -> None
     with trace(both) as t:
         both(x, accent_posterior=pi)
     assert len(t.records) == 2  # the first active adapter's layers
+    nn.init.normal_(both.base_model.model.first.hdmole_B["again"])
+    with intervene(both, mask=ACCENTS):  # and nothing of the second's is changed
+        left = both(x, accent_posterior=pi)
+    both.base_model.set_adapter(["again"])
+    assert torch.equal(left, both(x, accent_posterior=pi)) and not torch.equal(left, base(x))
 
 
 def test_what_a_switch_leaves_unused_is_no_parameter(capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,6 +365,13 @@ def test_a_half_precision_base_gets_its_adapter(tmp_path: Path) -> None:
     model = adapted(base)
     y = model(x, accent_posterior=posteriors(2))
     assert y.dtype == torch.bfloat16 and {p.dtype for n, p in model.named_parameters() if "hdmole" in n} == {torch.float32}
+    config = HDMoLEConfig(accents=ACCENTS, target_modules=["first"], routing="global")
+    half = get_peft_model(Two().bfloat16(), config, autocast_adapter_dtype=False).eval()
+    with trace(half) as t:
+        half(x, accent_posterior=posteriors(2))
+    pi = posteriors(2)[0, 1:]
+    tau = 2 / 3 * torch.sigmoid(half.base_model.model.first.hdmole_threshold["default"].float()[0])
+    torch.testing.assert_close(torch.tensor(t.arrays("first")["gate"][0]), pi.sum() * act(pi / pi.sum(), tau))  # gates in float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = adapted(Two())(x.float(), accent_posterior=posteriors(2))
     assert torch.isfinite(again).all()
