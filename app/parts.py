@@ -218,7 +218,7 @@ def headline(asr: Any, summary: dict[str, Any]) -> None:
             numbers.append(
                 (f"{name}, HDMoLE", f"{mine[field]:.1f} %", f"{mine[field] - base[field]:+.1f} points against the base")
             )
-    numbers.append(("HDMoLE's parameters", state.trained_share(asr), None))
+    numbers.append(("Parameters HDMoLE trains", state.trained_share(asr), None))
     if "accent_recogniser" in summary:
         numbers.append(("Accent recogniser, right", f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
     for column, (label, value, change) in zip(st.columns(len(numbers)), numbers, strict=True):

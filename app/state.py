@@ -200,7 +200,7 @@ def trained_share(asr: Any) -> str:
     trained = asr.trainable("hdmole")
     if "full" not in asr.methods:
         return f"{trained:,} parameters"
-    return f"{100 * trained / asr.trainable('full'):.1f} % of full's"
+    return f"{100 * trained / asr.trainable('full'):.1f} % of full"
 
 
 def model_card(path: Path) -> str:
