@@ -56,9 +56,9 @@ class Recipe:
     llm_sentences: int = 30_000
     encoder_epochs: float = 4
     llm_epochs: float = 4
-    base_epochs: float = 3
-    recogniser_epochs: float = 12
-    adapter_epochs: float = 3
+    base_epochs: float = 2
+    recogniser_epochs: float = 9
+    adapter_epochs: float = 2
     rank: int = 2
     shared_rank: int = 10
     rates: dict[str, float] = field(
@@ -295,13 +295,13 @@ class Build:
         if not (folder / "posteriors.npy").is_file():
             torch.manual_seed(self.seed)
             general = rng.permutation(corpus.select("train", GENERAL))[: 2 * self.recipe.sizes.per_accent]
-            real = rng.permutation(corpus.select("train", "real_digits", "real_sentences"))[: self.recipe.sizes.per_accent]
+            real = rng.permutation(corpus.select("train", "real_digits", "real_sentences"))[: 2 * self.recipe.sizes.per_accent]
             rows = sorted({*general.tolist(), *real.tolist(), *corpus.select("train", "accent")})
             weight = torch.bincount(targets[rows], minlength=len(ACCENTS)).float().clamp_min(1).reciprocal()
             weight = (weight / weight.mean()).to(self.device)
             batches = Batches(
                 rows,
-                lambda i: {"input_features": spec_augment(corpus.features(i), rng, 1)},
+                lambda i: {"input_features": corpus.features(i)},
                 index.frames.to_numpy(),
                 7_000,
                 lambda rows: {"labels": targets[rows]},
