@@ -57,7 +57,7 @@ class Recipe:
     encoder_epochs: float = 4
     llm_epochs: float = 4
     base_epochs: float = 2
-    recogniser_epochs: float = 9
+    recogniser_epochs: tuple[float, float] = (9, 4.5)
     adapter_epochs: float = 2
     rank: int = 2
     shared_rank: int = 10
@@ -294,27 +294,34 @@ class Build:
         rng = np.random.default_rng(self.seed)
         if not (folder / "posteriors.npy").is_file():
             torch.manual_seed(self.seed)
-            general = rng.permutation(corpus.select("train", GENERAL))[: 2 * self.recipe.sizes.per_accent]
-            real = rng.permutation(corpus.select("train", "real_digits", "real_sentences"))[: 2 * self.recipe.sizes.per_accent]
-            rows = sorted({*general.tolist(), *real.tolist(), *corpus.select("train", "accent")})
-            weight = torch.bincount(targets[rows], minlength=len(ACCENTS)).float().clamp_min(1).reciprocal()
-            weight = (weight / weight.mean()).to(self.device)
-            batches = Batches(
-                rows,
-                lambda i: {"input_features": corpus.features(i)},
-                index.frames.to_numpy(),
-                7_000,
-                lambda rows: {"labels": targets[rows]},
-            )
+            # first on what was recorded, then on masked features of more general and real speech
+            for name, masked, share, epochs in zip(
+                ("clear", "masked"), (False, True), (2, 4), self.recipe.recogniser_epochs, strict=True
+            ):
+                most = share * self.recipe.sizes.per_accent
+                general = rng.permutation(corpus.select("train", GENERAL))[:most]
+                real = rng.permutation(corpus.select("train", "real_digits", "real_sentences"))[:most]
+                rows = sorted({*general.tolist(), *real.tolist(), *corpus.select("train", "accent")})
+                weight = torch.bincount(targets[rows], minlength=len(ACCENTS)).float().clamp_min(1).reciprocal()
+                weight = (weight / weight.mean()).to(self.device)
+                batches = Batches(
+                    rows,
+                    lambda i, masked=masked: {
+                        "input_features": spec_augment(corpus.features(i), rng, 1) if masked else corpus.features(i)
+                    },
+                    index.frames.to_numpy(),
+                    7_000,
+                    lambda rows: {"labels": targets[rows]},
+                )
 
-            def objective(model: Any, batch: dict[str, Tensor]) -> Tensor:
-                logits = model(batch["input_features"], batch["attention_mask"]).float()
-                return nn.functional.cross_entropy(logits, batch["labels"], weight, label_smoothing=0.05)
+                def objective(model: Any, batch: dict[str, Tensor], weight: Tensor = weight) -> Tensor:
+                    logits = model(batch["input_features"], batch["attention_mask"]).float()
+                    return nn.functional.cross_entropy(logits, batch["labels"], weight, label_smoothing=0.05)
 
-            fit(
-                model, batches, objective, self.work / "recogniser-training", epochs=self.recipe.recogniser_epochs,
-                rate=self.recipe.rates["recogniser"], report=self.report, seed=self.seed,
-            )  # fmt: skip
+                fit(
+                    model, batches, objective, self.work / f"recogniser-{name}-training", epochs=epochs,
+                    rate=self.recipe.rates["recogniser"], report=self.report, seed=self.seed,
+                )  # fmt: skip
             logits = self._accent_logits(model, corpus, rng)
             dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
             model.temperature.fill_(_temperature(logits[dev], targets[dev]))
