@@ -216,7 +216,8 @@ A small LLM-based speech recogniser, trained from nothing on one machine by `hdm
 method at work, not to transcribe the world.
 
 **It can hear** voice-assistant and call-centre English within {len(vocabulary()):,} words, digit strings, codes, amounts and dates,
-as espeak-ng speaks it in nine accents, and digits read by real people.
+as espeak-ng speaks it in nine accents, and digits read by real people. **How well**: its frozen base gets {methods["base"]["domains"]["general"]["wer"]:.0f} in a hundred words
+wrong on the general accent, {methods["base"]["domains"]["accent"]["mean_over_accents"]:.0f} on the others, always of speakers and sentences it never met.
 
 **It cannot hear** anything else: other words, real people saying free sentences, other languages, music. There it invents
 fluent sentences. An in-domain score warns of that (below); it is not perfect.
