@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import jiwer
 
 from hdmole.figures import METHOD_COLOURS, METHOD_NAMES
-from hdmole.results import count_errors
+from hdmole.results import count_errors, normalise
 
 SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
 LEGEND_CONFIDENCE = (
@@ -22,11 +21,6 @@ LEGEND_DIFFERENCE = (
     "Against the reference: <span><span class='said'>said</span><span class='wrong'>heard</span></span> substituted · "
     "<span class='extra'>heard</span> inserted · <span class='missing'>said</span> deleted"
 )
-
-
-def normalise(text: str) -> str:
-    """Lower-case words between single spaces, without punctuation; apostrophes inside words stay."""
-    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'")))
 
 
 def word_html(word: Any, kind: str = "") -> str:

@@ -18,9 +18,10 @@ from streamlit.testing.v1 import AppTest
 
 from app.moment import moment_of
 from app.state import Sample, opening_sample
-from app.words import heard_html, method_card, normalise
+from app.words import heard_html, method_card
 from app.worker import Job, Utterance
 from hdmole.asr import ASR
+from hdmole.results import normalise
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
