@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import speech_like
 
 from hdmole.demo import build as recipe
-from hdmole.demo.corpus import Sizes, read_real, split_speakers
+from hdmole.demo.corpus import Sizes, mel, read_real, split_speakers
 from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, augment, other_language_sentences, out_of_domain_noise, speakers
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 
@@ -58,11 +58,17 @@ def test_every_accent_speaks_and_sounds_different() -> None:
             assert len(synthesiser.say_language(sentence, language, person)) > 8000
         with pytest.raises(ValueError, match="the accents are general"):
             synthesiser.say(text, "martian", person)
-    np.testing.assert_array_equal(again, waves[GENERAL])
-    for accent, wave in waves.items():
+    for wave in waves.values():
         assert wave.dtype == np.float32 and 16_000 < len(wave) < 64_000 and np.abs(wave).max() == pytest.approx(0.5)
-        if accent != GENERAL:
-            assert len(wave) != len(waves[GENERAL]) or not np.allclose(wave, waves[GENERAL])
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        x, y = mel(a).astype(float), mel(b).astype(float)
+        frames = min(len(x), len(y))
+        return float(np.abs(x[:frames] - y[:frames]).mean())
+
+    # espeak-ng's flutter runs on from one utterance to the next: a repetition is nearly, not exactly, the same
+    assert abs(len(again) - len(waves[GENERAL])) < 160 and distance(again, waves[GENERAL]) < 0.15
+    assert all(distance(again, wave) > 0.4 for accent, wave in waves.items() if accent != GENERAL)
 
 
 def test_augmentation_is_bounded_and_repeatable() -> None:
