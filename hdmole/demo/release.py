@@ -55,6 +55,10 @@ def weights(stages: Build, out: Path) -> None:
     """Base, adapters and preprocessors, weights in fp16."""
     out.mkdir(parents=True, exist_ok=True)
     SpeechLLM.from_pretrained(stages.work / "base", dtype=torch.float16).save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    for part in ("audio_config", "text_config"):
+        config[part].pop("_name_or_path", None)  # where the parts lay on the machine that trained them
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(stages.work / "tokenizer" / file, out / file)
     ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=RATE).save_pretrained(out)
@@ -63,10 +67,10 @@ def weights(stages: Build, out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for tensors in (stages.work / name).glob("*.safetensors"):
             save_file({k: v.half().contiguous() for k, v in load_file(tensors).items()}, folder / tensors.name, {"format": "pt"})
-        config = stages.work / name / "adapter_config.json"
-        if config.is_file():
-            values = json.loads(config.read_text()) | {"base_model_name_or_path": None}
-            (folder / config.name).write_text(json.dumps(values, indent=1) + "\n")
+        adapter = stages.work / name / "adapter_config.json"
+        if adapter.is_file():
+            values = json.loads(adapter.read_text()) | {"base_model_name_or_path": None}
+            (folder / adapter.name).write_text(json.dumps(values, indent=1) + "\n")
 
 
 def samples(seed: int, folder: Path) -> None:
