@@ -13,7 +13,7 @@ import streamlit as st
 
 from app import state
 from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
-from app.worker import Job, Utterance
+from app.worker import Job, Trial, Utterance
 from hdmole.figures import accent_label
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
@@ -106,7 +106,7 @@ def show_legend(reference: str) -> None:
 
 
 @st.fragment(run_every=0.4)
-def watch(job: Job, reference: str | None) -> None:
+def watch(job: Job | Trial, reference: str | None) -> None:
     """Progress of a running job, with a way to stop it, and the transcripts so far where a reference is given."""
     if not job.running:
         st.rerun()
@@ -115,7 +115,7 @@ def watch(job: Job, reference: str | None) -> None:
     if right.button("Cancel", key="cancel", disabled=job.cancelled):
         job.cancel()
         st.session_state.stopped = job.utterance.key
-    if reference is not None:
+    if reference is not None and isinstance(job, Job):
         show_cards(job, reference)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app.worker import Job, Utterance
+from app.worker import Job, Trial, Utterance
 from hdmole.figures import error_rate_data, layer_label, mel_spectrogram
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,6 +128,22 @@ def job_of(asr: Any, chosen: Utterance) -> Job:
     for key in list(jobs)[:-_KEPT]:
         jobs.pop(key).cancel()
     return job
+
+
+def trial_of(asr: Any, job: Job, change: dict[str, Any]) -> Trial:
+    """The job's utterance under changed routing, started if it was not heard so lately; any other trial is cancelled."""
+    trials: dict[str, Trial] = st.session_state.setdefault("trials", {})
+    key = job.utterance.key + json.dumps(change, sort_keys=True)
+    for other, trial in trials.items():
+        if other != key:
+            trial.cancel()
+    found = trials.pop(key, None)
+    if found is None or (found.cancelled and found.transcript is None and job.utterance.key != st.session_state.get("stopped")):
+        found = Trial(asr, job, change)
+    trials[key] = found
+    for old in list(trials)[:-_KEPT]:
+        del trials[old]
+    return found
 
 
 def _jobs() -> dict[str, Job]:

@@ -55,7 +55,7 @@ def heard_html(words: Sequence[Any], reference: str = "") -> str:
     return " ".join(parts)
 
 
-def method_card(method: str, transcript: Any | None, reference: str = "", missing: str = "…") -> str:
+def method_card(method: str, transcript: Any | None, reference: str = "", missing: str = "…", title: str = "") -> str:
     """What one method heard (an `hdmole.asr.Transcript`); `missing` stands in the place of one that is not there."""
     rate = ""
     if transcript is None:
@@ -70,6 +70,6 @@ def method_card(method: str, transcript: Any | None, reference: str = "", missin
     waiting, colour = "waiting" if transcript is None else "", METHOD_COLOURS.get(method, "#8A8A8A")
     return (
         f"<article class='card {waiting}' style='--method: {colour}'>"
-        f"<header><span>{METHOD_NAMES.get(method, method)}</span><span class='rate'>{rate}</span></header>"
+        f"<header><span>{title or METHOD_NAMES.get(method, method)}</span><span class='rate'>{rate}</span></header>"
         f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
     )

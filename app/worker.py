@@ -1,6 +1,7 @@
 """Work of one session that must not run in Streamlit's script thread.
 
-* one `Job` transcribes one utterance by every method, in its own thread; a page polls it and shows what is there
+* one `Job` transcribes one utterance by every method, one `Trial` does it once more by HDMoLE with changed routing; each in
+  its own thread, which a page polls
 * what is finished stays: after an error or a cancel the results so far can still be read
 * the thread never calls Streamlit, and never sees another session's utterance
 * the model is shared by all sessions; `_TURNS` keeps the machine from running more jobs than it has cores for
@@ -46,17 +47,19 @@ class Utterance:
         return sha256(self.data).hexdigest()[:16]
 
 
-class Job:
-    """Transcribes `utterance` by every method of `asr` (an `hdmole.asr.ASR`), starting at once."""
+class _Stopped(Exception):
+    """The user cancelled."""
+
+
+class _Task:
+    """What a job and a trial share: the thread, its turn on the model, cancelling, and errors as plain sentences."""
 
     def __init__(self, asr: Any, utterance: Utterance) -> None:
-        self.utterance, self.methods = utterance, list(asr.methods)
-        self.audio: Audio | None = None
-        self.transcripts: dict[str, Any] = {}  # method -> hdmole.asr.Transcript
-        self.routing: pd.DataFrame | None = None  # tidy trace of HDMoLE, where the model has that adapter
+        self.utterance = utterance
         self.error = ""
         self.step = "Waiting for a free turn on the model"
         self._asr, self._stop = asr, threading.Event()
+        self._share = 0.0  # of the running step
         self._thread = threading.Thread(target=self._run, name="transcribe", daemon=True)
         self._thread.start()
 
@@ -70,16 +73,21 @@ class Job:
 
     @property
     def progress(self) -> float:
-        """Share of the steps that are done, 0 to 1."""
-        return ((self.audio is not None) + len(self.transcripts)) / (1 + len(self.methods))
+        """Share of the work that is done, 0 to 1."""
+        return self._share
 
     def cancel(self) -> None:
-        """Stop before the next step; what is done stays."""
+        """Stop before the next step or segment; what is done stays."""
         self._stop.set()
 
     def wait(self, seconds: float) -> None:
-        """Return when the job has ended, or after so many seconds."""
+        """Return when the work has ended, or after so many seconds."""
         self._thread.join(seconds)
+
+    def _advance(self, share: float) -> None:
+        self._share = share
+        if self.cancelled:
+            raise _Stopped
 
     def _run(self) -> None:
         while not _TURNS.acquire(timeout=0.2):
@@ -87,6 +95,8 @@ class Job:
                 return
         try:
             self._work()
+        except _Stopped:
+            pass
         except AudioError as error:
             self.error = str(error)
         except Exception as error:  # the page lives on, whatever happens in here
@@ -95,17 +105,53 @@ class Job:
             _TURNS.release()
 
     def _work(self) -> None:
+        raise NotImplementedError
+
+
+class Job(_Task):
+    """Transcribes `utterance` by every method of `asr` (an `hdmole.asr.ASR`), starting at once."""
+
+    def __init__(self, asr: Any, utterance: Utterance) -> None:
+        self.methods = list(asr.methods)
+        self.audio: Audio | None = None
+        self.encoded: Any = None  # list of hdmole.asr.Encoded
+        self.transcripts: dict[str, Any] = {}  # method -> hdmole.asr.Transcript
+        self.routing: pd.DataFrame | None = None  # tidy trace of HDMoLE, where the model has that adapter
+        super().__init__(asr, utterance)
+
+    @property
+    def progress(self) -> float:
+        return ((self.audio is not None) + len(self.transcripts) + self._share) / (1 + len(self.methods))
+
+    def _work(self) -> None:
         self.step = "Reading the audio"
         audio = decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
         self.audio = audio
-        encoded = None
         for method in self.methods:
-            if self.cancelled:
-                return
+            self._advance(0.0)
             self.step = f"{METHOD_NAMES.get(method, method)} is listening"
-            encoded = self._asr.encode(audio) if encoded is None else encoded
-            transcript = self._asr.transcribe(audio, method=method, want_trace=method == "hdmole", encoded=encoded)
+            self.encoded = self._asr.encode(audio) if self.encoded is None else self.encoded
+            transcript = self._asr.transcribe(
+                audio, method=method, want_trace=method == "hdmole", encoded=self.encoded, progress=self._advance
+            )
+            self._share = 0.0
             if transcript.trace is not None:
                 self.routing = transcript.trace.to_frame()
             self.transcripts[method] = transcript
         self.step = "Done"
+
+
+class Trial(_Task):
+    """Transcribes a finished job's utterance once more by HDMoLE, with `change`: keywords of `hdmole.intervene`."""
+
+    def __init__(self, asr: Any, job: Job, change: dict[str, Any]) -> None:
+        self.transcript: Any = None
+        self._job, self._change = job, change
+        super().__init__(asr, job.utterance)
+
+    def _work(self) -> None:
+        self.step = "HDMoLE is listening again"
+        self._advance(0.0)
+        self.transcript = self._asr.transcribe(
+            self._job.audio, method="hdmole", intervention=self._change, encoded=self._job.encoded, progress=self._advance
+        )

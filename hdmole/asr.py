@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -269,6 +270,7 @@ class ASR:
         want_trace: bool = False,
         intervention: dict[str, Any] | None = None,
         encoded: list[Encoded] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Transcript:
         """Transcribe one recording.
 
@@ -280,6 +282,7 @@ class ASR:
         want_trace : keep the full trace of the routing (HDMoLE only)
         intervention : keywords of `hdmole.intervene`, for this call
         encoded : what `encode` gave for this audio, to spare doing it again
+        progress : called with the share that is done after each segment of long audio; what it raises ends the work
 
         Raises
         ------
@@ -291,7 +294,7 @@ class ASR:
         words: list[Word] = []
         texts, layers, timing = [], [], "ctc"
         recorded: Trace | None = None
-        for segment in segments:
+        for number, segment in enumerate(segments, start=1):
             with ExitStack() as stack:
                 if method == "hdmole":
                     if intervention:
@@ -307,6 +310,8 @@ class ASR:
             if recorded is not None:
                 _shift(recorded, segment.offset)
                 layers.append(recorded)
+            if progress:
+                progress(number / len(segments))
         full_trace = _join(layers) if layers else None
         seconds = sum(s.seconds for s in segments)
         elapsed = time.perf_counter() - started

@@ -313,6 +313,39 @@ def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
     return figure.update_layout(**_LAYOUT, height=max(360, 122 + 17 * len(layers)))
 
 
+def change_data(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Mean experts at work per layer of two runs (`layers` of two transcripts): `layer`, `run` (as trained, changed), `experts`."""
+    rows = [
+        {"layer": layer_label(entry["name"]), "run": run, "experts": entry["active_experts"]}
+        for run, layers in (("as trained", before), ("changed", after))
+        for entry in layers
+    ]
+    return pd.DataFrame(rows, columns=["layer", "run", "experts"])
+
+
+def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
+    """`change_data`: a row is a layer, a ring its experts at work as trained, a disc after the change, of so many `experts`."""
+    figure = go.Figure()
+    wide = data.pivot(index="layer", columns="run", values="experts").reindex(data.layer.unique())
+    for layer, row in wide.iterrows():
+        figure.add_scatter(
+            x=[row["as trained"], row["changed"]], y=[layer, layer], mode="lines", showlegend=False, hoverinfo="skip",
+            line=dict(color=METHOD_COLOURS["base"], width=2),
+        )  # fmt: skip
+    for run, symbol in (("as trained", "circle-open"), ("changed", "circle")):
+        figure.add_scatter(
+            x=wide[run], y=wide.index, mode="markers", name=run, hovertemplate=f"%{{y}}, {run}: %{{x:.2f}} experts<extra></extra>",
+            marker=dict(symbol=symbol, size=11, color=METHOD_COLOURS["hdmole"], line_width=2),
+        )  # fmt: skip
+    figure.update_xaxes(title="experts at work, mean over the utterance", range=[-0.2, experts + 0.2])
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_layout(
+        **_LAYOUT,
+        height=130 + 17 * len(wide),
+        legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="left", x=0),
+    )
+
+
 def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
     """Word error rates of a results summary (`hdmole.results`): `accent`, `method`, `wer`, `low`, `high` in percent.
 

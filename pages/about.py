@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import parts, state
 from hdmole import figures
-from hdmole.results import markdown_table
+from hdmole.results import DOMAIN_LABELS, markdown_table, verdict
 
 asr = state.load_model()
 folder = state.model_folder(asr)
@@ -22,6 +22,23 @@ if summary:
         "rates",
     )  # fmt: skip
     st.markdown(markdown_table(summary, figures.METHOD_NAMES))
+    found = summary.get("differences", [])
+    if found:
+        st.header("Is the difference real?")
+        names = list(dict.fromkeys(d["method"] for d in found))
+        left, right = st.columns(2)
+        label = figures.METHOD_NAMES.__getitem__
+        method = left.selectbox("Method", names, index=len(names) - 1, format_func=label, key="compared")
+        others = [name for name in names if name != method]
+        against = right.selectbox("Against", others, format_func=label, key="against")
+        pair = [d for d in found if (d["method"], d["against"]) == (method, against)]
+        st.markdown(
+            "\n".join(f"- **{DOMAIN_LABELS.get(d['domain'], d['domain'])}.** {verdict(d, figures.METHOD_NAMES)}" for d in pair)
+        )
+        st.caption(
+            "Points of word error rate with 95 % intervals from a bootstrap over speakers, both methods on the same speech; "
+            "below zero is better. It says how far other speakers would move the difference, not other training seeds."
+        )
     known = {k: v for k, v in summary.get("provenance", {}).items() if not isinstance(v, dict | list)}
     if known:
         st.caption("Where these numbers come from: " + " · ".join(f"{name} `{value}`" for name, value in known.items()))

@@ -173,6 +173,40 @@ def test_two_sessions_do_not_see_each_others_utterances(open_app: Callable[..., 
     assert not set(one.session_state.jobs) & set(two.session_state.jobs)
 
 
+def test_a_change_of_routing_is_heard_next_to_the_untouched_run(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("thresholds", sample="indian_1")
+    assert_no_exception(at)
+    key = at.session_state.utterance.key
+    untouched = at.session_state.jobs[key].transcripts["hdmole"]
+    assert at.metric[0].value == "0"  # nothing changed, so nothing differs
+    assert cards(at).count("HDMoLE") == 0 and "As trained" in cards(at)
+    settle(at.multiselect(key="change_mask").set_value(["indian", "german", "scottish"]).run())
+    assert_no_exception(at)
+    assert at.metric[1].value == "0.00"  # every expert is off
+    assert at.query_params["mask"] == "indian,german,scottish"
+    again = next(reversed(at.session_state.trials.values())).transcript
+    assert again.text == at.session_state.jobs[key].transcripts["base"].text != ""
+    assert at.session_state.jobs[key].transcripts["hdmole"] is untouched
+    settle(at.multiselect(key="change_mask").set_value([]).run())
+    settle(at.slider[0].set_value(1.0).run())
+    settle(at.slider[1].set_value(1.0).run())
+    assert at.metric[1].value == "0.00"
+    settle(at.segmented_control(key="choose").set_value("dense").run())
+    assert_no_exception(at)
+    assert at.metric[1].value == "3.00"
+
+
+def test_a_link_restores_a_change_of_routing(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("thresholds", sample="indian_1", choose="top_k", k="1", layers="linear_1", accent="german", mask="nobody")
+    assert_no_exception(at)
+    assert (at.slider(key="k").value, at.selectbox(key="change_accent").value) == (1, "german")
+    layers = next(iter(at.session_state.trials.values())).transcript.layers
+    gates = next(entry["gate"] for entry in layers if entry["name"].endswith("linear_1"))
+    assert gates["german"] > 0
+
+    assert "mask" not in at.query_params
+
+
 def test_model_and_results_are_read_from_the_models_folder(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
     at = open_app("about")
     assert_no_exception(at)
@@ -180,6 +214,10 @@ def test_model_and_results_are_read_from_the_models_folder(open_app: Callable[..
     summary = json.loads((tiny_model / "results" / "summary.json").read_text())
     assert f"{summary['methods']['hdmole']['domains']['accent']['mean_over_accents']:.1f}" in text
     assert "It has learned nothing" in text
+    assert "HDMoLE against Frozen base: " in text
+    at.selectbox(key="against").set_value("lora").run()
+    assert_no_exception(at)
+    assert "HDMoLE against LoRA: " in " ".join(markdown.value for markdown in at.markdown)
     assert summary["provenance"]["commit"] in " ".join(caption.value for caption in at.caption)
 
 
@@ -234,6 +272,24 @@ def test_cancelling_on_the_page_says_so_and_can_be_taken_back(
     assert "not transcribed" in cards(at)
     settle(at.button(key="again").click().run())
     assert "not transcribed" not in cards(at) and not at.info
+
+
+def test_a_long_recording_can_be_cancelled_inside_a_method() -> None:
+    class Long(SlowASR):
+        def transcribe(
+            self, audio: object, method: str, *, progress: Callable[[float], None], **options: object
+        ) -> SimpleNamespace:
+            for k in range(1000):
+                time.sleep(0.01)
+                progress(k / 1000)
+            return SimpleNamespace(text=method, trace=None)
+
+    job = Job(Long(), Utterance("a.wav", wav()))
+    while job.progress < 0.21:
+        time.sleep(0.01)
+    job.cancel()
+    job.wait(2)
+    assert not job.running and not job.transcripts and not job.error
 
 
 def test_a_failing_method_loses_nothing_that_was_done_before() -> None:

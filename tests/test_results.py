@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from hdmole.asr import METHOD_LABELS
-from hdmole.results import COLUMNS, accent_table, bootstrap, count_errors, markdown_table, normalise, summarise, write
+from hdmole.results import COLUMNS, accent_table, bootstrap, count_errors, markdown_table, normalise, summarise, verdict, write
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,6 +69,17 @@ def test_summary_adds_up_and_is_paired() -> None:
     # paired: were the methods equal on every speaker, the difference would have no spread at all
     same = summarise(_rows({"base": [4, 2, 9, 0], "lora": [4, 2, 9, 0]}))["methods"]["lora"]["domains"]["accent"]
     assert same["change_against_base"]["interval"] == [0.0, 0.0]
+
+
+def test_a_difference_is_called_only_where_its_interval_excludes_zero() -> None:
+    rows = _rows({"lora": [4, 2, 5, 3] * 5, "hdmole": [2, 1, 3, 1] * 5, "full": [4, 3, 4, 3] * 5})
+    found = {(d["method"], d["against"]): d for d in summarise(rows)["differences"]}
+    assert len(found) == 6
+    better, worse = found["hdmole", "lora"], found["lora", "hdmole"]
+    assert better["points"] == -worse["points"] == -17.5 and better["interval"] == [-v for v in reversed(worse["interval"])]
+    assert verdict(better, METHOD_LABELS).startswith("HDMoLE against LoRA: better, -17.5 points [-")
+    assert ": worse, +17.5 points" in verdict(worse, METHOD_LABELS)
+    assert "no difference established" in verdict(found["full", "lora"], METHOD_LABELS)
 
 
 def test_bootstrap_covers_the_mean_and_narrows_with_speakers() -> None:

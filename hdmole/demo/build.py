@@ -54,9 +54,9 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 30_000
-    encoder_epochs: float = 4
+    encoder_epochs: tuple[float, float] = (4, 3)
     llm_epochs: float = 4
-    base_epochs: float = 2
+    base_epochs: float = 3
     recogniser_epochs: tuple[float, float] = (9, 4.5)
     adapter_epochs: float = 1.5
     rank: int = 2
@@ -65,6 +65,7 @@ class Recipe:
         default_factory=lambda: {
             "encoder-digits": 5e-4,
             "encoder-all": 8e-4,
+            "encoder-long": 1e-3,
             "llm": 2e-3,
             "base": 1e-3,
             "recogniser": 1.5e-3,
@@ -147,14 +148,19 @@ class Build:
             digits = [i for i in everything if is_digit_string(corpus.index.text[i])]
             rng = np.random.default_rng(self.seed)
             # ten words first: CTC leaves its plateau on them within minutes, on the whole vocabulary it rests there
-            for name, rows, epochs, masks in (("digits", digits, 1.0, 0), ("all", everything, self.recipe.encoder_epochs, 1)):
+            for name, rows, epochs, frames in (
+                ("digits", digits, 1.0, 4_000),
+                ("all", everything, self.recipe.encoder_epochs[0], 4_000),
+                ("long", everything, self.recipe.encoder_epochs[1], 8_000),
+            ):
+                masks = 0 if name == "digits" else 1
                 batches = Batches(
                     rows,
                     lambda i, masks=masks: {
                         "input_features": spec_augment(corpus.features(i), rng, masks) if masks else corpus.features(i)
                     },
                     corpus.index.frames.to_numpy(),
-                    4_000,
+                    frames,
                     self._labels(corpus, tokenizer, eos=False),
                     seed=self.seed,
                 )

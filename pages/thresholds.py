@@ -1,0 +1,144 @@
+"""Thresholds: change what routes, hear the utterance again, and see what changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app import parts, state
+from app.words import LEGEND_DIFFERENCE, method_card
+from hdmole import figures
+from hdmole.results import count_errors, normalise
+
+CHOICES = {"dynamic": "Thresholds", "top_k": "Top-k", "top_p": "Top-p", "dense": "All experts"}
+
+asr = state.load_model()
+clips = state.samples(state.model_folder(asr))
+state.read_deep_link(clips, state.model_folder(asr))
+
+st.title("What if the routing were different?")
+st.caption("Change how experts are chosen; the utterance is decoded again, next to the untouched run. The model stays as it is.")
+chosen = state.utterance()
+if chosen is None:
+    st.info("Choose, upload or record an utterance first.")
+    st.page_link("../pages/transcribe.py", label="To the page Transcribe", icon=":material/graphic_eq:")
+    st.stop()
+if "hdmole" not in asr.methods:
+    st.info("This model has no HDMoLE adapter, so there is no routing to change.")
+    st.stop()
+job = state.job_of(asr, chosen)
+job.wait(0.3)
+if job.running:
+    parts.watch(job, None)
+    st.stop()
+parts.show_trouble(job)
+if "hdmole" not in job.transcripts:
+    st.stop()
+
+untouched = job.transcripts["hdmole"]
+layers = {figures.layer_label(entry["name"]): entry for entry in untouched.layers}
+experts = asr.accents[1:]
+controls, outcome = st.columns([1, 1.9], gap="large")
+linked = st.session_state.setdefault("what_if", {k: st.query_params[k] for k in st.query_params if k not in ("sample", "gate")})
+
+
+def from_link(name: str, options: list[str]) -> list[str]:
+    """What the address names for a choice, as far as it is among the options."""
+    return [value for value in linked.get(name, "").split(",") if value in options]
+
+
+def number_from_link(name: str, default: float, low: float, high: float) -> float:
+    try:
+        return min(max(float(linked.get(name, default)), low), high)
+    except ValueError:
+        return default
+
+
+with controls:
+    parts.sample_select(clips, "Utterance")
+    how = st.segmented_control(
+        "Experts chosen by", list(CHOICES), default=(from_link("choose", list(CHOICES)) or ["dynamic"])[0], required=True,
+        format_func=CHOICES.__getitem__, key="choose", persist_state="session",
+    )  # fmt: skip
+    change: dict[str, Any] = {}
+    link: dict[str, str] = {}
+    where = st.session_state.get("change_layers") or list(layers)
+    if how == "dynamic":
+        for name, label in (("tau_global", "Global threshold τ"), ("tau_local", "Local threshold τ")):
+            trained = round(sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2)
+            value = st.slider(
+                label, 0.0, 1.0, number_from_link(name, trained, 0, 1), 0.01, key=f"{name}-{chosen.key}-{'-'.join(where)}",
+                help=f"As trained: {trained:.2f} on average. An expert works where its weight exceeds it: 0 lets all work, 1 none.",
+            )  # fmt: skip
+            if value != trained:
+                change[name], link[name] = value, f"{value:g}"
+    else:
+        change["thresholds"], link["choose"] = how, str(how)
+        if how == "top_k":
+            change["top_k"] = st.slider("Experts kept", 1, len(experts), int(number_from_link("k", 2, 1, len(experts))), key="k")
+            link["k"] = str(change["top_k"])
+        elif how == "top_p":
+            change["top_p"] = st.slider("Weight kept", 0.05, 1.0, number_from_link("p", 0.9, 0.05, 1), 0.05, key="p")
+            link["p"] = f"{change['top_p']:g}"
+    heard = next(iter(from_link("accent", asr.accents)), None)
+    accent = st.selectbox(
+        "Route as if the accent were", asr.accents, index=asr.accents.index(heard) if heard else None,
+        placeholder="as it is heard", format_func=figures.accent_label, key="change_accent", persist_state="session",
+    )  # fmt: skip
+    picked: dict[str, list[str]] = {}
+    for name, label in (("mask", "Switch off"), ("force", "Use only")):
+        picked[name] = st.multiselect(
+            label, experts, from_link(name, experts), format_func=figures.accent_label, placeholder="no expert",
+            key=f"change_{name}", persist_state="session",
+        )  # fmt: skip
+    only = st.multiselect(
+        "At layers", list(layers), from_link("layers", list(layers)), placeholder="all", key="change_layers",
+        persist_state="session",
+    )  # fmt: skip
+
+change |= {name: value for name, value in (("accent", accent), *picked.items()) if value}
+link |= {name: ",".join(value) for name, value in picked.items() if value} | ({"accent": accent} if accent else {})
+if only:
+    change["layers"] = [layers[layer]["name"] for layer in only]
+    link["layers"] = ",".join(only)
+state.write_deep_link(sample=chosen.sample, **link)
+
+with outcome:
+    state.show_notes()
+    parts.warn_if_outside(job)
+    trial = state.trial_of(asr, job, change)
+    trial.wait(1.0)
+    if trial.running:
+        parts.watch(trial, None)
+        st.stop()
+    if trial.error:
+        st.error(trial.error)
+    if trial.transcript is None:
+        if st.button("Hear it again"):
+            st.session_state.pop("stopped", None)
+            st.session_state.trials.clear()
+            st.rerun()
+        st.stop()
+    after, reference = trial.transcript, chosen.reference
+    st.html(
+        "<div class='cards'>"
+        + method_card("hdmole", untouched, reference, title="As trained")
+        + method_card("hdmole", after, reference, title="Changed" if change else "Changed: nothing yet")
+        + "</div>"
+    )
+    if reference:
+        st.html(f"<div class='legend'>{LEGEND_DIFFERENCE}</div>")
+    differing, _ = count_errors(normalise(untouched.text), normalise(after.text))
+    active = [sum(entry["active_experts"] for entry in t.layers) / max(1, len(t.layers)) for t in (untouched, after)]
+    seconds = [t.rtf * t.seconds for t in (untouched, after)]
+    words, work, time = st.columns(3)
+    words.metric("Words that changed", differing)
+    work.metric("Experts at work, mean", f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
+    time.metric("Time to decode", f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
+    st.header("Experts at work, layer by layer")
+    data = figures.change_data(untouched.layers, after.layers)
+    parts.figure(
+        figures.change_dots(data, len(experts)), f"{chosen.stem}-change", data,
+        "each row is a layer; the ring is the model as trained, the disc is your change.", "change",
+    )  # fmt: skip
