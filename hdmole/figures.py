@@ -337,12 +337,12 @@ def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
             x=wide[run], y=wide.index, mode="markers", name=run, hovertemplate=f"%{{y}}, {run}: %{{x:.2f}} experts<extra></extra>",
             marker=dict(symbol=symbol, size=11, color=METHOD_COLOURS["hdmole"], line_width=2),
         )  # fmt: skip
-    figure.update_xaxes(title="experts at work, mean over the utterance", range=[-0.2, experts + 0.2])
+    figure.update_xaxes(title="experts at work (mean)", range=[-0.2, experts + 0.2])
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure.update_layout(
         **_LAYOUT,
         height=130 + 17 * len(wide),
-        legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="left", x=0),
+        legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="right", x=0.7),
     )
 
 

@@ -11,7 +11,7 @@ from app.words import LEGEND_DIFFERENCE, method_card
 from hdmole import figures
 from hdmole.results import count_errors, normalise
 
-CHOICES = {"dynamic": "Thresholds", "top_k": "Top-k", "top_p": "Top-p", "dense": "All experts"}
+CHOICES = {"dynamic": "Thresholds", "top_k": "Top-k", "top_p": "Top-p", "dense": "All"}
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
@@ -66,10 +66,11 @@ with controls:
     where = st.session_state.get("change_layers") or list(layers)
     if how == "dynamic":
         for name, label in (("tau_global", "Global threshold τ"), ("tau_local", "Local threshold τ")):
-            trained = round(sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2)
+            trained = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
+            most = max(0.5, trained)
             value = st.slider(
-                label, 0.0, 1.0, number_from_link(name, trained, 0, 1), 0.01, key=f"{name}-{chosen.key}-{'-'.join(where)}",
-                help=f"As trained: {trained:.2f} on average. An expert works where its weight exceeds it: 0 lets all work, 1 none.",
+                label, 0.0, most, number_from_link(name, trained, 0, most), 0.005, format="%.3f", key=f"{name}-{chosen.key}-{'-'.join(where)}",
+                help=f"As trained: {trained:.3f} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most.",
             )  # fmt: skip
             if value != trained:
                 change[name], link[name] = value, f"{value:g}"
@@ -107,20 +108,22 @@ state.write_deep_link(sample=chosen.sample, **link)
 with outcome:
     state.show_notes()
     parts.warn_if_outside(job)
-    trial = state.trial_of(asr, job, change)
-    trial.wait(1.0)
-    if trial.running:
-        parts.watch(trial, None)
-        st.stop()
-    if trial.error:
-        st.error(trial.error)
-    if trial.transcript is None:
-        if st.button("Hear it again"):
-            st.session_state.pop("stopped", None)
-            st.session_state.trials.clear()
-            st.rerun()
-        st.stop()
-    after, reference = trial.transcript, chosen.reference
+    after, reference = untouched, chosen.reference
+    if change:
+        trial = state.trial_of(asr, job, change)
+        trial.wait(1.0)
+        if trial.running:
+            parts.watch(trial, None)
+            st.stop()
+        if trial.error:
+            st.error(trial.error)
+        if trial.transcript is None:
+            if st.button("Hear it again"):
+                st.session_state.pop("stopped", None)
+                st.session_state.trials.clear()
+                st.rerun()
+            st.stop()
+        after = trial.transcript
     st.html(
         "<div class='cards'>"
         + method_card("hdmole", untouched, reference, title="As trained")
