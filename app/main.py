@@ -23,7 +23,8 @@ page = st.navigation(
         st.Page("../pages/transcribe.py", title="Transcribe", icon=":material/graphic_eq:", default=True),
         st.Page("../pages/routing.py", title="Routing", icon=":material/account_tree:"),
         st.Page("../pages/thresholds.py", title="Thresholds", icon=":material/tune:"),
-        st.Page("../pages/about.py", title="Model and results", icon=":material/bar_chart:"),
+        st.Page("../pages/compare.py", title="Compare", icon=":material/bar_chart:"),
+        st.Page("../pages/about.py", title="Model", icon=":material/info:"),
     ]
 )
 with st.sidebar:

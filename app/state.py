@@ -82,9 +82,19 @@ def samples(folder: Path) -> list[Sample]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """The summary of a model's evaluation, as `hdmole.results` wrote it; empty where there is none."""
-    file = folder / "results" / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """The summary in a results folder, as `hdmole.results` wrote it; empty where there is none.
+
+    Raises ValueError where it is not such a summary.
+    """
+    file = folder / "summary.json"
+    if not file.is_file():
+        return {}
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        summary["methods"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise ValueError(f"{file} is not a summary of results; `hdmole evaluate --out DIR` writes one.") from None
+    return summary
 
 
 def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
@@ -158,7 +168,7 @@ def read_deep_link(clips: list[Sample], folder: Path) -> None:
     names = {clip.name: clip for clip in clips}
     wanted = st.query_params.get("sample", "")
     if clips and utterance() is None:
-        choose_sample(names.get(wanted) or opening_sample(clips, results(folder)))
+        choose_sample(names.get(wanted) or opening_sample(clips, results(folder / "results")))
     if wanted and wanted not in names:
         note(f"This link names the sample {wanted!r}, which this model does not have; here is another one.")
     for name in ("layer", "gate"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from types import SimpleNamespace
 from typing import Any
 
 import jiwer
@@ -26,8 +27,8 @@ LEGEND_DIFFERENCE = (
 def word_html(word: Any, kind: str = "") -> str:
     """One heard word (`word`, `start`, `end`, `confidence`), underlined the more the less sure the model was of it."""
     mark = "sure" if word.confidence >= SURE else "unsure" if word.confidence >= UNSURE else "doubtful"
-    title = f"confidence {word.confidence:.2f}, {word.start:.2f} to {word.end:.2f} s"
-    return f"<span class='word {mark} {kind}' title='{title}'>{escape(word.word)}</span>"
+    title = f"title='confidence {word.confidence:.2f}, {word.start:.2f} to {word.end:.2f} s'" if word.end else ""
+    return f"<span class='word {mark} {kind}' {title}>{escape(word.word)}</span>"
 
 
 def heard_html(words: Sequence[Any], reference: str = "") -> str:
@@ -53,6 +54,18 @@ def heard_html(words: Sequence[Any], reference: str = "") -> str:
                 for s, word in zip(theirs, mine, strict=True)
             ]
     return " ".join(parts)
+
+
+def text_card(method: str, heard: str, reference: str) -> str:
+    """What one method heard where only the text was kept, against what was said."""
+    words = [SimpleNamespace(word=word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
+    errors, count = count_errors(normalise(reference), normalise(heard))
+    body = heard_html(words, reference) or "<span class='nothing'>no words heard</span>"
+    return (
+        f"<article class='card' style='--method: {METHOD_COLOURS.get(method, '#8A8A8A')}'>"
+        f"<header><span>{METHOD_NAMES.get(method, method)}</span></header>"
+        f"<div class='heard'>{body}</div><footer>{errors} errors in {count} words</footer></article>"
+    )
 
 
 def method_card(method: str, transcript: Any | None, reference: str = "", missing: str = "…", title: str = "") -> str:

@@ -384,6 +384,59 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
     )
 
 
+def forgetting_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Word error rates (%) of each method on accents (mean) and on the general domain, with intervals; one row a method.
+
+    Columns `method`, `accents`, `accents_low`, `accents_high`, `general`, `general_low`, `general_high`, `trainable`; no rows
+    where a domain is missing.
+    """
+    rows = []
+    for method, entry in summary["methods"].items():
+        accent, general = entry["domains"].get("accent"), entry["domains"].get(GENERAL)
+        if accent and general:
+            rows.append(
+                {
+                    "method": method, "accents": accent["mean_over_accents"], "accents_low": accent["mean_interval"][0],
+                    "accents_high": accent["mean_interval"][1], "general": general["wer"], "general_low": general["interval"][0],
+                    "general_high": general["interval"][1], "trainable": entry.get("trainable"),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def forgetting(data: pd.DataFrame) -> go.Figure:
+    """`forgetting_data`: what adapting to accents cost on general speech; the base's rate there is the dotted line."""
+    figure = go.Figure()
+    for row in data.to_dict("records"):
+        name = METHOD_NAMES.get(row["method"], row["method"])
+        figure.add_scatter(
+            x=[row["general"]], y=[row["accents"]], mode="markers+text", text=name, textposition="top right", name=name,
+            marker=dict(size=13, color=METHOD_COLOURS.get(row["method"])), showlegend=False,
+            error_x=dict(symmetric=False, array=[row["general_high"] - row["general"]], arrayminus=[row["general"] - row["general_low"]]),
+            error_y=dict(symmetric=False, array=[row["accents_high"] - row["accents"]], arrayminus=[row["accents"] - row["accents_low"]]),
+            hovertemplate=f"{name}<br>general %{{x:.1f}} %<br>accents %{{y:.1f}} %<extra></extra>",
+        )  # fmt: skip
+    figure.update_traces(error_x=dict(thickness=1, width=3), error_y=dict(thickness=1, width=3))
+    base = data[data.method == "base"]
+    if len(base):
+        figure.add_vline(x=float(base.general.iloc[0]), line=dict(color=METHOD_COLOURS["base"], dash="dot", width=1))
+    figure.update_xaxes(title="WER on general speech (%)")
+    figure.update_yaxes(title="WER on accents, mean (%)")
+    return figure.update_layout(**_LAYOUT, height=340)
+
+
+def pair_data(utterances: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
+    """Two methods utterance by utterance: who said what, what each heard, `errors` of both, and how many fewer `method` made."""
+    keys = ["utterance", "domain", "accent", "speaker", "reference", "words"]
+    mine, theirs = (
+        utterances[utterances.method == name].set_index(keys)[["hypothesis", "errors"]].add_suffix(f" {name}")
+        for name in (method, against)
+    )
+    table = mine.join(theirs, how="inner").reset_index()
+    table.insert(len(keys), "fewer errors", table[f"errors {against}"] - table[f"errors {method}"])
+    return table.sort_values("fewer errors", ascending=False, ignore_index=True, kind="stable")
+
+
 def confusion_data(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> pd.DataFrame:
     """Confusion matrix (true, recognised) as one row a pair: `spoken`, `recognised`, `utterances`, `percent` of the spoken."""
     rows = []

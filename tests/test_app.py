@@ -207,18 +207,39 @@ def test_a_link_restores_a_change_of_routing(open_app: Callable[..., AppTest]) -
     assert "mask" not in at.query_params
 
 
-def test_model_and_results_are_read_from_the_models_folder(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
-    at = open_app("about")
+def test_comparison_is_read_from_the_results(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
+    at = open_app("compare")
     assert_no_exception(at)
     text = " ".join(markdown.value for markdown in at.markdown)
     summary = json.loads((tiny_model / "results" / "summary.json").read_text())
     assert f"{summary['methods']['hdmole']['domains']['accent']['mean_over_accents']:.1f}" in text
-    assert "It has learned nothing" in text
+    assert summary["provenance"]["commit"] in " ".join(caption.value for caption in at.caption)
     assert "HDMoLE against Frozen base: " in text
+    rows = len(at.dataframe[0].value)
     at.selectbox(key="against").set_value("lora").run()
+    at.selectbox(key="compared_accent").set_value("indian").run()
     assert_no_exception(at)
     assert "HDMoLE against LoRA: " in " ".join(markdown.value for markdown in at.markdown)
-    assert summary["provenance"]["commit"] in " ".join(caption.value for caption in at.caption)
+    assert 0 < len(at.dataframe[0].value) < rows and set(at.dataframe[0].value.accent) == {"indian"}
+
+
+def test_own_results_are_compared_and_a_wrong_folder_is_said(
+    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path
+) -> None:
+    at = open_app("compare", results=str(tiny_model / "results"))
+    assert_no_exception(at)
+    assert at.dataframe and at.query_params["results"] == str(tiny_model / "results")
+    at.text_input[0].set_value(str(tmp_path)).run()
+    assert "summary.json" in at.info[0].value and not at.exception
+    (tmp_path / "summary.json").write_text("[1]")
+    at.run()
+    assert "is not a summary" in at.error[0].value and not at.exception
+
+
+def test_the_model_card_is_read_from_the_models_folder(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("about")
+    assert_no_exception(at)
+    assert "It has learned nothing" in " ".join(markdown.value for markdown in at.markdown)
 
 
 def test_without_a_model_the_app_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def test_clicking_the_overview_chooses_the_layer(page: Page, app_url: str) -> No
 
 def test_every_page_works_by_keyboard_and_on_a_phone(page: Page, app_url: str) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
-    for path in ("", "routing", "thresholds", "about"):
+    for path in ("", "routing", "thresholds", "compare", "about"):
         page.goto(f"{app_url}/{path}")
         expect(page.locator(".js-plotly-plot").first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
