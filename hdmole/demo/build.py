@@ -56,9 +56,9 @@ class Recipe:
     llm_sentences: int = 30_000
     encoder_epochs: tuple[float, float] = (4, 3)
     llm_epochs: float = 4
-    base_epochs: float = 3
+    base_epochs: float = 2.5
     recogniser_epochs: tuple[float, float] = (9, 4.5)
-    adapter_epochs: float = 1.5
+    adapter_epochs: float = 1.2
     rank: int = 2
     shared_rank: int = 10
     rates: dict[str, float] = field(
