@@ -380,7 +380,7 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
         **_LAYOUT,
         height=340,
         barmode="group",
-        legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="left", x=0),
+        legend=dict(orientation="h", yanchor="top", y=-0.3, xanchor="left", x=0),  # clear of the tools over the figure
     )
 
 
