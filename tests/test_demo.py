@@ -88,6 +88,13 @@ def test_real_speakers_are_split_whole(tmp_path: Path) -> None:
     assert list(split_speakers(["a", "b"]).values()).count("test") == 1
     with pytest.raises(ValueError, match=r"has no manifest.jsonl"):
         read_real([tmp_path])
+    for line, said in (
+        ("{", "line 1 is not a JSON object"),
+        ('{"audio": "a.wav", "text": "one"}', "line 1 has no accent, speaker"),
+    ):
+        (tmp_path / "manifest.jsonl").write_text(line + "\n")
+        with pytest.raises(ValueError, match=said):
+            read_real([tmp_path])
 
 
 def test_the_llm_reads_frames_and_predicts_only_the_sentence() -> None:

@@ -78,14 +78,23 @@ def split_speakers(names: list[str]) -> dict[str, str]:
 
 
 def read_real(folders: list[Path]) -> pd.DataFrame:
-    """The manifests of real speech, one row a recording, with `split` by speaker and `path`."""
+    """The manifests of real speech, one row a recording, with `split` by speaker and `path`.
+
+    Raises ValueError where a folder has no manifest, or a line of it cannot be used.
+    """
     rows = []
     for folder in folders:
         manifest = Path(folder) / "manifest.jsonl"
         if not manifest.is_file():
             raise ValueError(f"{folder} has no manifest.jsonl; give the folder that holds the real speech.")
-        for line in manifest.read_text().splitlines():
-            row = json.loads(line)
+        for number, line in enumerate(manifest.read_text().splitlines(), start=1):
+            try:
+                row = dict(json.loads(line))
+            except (ValueError, TypeError):
+                raise ValueError(f"{manifest}, line {number} is not a JSON object; mend or remove it.") from None
+            missing = [name for name in ("audio", "text", "accent", "speaker") if not isinstance(row.get(name), str)]
+            if missing:
+                raise ValueError(f"{manifest}, line {number} has no {', '.join(missing)}; every recording needs it.")
             rows.append({**row, "path": str(manifest.parent / row["audio"]), "source": row.get("source", folder.name)})
     table = pd.DataFrame(rows)
     if len(table):
