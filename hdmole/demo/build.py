@@ -58,7 +58,7 @@ class Recipe:
     llm_epochs: float = 4
     base_epochs: float = 2.5
     recogniser_epochs: tuple[float, float] = (9, 4.5)
-    adapter_epochs: float = 1.2
+    adapter_epochs: float = 1
     rank: int = 2
     shared_rank: int = 10
     rates: dict[str, float] = field(
