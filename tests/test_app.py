@@ -240,6 +240,7 @@ def test_the_model_card_is_read_from_the_models_folder(open_app: Callable[..., A
     at = open_app("about")
     assert_no_exception(at)
     assert "It has learned nothing" in " ".join(markdown.value for markdown in at.markdown)
+    assert len(at.get("plotly_chart")) == 1  # what the accent recogniser hears
 
 
 def test_without_a_model_the_app_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
