@@ -86,7 +86,7 @@ class _Task:
 
     def _advance(self, share: float) -> None:
         self._share = share
-        if self.cancelled:
+        if self.cancelled and share < 1:  # what is just done is kept
             raise _Stopped
 
     def _run(self) -> None:
