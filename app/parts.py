@@ -66,6 +66,19 @@ def choose_utterance(clips: list[state.Sample]) -> None:
             st.audio_input("Record a sentence", key="recording", on_change=take, args=("recording", "recording.wav"))
 
 
+def routed_utterance(asr: Any) -> Utterance:
+    """The session's utterance; ends the page with a sentence where there is none, or no routing in this model."""
+    chosen = state.utterance()
+    if chosen is None:
+        st.info("Choose, upload or record an utterance first.")
+        st.page_link("../pages/transcribe.py", label="To the page Transcribe", icon=":material/graphic_eq:")
+        st.stop()
+    if "hdmole" not in asr.methods:
+        st.info("This model has no HDMoLE adapter, so there is no routing to show or change.")
+        st.stop()
+    return chosen
+
+
 def reference_input(chosen: Utterance) -> str:
     """The text that was really said, as far as the user knows it."""
     key = f"reference-{chosen.key}"

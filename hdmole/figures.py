@@ -427,7 +427,7 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
 
 def pair_data(utterances: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
     """Two methods utterance by utterance: who said what, what each heard, `errors` of both, and how many fewer `method` made."""
-    keys = ["utterance", "domain", "accent", "speaker", "reference", "words"]
+    keys = ["utterance", "seed", "domain", "accent", "speaker", "reference", "words"]
     mine, theirs = (
         utterances[utterances.method == name].set_index(keys)[["hypothesis", "errors"]].add_suffix(f" {name}")
         for name in (method, against)

@@ -17,14 +17,7 @@ st.caption(
     "Each layer has one expert per accent. A global router weighs them by the accent heard, a local one by each moment of sound; "
     "an expert whose weight stays under a router's threshold is off."
 )
-chosen = state.utterance()
-if chosen is None:
-    st.info("Choose, upload or record an utterance first.")
-    st.page_link("../pages/transcribe.py", label="To the page Transcribe", icon=":material/graphic_eq:")
-    st.stop()
-if "hdmole" not in asr.methods:
-    st.info("This model has no HDMoLE adapter, so there is no routing to show.")
-    st.stop()
+chosen = parts.routed_utterance(asr)
 
 sample, layer_box, gate_box = st.columns([2.2, 1.2, 1.6])
 with sample:

@@ -19,14 +19,7 @@ state.read_deep_link(clips, state.model_folder(asr))
 
 st.title("What if the routing were different?")
 st.caption("Change how experts are chosen; the utterance is decoded again, next to the untouched run. The model stays as it is.")
-chosen = state.utterance()
-if chosen is None:
-    st.info("Choose, upload or record an utterance first.")
-    st.page_link("../pages/transcribe.py", label="To the page Transcribe", icon=":material/graphic_eq:")
-    st.stop()
-if "hdmole" not in asr.methods:
-    st.info("This model has no HDMoLE adapter, so there is no routing to change.")
-    st.stop()
+chosen = parts.routed_utterance(asr)
 job = state.job_of(asr, chosen)
 job.wait(0.3)
 if job.running:
