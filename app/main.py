@@ -23,6 +23,7 @@ page = st.navigation(
         st.Page("../pages/transcribe.py", title="Transcribe", icon=":material/graphic_eq:", default=True),
         st.Page("../pages/routing.py", title="Routing", icon=":material/account_tree:"),
         st.Page("../pages/thresholds.py", title="Thresholds", icon=":material/tune:"),
+        st.Page("../pages/correspondence.py", title="Correspondence", icon=":material/grid_on:"),
         st.Page("../pages/compare.py", title="Compare", icon=":material/bar_chart:"),
         st.Page("../pages/about.py", title="Model", icon=":material/info:"),
     ]

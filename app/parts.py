@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -64,6 +65,57 @@ def choose_utterance(clips: list[state.Sample]) -> None:
             )  # fmt: skip
         else:
             st.audio_input("Record a sentence", key="recording", on_change=take, args=("recording", "recording.wav"))
+
+
+def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
+    """The results folder the visitor chose, in the sidebar or by `?results=`, and its summary.
+
+    Without a choice the last that has something under `needs`. Ends the page with a sentence where there is none.
+    """
+    folders, link = state.results_folders(asr), st.query_params.get("results", "")
+    with st.sidebar:
+        fitting = [name for name, folder in folders.items() if needs in summary_of(folder)]
+        first = link if link in folders else next(reversed(fitting), None)
+        name = st.selectbox(
+            "Results", list(folders), index=list(folders).index(first) if first else None, key="results_name",
+            persist_state="session",
+        ) if folders else None  # fmt: skip
+        given = st.text_input(
+            "or a folder of your own", "" if link in folders else link, placeholder="results/mine",
+            help="A folder on the app's machine that `hdmole compare` or `hdmole evaluate` wrote.",
+        ).strip()  # fmt: skip
+    if not given and name is None:
+        st.info(
+            "There are no results of this kind yet. `hdmole evaluate --manifest FILE --out DIR` judges this model on a test set of "
+            "yours, `hdmole compare --config FILE --out DIR` trains and compares methods; name DIR in the sidebar."
+        )
+        st.stop()
+    folder = Path(given) if given else folders[str(name)]
+    state.write_deep_link(results=given or str(name))
+    try:
+        summary = state.results(folder)
+    except ValueError as error:
+        st.error(str(error))
+        st.stop()
+    if not summary:
+        st.error(f"{folder} has no summary.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote.")
+        st.stop()
+    return folder, summary
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of a results folder; empty where there is none or it is damaged."""
+    try:
+        return state.results(folder)
+    except ValueError:
+        return {}
+
+
+def origin(summary: dict[str, Any]) -> None:
+    """Where the numbers of a results file come from."""
+    known = {k: v for k, v in summary.get("provenance", {}).items() if k != "config" and not isinstance(v, dict)}
+    if known:
+        st.caption("Where these numbers come from: " + " · ".join(f"{name} `{value}`" for name, value in known.items()))
 
 
 def routed_utterance(asr: Any) -> Utterance:

@@ -22,7 +22,14 @@ BROWSER_FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-PAGES = {"transcribe": "", "routing": "routing", "thresholds": "thresholds", "compare": "compare", "about": "about"}
+PAGES = {
+    "transcribe": "",
+    "routing": "routing",
+    "thresholds": "thresholds",
+    "correspondence": "correspondence",
+    "compare": "compare",
+    "about": "about",
+}
 SIZES = {"wide": (1280, 800), "narrow": (400, 800)}
 
 

@@ -97,6 +97,15 @@ def results(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def results_folders(asr: Any) -> dict[str, Path]:
+    """Name -> folder of the results that come with the model and the repository."""
+    own = model_folder(asr) / "results"
+    found = {"this model's own": own} if (own / "summary.json").is_file() else {}
+    if model_folder(asr) == ROOT / "assets" / "demo":  # the comparisons in the repository are of the demo model
+        found |= {f.parent.name: f.parent for f in sorted((ROOT / "assets" / "results").glob("*/summary.json"))}
+    return found
+
+
 def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
     """The first clip of the accent the base model hears worst by its own results: there adaptation has something to show."""
     rates: Any = error_rate_data(summary).query("method == 'base'").set_index("accent").wer if summary else {}
@@ -104,12 +113,12 @@ def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
 
 
 def utterance() -> Utterance | None:
-    """The utterance both pages show."""
+    """The utterance the pages show."""
     return st.session_state.get("utterance")
 
 
 def choose(chosen: Utterance) -> None:
-    """Make it the utterance both pages show; a job for another one that still runs is cancelled."""
+    """Make it the utterance the pages show; a job for another one that still runs is cancelled."""
     old = utterance()
     if old is not None and old.key == chosen.key:
         st.session_state.utterance = chosen
@@ -168,7 +177,11 @@ def read_deep_link(clips: list[Sample], folder: Path) -> None:
     names = {clip.name: clip for clip in clips}
     wanted = st.query_params.get("sample", "")
     if clips and utterance() is None:
-        choose_sample(names.get(wanted) or opening_sample(clips, results(folder / "results")))
+        try:
+            measured = results(folder / "results")
+        except ValueError:
+            measured = {}
+        choose_sample(names.get(wanted) or opening_sample(clips, measured))
     if wanted and wanted not in names:
         note(f"This link names the sample {wanted!r}, which this model does not have; here is another one.")
     for name in ("layer", "gate"):

@@ -235,25 +235,8 @@ class ASR:
     def decode_batch(self, segments: list[Encoded], method: str, accent: str = "auto") -> list[Decoded]:
         """Greedy transcripts of many segments at once, with the log-probability of every token."""
         self.check_method(method)
-        states = nn.utils.rnn.pad_sequence([s.states for s in segments], batch_first=True)
-        lengths = torch.tensor([len(s.states) for s in segments], device=self.device)
-        mask = torch.arange(states.shape[1], device=self.device)[None] < lengths[:, None]
-        routing: Any = nullcontext()
-        if method == "hdmole":
-            routing = route(torch.stack([self.posterior_of(s, accent) for s in segments]))
-        limit = int(8 + 1.5 * int(lengths.max()))
-        with routing:
-            out = self.models[method].generate(  # type: ignore[operator]
-                encoder_states=states, encoder_mask=mask, max_new_tokens=limit, do_sample=False,
-                pad_token_id=self.tokenizer.pad_token_id, return_dict_in_generate=True, output_logits=True,
-            )  # fmt: skip
-        log_probs = torch.stack(out.logits, 1).float().log_softmax(-1).gather(2, out.sequences[..., None])[..., 0]
-        decoded = []
-        for ids, scores in zip(out.sequences.tolist(), log_probs.tolist(), strict=True):
-            length = next((i + 1 for i, t in enumerate(ids) if t == self.tokenizer.eos_token_id), len(ids))
-            text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
-            decoded.append(Decoded(text, ids[:length], scores[:length]))
-        return decoded
+        posterior = torch.stack([self.posterior_of(s, accent) for s in segments]) if method == "hdmole" else None
+        return greedy(self.models[method], [s.states for s in segments], self.tokenizer, posterior)
 
     def ctc_text(self, segment: Encoded) -> str:
         """What the CTC head alone hears, greedily."""
@@ -378,6 +361,29 @@ class ASR:
                 last = words[-1]
                 words[-1] = Word(last.word + name, last.start, end, last.confidence * float(np.exp(score)))
         return [Word(w.word, round(w.start, 3), round(w.end, 3), round(w.confidence, 4)) for w in words if w.word], timing
+
+
+@torch.no_grad()
+def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor | None = None) -> list[Decoded]:
+    """Greedy transcripts of encoder outputs (T, d_encoder) each, with the log-probability of every token.
+
+    `posterior` (U, N + 1) routes an HDMoLE model; other models need none.
+    """
+    padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
+    lengths = torch.tensor([len(s) for s in states], device=padded.device)
+    mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
+    with nullcontext() if posterior is None else route(posterior):
+        out = model.generate(
+            encoder_states=padded, encoder_mask=mask, max_new_tokens=int(8 + 1.5 * int(lengths.max())), do_sample=False,
+            pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+    log_probs = torch.stack(out.logits, 1).float().log_softmax(-1).gather(2, out.sequences[..., None])[..., 0]
+    decoded = []
+    for ids, scores in zip(out.sequences.tolist(), log_probs.tolist(), strict=True):
+        length = next((i + 1 for i, t in enumerate(ids) if t == tokenizer.eos_token_id), len(ids))
+        text = str(tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
+        decoded.append(Decoded(text, ids[:length], scores[:length]))
+    return decoded
 
 
 def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tuple[int, int]], float] | None:

@@ -1,4 +1,4 @@
-"""The command line: `hdmole transcribe | trace | evaluate | demo build | demo info | app`.
+"""The command line: `hdmole transcribe | trace | evaluate | compare | demo build | demo info | app`.
 
 Results go to standard output, progress and warnings to standard error, so that `--json` can be piped. torch is imported
 only by the commands that need it.
@@ -188,6 +188,30 @@ def evaluate(
         typer.echo(f"{markdown_table(summary, METHOD_LABELS)}\n\n{accent_table(summary, METHOD_LABELS)}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("compare")
+def compare_command(
+    config: Annotated[Path, typer.Option(help="TOML file: speech, methods, seeds, learning rates; runs/main.toml is one.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; run again to go on where it was cut off.")],
+) -> None:
+    """Train every method over seeds from one frozen base and say which is better, by how much, and how sure."""
+    _make_folder(out)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from hdmole.compare import compare
+    from hdmole.results import markdown_table
+
+    try:
+        summary = compare(config, out, report=lambda text: errors.print(text, markup=False))
+    except (ValueError, OSError) as error:
+        _fail(error)
+    if summary is not None:
+        typer.echo(markdown_table(summary, {name: entry["label"] for name, entry in summary["methods"].items()}))
+        for claim in summary["claims"]:
+            low, high = claim["interval"]
+            typer.echo(
+                f"{claim['claim']}: {'yes' if claim['holds'] else 'no'}, {claim['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+            )
 
 
 @demo.command("build")

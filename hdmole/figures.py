@@ -22,8 +22,9 @@ from plotly.subplots import make_subplots
 
 GENERAL = "general"
 METHOD_NAMES = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
+MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole")  # the others are variants of these
 # LoRA and full fine-tuning differ in lightness too: their hues alone look the same to people who do not see green.
-METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3A9AD0", "full": "#7350B5", "hdmole": "#E0672F"}
+METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3A9AD0", "gated_lora": "#14507A", "full": "#7350B5", "hdmole": "#E0672F"}
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
 ACTIVE = {"gate": "n_active", "global_gate": "n_active_global", "local_gate": "n_active_local"}  # their counts of experts
 MAX_COLUMNS = 600  # of a heatmap that can be clicked, which has a mark a cell
@@ -346,30 +347,44 @@ def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
     )
 
 
-def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
-    """Word error rates of a results summary (`hdmole.results`): `accent`, `method`, `wer`, `low`, `high` in percent.
+def method_labels(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What each method of a results summary is called."""
+    return {name: entry.get("label") or METHOD_NAMES.get(name, name) for name, entry in summary["methods"].items()}
 
-    The accents of `domain` are followed by the general domain, where the summary has it.
+
+def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
+    """Word error rates of a results summary (`hdmole.results`): `accent`, `method`, `label`, `wer`, `low`, `high` in percent.
+
+    The accents of `domain` are followed by the general domain, where the summary has it. Variants of the main methods are
+    left out.
     """
-    rows = []
-    for method, entry in summary["methods"].items():
+    rows, labels = [], method_labels(summary)
+    for method in _main(summary):
+        entry = summary["methods"][method]
         domains = entry["domains"]
         accents = dict(domains.get(domain, {}).get("accents", {}))
         if GENERAL in domains and domain == "accent":
             accents[GENERAL] = domains[GENERAL]
         for accent, rate in accents.items():
             low, high = rate["interval"]
-            rows.append({"accent": accent, "method": method, "wer": rate["wer"], "low": low, "high": high})
-    return pd.DataFrame(rows, columns=["accent", "method", "wer", "low", "high"])
+            rows.append(
+                {"accent": accent, "method": method, "label": labels[method], "wer": rate["wer"], "low": low, "high": high}
+            )
+    return pd.DataFrame(rows, columns=["accent", "method", "label", "wer", "low", "high"])
+
+
+def _main(summary: Mapping[str, Any]) -> list[str]:
+    """The main methods of a results summary; all it has, where it has none of them."""
+    return [m for m in summary["methods"] if m in MAIN_METHODS] or list(summary["methods"])
 
 
 def error_rates(data: pd.DataFrame) -> go.Figure:
-    """Bars of word error rates with their intervals: columns `accent`, `method`, `wer`, `low`, `high`, in percent."""
+    """Bars of `error_rate_data` with their intervals."""
     figure = go.Figure()
     for method in data.method.unique():
         rows = data[data.method == method]
         figure.add_bar(
-            x=rows.accent, y=rows.wer, name=METHOD_NAMES.get(method, method), marker_color=METHOD_COLOURS.get(method),
+            x=rows.accent, y=rows.wer, name=rows.label.iloc[0], marker_color=METHOD_COLOURS.get(method),
             error_y=dict(symmetric=False, array=rows.high - rows.wer, arrayminus=rows.wer - rows.low, thickness=1, width=2),
             customdata=np.stack([rows.low, rows.high], -1),
             hovertemplate="%{x}: %{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]",
@@ -387,16 +402,17 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
 def forgetting_data(summary: Mapping[str, Any]) -> pd.DataFrame:
     """Word error rates (%) of each method on accents (mean) and on the general domain, with intervals; one row a method.
 
-    Columns `method`, `accents`, `accents_low`, `accents_high`, `general`, `general_low`, `general_high`, `trainable`; no rows
+    Columns `method`, `label`, `accents`, `accents_low`, `accents_high`, `general`, `general_low`, `general_high`, `trainable`; no rows
     where a domain is missing.
     """
-    rows = []
-    for method, entry in summary["methods"].items():
+    rows, labels = [], method_labels(summary)
+    for method in _main(summary):
+        entry = summary["methods"][method]
         accent, general = entry["domains"].get("accent"), entry["domains"].get(GENERAL)
         if accent and general:
             rows.append(
                 {
-                    "method": method, "accents": accent["mean_over_accents"], "accents_low": accent["mean_interval"][0],
+                    "method": method, "label": labels[method], "accents": accent["mean_over_accents"], "accents_low": accent["mean_interval"][0],
                     "accents_high": accent["mean_interval"][1], "general": general["wer"], "general_low": general["interval"][0],
                     "general_high": general["interval"][1], "trainable": entry.get("trainable"),
                 }
@@ -408,7 +424,7 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
     """`forgetting_data`: what adapting to accents cost on general speech; the base's rate there is the dotted line."""
     figure = go.Figure()
     for row in data.to_dict("records"):
-        name = METHOD_NAMES.get(row["method"], row["method"])
+        name = row["label"]
         figure.add_scatter(
             x=[row["general"]], y=[row["accents"]], mode="markers+text", text=name, textposition="top right", name=name,
             marker=dict(size=13, color=METHOD_COLOURS.get(row["method"])), showlegend=False,
@@ -423,6 +439,199 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="WER on general speech (%)")
     figure.update_yaxes(title="WER on accents, mean (%)")
     return figure.update_layout(**_LAYOUT, height=340)
+
+
+def variant_data(summary: Mapping[str, Any], against: str = "hdmole") -> pd.DataFrame:
+    """Every method's difference to `against` on accents and on general speech, in points of WER with its 95 % interval.
+
+    Columns `method`, `label`, `domain`, `points`, `low`, `high`, `trainable`; below zero the method is better.
+    """
+    labels = method_labels(summary)
+    rows = [
+        {
+            "method": d["method"], "label": labels[d["method"]], "domain": d["domain"], "points": d["points"],
+            "low": d["interval"][0], "high": d["interval"][1], "trainable": summary["methods"][d["method"]].get("trainable"),
+        }
+        for d in summary.get("differences", [])
+        if d["against"] == against and d["domain"] in ("accent", GENERAL)
+    ]  # fmt: skip
+    columns = ["method", "label", "domain", "points", "low", "high", "trainable"]
+    return pd.DataFrame(rows, columns=columns).sort_values("points", ignore_index=True)
+
+
+def variants(data: pd.DataFrame, against: str) -> go.Figure:
+    """`variant_data` as dots with intervals, one row a method, accents and general speech side by side; zero is `against`."""
+    domains = {"accent": "Accents", GENERAL: "General speech"}
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(domains.values()), shared_yaxes=True, horizontal_spacing=0.03)
+    order = list(data[data.domain == "accent"].label)
+    for column, domain in enumerate(domains, start=1):
+        rows = data[data.domain == domain].set_index("label").reindex(order).reset_index()
+        sure = (rows.high < 0) | (rows.low > 0)
+        figure.add_scatter(
+            row=1, col=column, x=rows.points, y=rows.label, mode="markers", showlegend=False,
+            error_x=dict(
+                symmetric=False, array=rows.high - rows.points, arrayminus=rows.points - rows.low, thickness=1.5, width=3,
+                color="#8A8A8A",
+            ),
+            marker=dict(
+                size=10, color=[METHOD_COLOURS.get(m, METHOD_COLOURS["hdmole"]) for m in rows.method], line_width=2,
+                symbol=["circle" if s else "circle-open" for s in sure],
+            ),
+            customdata=np.stack([rows.low, rows.high], -1),
+            hovertemplate="%{y}<br>%{x:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]<extra></extra>",
+        )  # fmt: skip
+        figure.add_vline(x=0, row=1, col=column, line=dict(color="#8A8A8A", dash="dot", width=1))
+    figure.update_xaxes(title=f"points of WER against {against}")
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    return figure.update_layout(**_LAYOUT, height=150 + 20 * len(order))
+
+
+def curve_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Word error rates (%) on dev speech while the methods were trained: `method`, `label`, `step`, `accent`, `general`."""
+    labels = method_labels(summary)
+    rows = [
+        {"method": method, "label": labels[method], "step": int(step), **rates}
+        for method, points in summary.get("curves", {}).items()
+        for step, rates in points.items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "label", "step", "accent", GENERAL]).sort_values(["method", "step"])
+
+
+def curves(data: pd.DataFrame) -> go.Figure:
+    """`curve_data`: what each method gains on accents and loses on general speech, step by step."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=["Accents, mean", "General speech"], horizontal_spacing=0.08)
+    for method in data.method.unique():
+        rows = data[data.method == method]
+        for column, domain in enumerate(("accent", GENERAL), start=1):
+            figure.add_scatter(
+                row=1, col=column, x=rows.step, y=rows[domain], mode="lines+markers", name=rows.label.iloc[0],
+                showlegend=column == 1, legendgroup=method, line_color=METHOD_COLOURS.get(method),
+                hovertemplate="step %{x}: %{y:.1f} %",
+            )  # fmt: skip
+    figure.update_xaxes(title="training step", rangemode="tozero")
+    figure.update_yaxes(title="WER on dev speech (%)", col=1)
+    return figure.update_layout(**_LAYOUT, height=340, legend=dict(orientation="h", yanchor="top", y=-0.25, x=0))
+
+
+def frontier_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Word error rate (%) against mean experts at work: `choice` (thresholds, top_k, top_p), `value`, `active`, `accent`, `general`."""
+    return pd.DataFrame(summary.get("frontier", []), columns=["choice", "value", "active", "accent", GENERAL])
+
+
+def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
+    """`frontier_data` as one line a way of choosing experts; `active` marks how many work now."""
+    figure = go.Figure()
+    ways = (
+        ("thresholds", "thresholds scaled", "#E0672F", "circle"),
+        ("top_k", "top-k", "#14507A", "square"),
+        ("top_p", "top-p", "#7350B5", "diamond"),
+    )
+    for choice, name, colour, symbol in ways:
+        rows = data[data.choice == choice].sort_values("active")
+        figure.add_scatter(
+            x=rows.active, y=rows.accent, mode="lines+markers", name=name, line_color=colour,
+            marker=dict(size=9, symbol=symbol), customdata=np.stack([rows.value, rows[GENERAL]], -1),
+            hovertemplate="%{customdata[0]:g}: %{x:.2f} experts<br>accents %{y:.1f} %, general %{customdata[1]:.1f} %",
+        )  # fmt: skip
+    if active is not None:
+        for line in _ON_ANY_COLOUR:
+            figure.add_vline(x=active, line=line)
+    figure.update_xaxes(title="experts at work (mean)", rangemode="tozero")
+    figure.update_yaxes(title="WER on accents, mean (%)")
+    return figure.update_layout(**_LAYOUT, height=320, legend=dict(orientation="h", yanchor="top", y=-0.25, x=0))
+
+
+# -- a corpus' routing ---------------------------------------------------------------------------------------------------
+
+ROUTERS = {"gate": "Combined gate", "global_gate": "Global router", "local_probability": "Local router"}
+
+
+def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str | None = None) -> pd.DataFrame:
+    """Mean weight of each expert for each accent, of one of `ROUTERS`: `spoken`, `accent` (the expert's), `weight`, `utterances`.
+
+    `routing` is the table `hdmole compare` writes; one layer, or the mean over all.
+    """
+    rows = routing if layer is None else routing[routing.layer == layer]
+    found = rows.groupby(["domain", "spoken", "expert", "accent"], sort=False).agg(
+        weight=(router, "mean"), utterances=("utterance", "nunique")
+    ).reset_index()  # fmt: skip
+    order = {name: k for k, name in enumerate([*routing.sort_values("expert").accent.unique(), GENERAL])}
+    found["order"] = found.spoken.map(lambda name: order.get(name, len(order)))
+    return found.sort_values(["order", "spoken", "expert"], ignore_index=True).drop(columns="order")
+
+
+def correspondence(data: pd.DataFrame) -> go.Figure:
+    """`correspondence_data`: a row is an accent as spoken, a column an expert."""
+    spoken, experts = list(data.spoken.unique()), list(data.accent.unique())
+    values = data.pivot(index="spoken", columns="accent", values="weight").loc[spoken, experts].to_numpy(np.float32)
+    figure = go.Figure(
+        go.Heatmap(
+            x=experts, y=spoken, z=values, zmin=0, colorscale=_GATE_SCALE, text=values, texttemplate="%{text:.2f}",
+            colorbar=dict(title=dict(text="mean weight", side="right"), thickness=10),
+            hovertemplate="spoken %{y}, expert %{x}: %{z:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title="expert", tickangle=-35, automargin=True, **_accent_ticks(experts))
+    figure.update_yaxes(title="spoken", autorange="reversed", automargin=True, **_accent_ticks(spoken))
+    return figure.update_layout(**_LAYOUT, height=420)
+
+
+def map_data(routing: pd.DataFrame, router: str = "gate") -> pd.DataFrame:
+    """Utterances in the plane: the two principal components of their routing vectors (layers x experts).
+
+    Columns `utterance`, `domain`, `spoken`, `speaker`, `x`, `y`.
+    """
+    from sklearn.decomposition import PCA
+
+    about = ["utterance", "domain", "spoken", "speaker"]
+    vectors = routing.pivot_table(index=about, columns=["layer", "expert"], values=router, sort=False)
+    points = PCA(2, random_state=0).fit_transform(vectors.to_numpy(float))
+    return vectors.index.to_frame(index=False).assign(x=points[:, 0], y=points[:, 1])
+
+
+def utterance_map(data: pd.DataFrame) -> go.Figure:
+    """`map_data`: one mark an utterance, in the colour of its accent; accents without an expert as crosses."""
+    known = list(data[data.domain != "unseen"].spoken.unique())
+    colours = accent_colours(known)
+    figure = go.Figure()
+    for spoken in data.spoken.unique():
+        rows = data[data.spoken == spoken]
+        figure.add_scatter(
+            x=rows.x, y=rows.y, mode="markers", name=accent_label(spoken), customdata=rows[["utterance", "speaker"]],
+            marker=dict(size=7, color=colours.get(spoken, "#000000"), symbol="circle" if spoken in known else "x-thin-open"),
+            hovertemplate="%{customdata[0]}<br>%{customdata[1]}",
+        )  # fmt: skip
+    figure.update_xaxes(title="first principal component", showticklabels=False)
+    figure.update_yaxes(title="second", showticklabels=False)
+    return figure.update_layout(**_LAYOUT, height=420)
+
+
+def attribution_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """What leaving an expert out changes, in nats per word: `spoken`, `accent` (the expert's), `change`, `low`, `high`."""
+    found = summary.get("attribution", {"accents": [], "experts": [], "values": [], "intervals": []})
+    rows = [
+        {"spoken": spoken, "accent": expert, "change": value, "low": interval[0], "high": interval[1]}
+        for spoken, values, intervals in zip(found["accents"], found["values"], found["intervals"], strict=True)
+        for expert, value, interval in zip(found["experts"], values, intervals, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["spoken", "accent", "change", "low", "high"])
+
+
+def attribution(data: pd.DataFrame) -> go.Figure:
+    """`attribution_data`: dark where an expert helps the accent, that is where leaving it out makes the words less likely."""
+    spoken, experts = list(data.spoken.unique()), list(data.accent.unique())
+    values = data.pivot(index="spoken", columns="accent", values="change").loc[spoken, experts].to_numpy(np.float32)
+    most = max(1e-6, float(np.abs(values).max(initial=0)))
+    figure = go.Figure(
+        go.Heatmap(
+            x=experts, y=spoken, z=values, zmin=-most, zmax=most, colorscale="PuOr", text=values, texttemplate="%{text:.2f}",
+            colorbar=dict(title=dict(text="log-likelihood per word (nats)", side="right"), thickness=10),
+            hovertemplate="spoken %{y}, without expert %{x}: %{z:+.3f} nats per word<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title="expert left out", tickangle=-35, automargin=True, **_accent_ticks(experts))
+    figure.update_yaxes(title="spoken", autorange="reversed", automargin=True, **_accent_ticks(spoken))
+    return figure.update_layout(**_LAYOUT, height=420)
 
 
 def pair_data(utterances: pd.DataFrame, method: str, against: str) -> pd.DataFrame:

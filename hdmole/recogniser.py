@@ -6,9 +6,12 @@ so that padding never changes an answer. It is trained before the adapter, froze
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,6 +50,19 @@ class AccentRecogniser(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(channels, len(labels))
         self.register_buffer("temperature", torch.ones(()))
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and what the network was made with."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(self.arguments, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> AccentRecogniser:
+        """What `save` wrote, ready for use."""
+        model = cls(**json.loads((folder / "config.json").read_text()))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.eval()
 
     @property
     def labels(self) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 COLUMNS = ["method", "seed", "domain", "accent", "speaker", "utterance", "reference", "hypothesis", "errors", "words"]
-DOMAIN_LABELS = {"accent": "Accents (mean)", "general": "General", "real_digits": "Real digits"}
+DOMAIN_LABELS = {"accent": "Accents (mean)", "general": "General", "real_digits": "Real digits", "unseen": "Unseen accents"}
 RESAMPLES = 1000
 
 

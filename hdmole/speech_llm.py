@@ -144,9 +144,18 @@ class SpeechLLM(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
+    def train(self, mode: bool = True) -> SpeechLLM:
+        """Batch norms that are frozen keep the statistics they were trained with."""
+        super().train(mode)
+        for module in self.audio_tower.modules():
+            if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
     def encode(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder states (B, T, d_encoder) and their mask (B, T) bool. No gradient flows into the encoder."""
-        with torch.no_grad():
+        """Encoder states (B, T, d_encoder) and their mask (B, T) bool. Gradients flow only where the encoder is trained."""
+        trained = any(p.requires_grad for p in self.audio_tower.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             out = self.audio_tower.encoder(input_features=input_features, attention_mask=attention_mask.bool())
         return out.last_hidden_state, out.attention_mask.bool()
 

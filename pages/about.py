@@ -9,7 +9,7 @@ from hdmole import figures
 
 asr = state.load_model()
 folder = state.model_folder(asr)
-summary = state.results(folder / "results")
+summary = parts.summary_of(folder / "results")
 
 st.title("What the model can hear, and what it cannot")
 if recogniser := summary.get("accent_recogniser"):

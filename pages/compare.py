@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 import streamlit as st
 
@@ -15,24 +13,16 @@ from hdmole.results import DOMAIN_LABELS, markdown_table, verdict
 asr = state.load_model()
 
 st.title("Is HDMoLE better, by how much, and how sure are we?")
-with st.sidebar:
-    given = st.text_input(
-        "Results folder", st.query_params.get("results", ""), placeholder="the model's own",
-        help="A folder on the app's machine that `hdmole evaluate` wrote: summary.json and utterances.parquet.",
-    ).strip()  # fmt: skip
-folder = Path(given) if given else state.model_folder(asr) / "results"
-state.write_deep_link(results=given)
-try:
-    summary = state.results(folder)
-except ValueError as error:
-    st.error(str(error))
-    st.stop()
-if not summary:
-    where = f"{folder} has no summary.json" if given else "This model comes without results"
-    st.info(f"{where}; `hdmole evaluate --manifest FILE --out DIR` writes results for a test set of yours.")
-    st.stop()
+folder, summary = parts.choose_results(asr, "methods")
+labels = figures.method_labels(summary)
 
 parts.headline(asr, summary)
+for claim in summary.get("claims", []):
+    low, high = claim["interval"]
+    icon = ":material/check_circle:" if claim["holds"] else ":material/cancel:"
+    st.markdown(
+        f"{icon} **{claim['claim']}: {'yes' if claim['holds'] else 'no'}**, {claim['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    )
 bars, plane = st.columns([1.6, 1])
 with bars:
     st.header("Word error rate by accent")
@@ -49,7 +39,19 @@ with plane:
             figures.forgetting(cost), "accents-against-general", cost,
             "down is better on accents, right of the dotted line the general domain was forgotten.", "forgetting",
         )  # fmt: skip
-st.markdown(markdown_table(summary, figures.METHOD_NAMES))
+main = {name: entry for name, entry in summary["methods"].items() if name in figures.MAIN_METHODS} or summary["methods"]
+st.markdown(markdown_table({"methods": main}, labels))
+if len(main) < len(labels):
+    with st.expander(f"All {len(labels)} methods"):
+        st.markdown(markdown_table(summary, labels))
+
+curves = figures.curve_data(summary)
+if len(curves):
+    st.header("Learning accents, forgetting general speech")
+    parts.figure(
+        figures.curves(curves), "forgetting-curves", curves,
+        "left, how fast a method learns the accents; right, what happens to general speech meanwhile.", "curves",
+    )  # fmt: skip
 found = summary.get("differences", [])
 names = list(summary["methods"])
 if len(names) < 2 or not found:
@@ -57,16 +59,31 @@ if len(names) < 2 or not found:
 
 st.header("Is the difference real?")
 left, right, middle = st.columns(3)
-label = figures.METHOD_NAMES.get
-method = left.selectbox("Method", names, index=len(names) - 1, format_func=lambda m: str(label(m, m)), key="compared")
+label = labels.__getitem__
+method = left.selectbox(
+    "Method", names, index=names.index("hdmole") if "hdmole" in names else len(names) - 1, format_func=label, key="compared"
+)
 others = [name for name in names if name != method]
-against = right.selectbox("Against", others, format_func=lambda m: str(label(m, m)), key="against")
+against = right.selectbox("Against", others, format_func=label, key="against")
 pair = [d for d in found if (d["method"], d["against"]) == (method, against)]
-st.markdown("\n".join(f"- **{DOMAIN_LABELS.get(d['domain'], d['domain'])}.** {verdict(d, figures.METHOD_NAMES)}" for d in pair))
+st.markdown("\n".join(f"- **{DOMAIN_LABELS.get(d['domain'], d['domain'])}.** {verdict(d, labels)}" for d in pair))
 st.caption(
     "Points of word error rate with 95 % intervals from a bootstrap over speakers, both methods on the same speech; "
     "below zero is better. It says how far other speakers would move the difference, not other training seeds."
 )
+if len(names) > len(main):
+    variants = figures.variant_data(summary, str(method))
+    parts.figure(
+        figures.variants(variants, label(method)), "variants", variants,
+        f"left of zero a method is better than {label(method)}; a ring says that no difference is established.", "variants",
+    )  # fmt: skip
+trials = pd.DataFrame(summary.get("trials", []))
+if len(trials):
+    with st.expander("Learning rates tried on dev speech"):
+        st.dataframe(
+            trials.rename(columns={"accent": "accents, WER (%)", "general": "general, WER (%)", "rate": "learning rate"}),
+            hide_index=True,
+        )
 
 file = folder / "utterances.parquet"
 if file.is_file():
@@ -79,7 +96,7 @@ if file.is_file():
         column_order=["fewer errors", "accent", "speaker", "reference", f"hypothesis {method}", f"hypothesis {against}"],
     )  # fmt: skip
     st.caption(
-        f"**How to read this:** sorted by how many fewer word errors {label(method, method)} made; choose a row to see where they "
+        f"**How to read this:** sorted by how many fewer word errors {label(method)} made; choose a row to see where they "
         "differ. The audio of the test set is not part of the results."
     )
     st.download_button(
@@ -89,6 +106,4 @@ if file.is_file():
         row = table.iloc[event.selection.rows[0]]
         heard = [text_card(name, row[f"hypothesis {name}"], row.reference) for name in (method, against)]
         st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{LEGEND_DIFFERENCE}</div>")
-known = {k: v for k, v in summary.get("provenance", {}).items() if not isinstance(v, dict | list)}
-if known:
-    st.caption("Where these numbers come from: " + " · ".join(f"{name} `{value}`" for name, value in known.items()))
+parts.origin(summary)

@@ -132,6 +132,15 @@ with outcome:
     words.metric("Words that changed", differing)
     work.metric("Experts at work, mean", f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
     time.metric("Time to decode", f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
+    measured = [f for f in map(parts.summary_of, state.results_folders(asr).values()) if f.get("frontier")]
+    if measured:
+        st.header("More experts or fewer: what it does over a corpus")
+        points = figures.frontier_data(measured[-1])
+        parts.figure(
+            figures.frontier(points, active[1]), "threshold-frontier", points,
+            "word error rate on accents when thresholds are scaled, or replaced; the dashed line is where this utterance stands now.",
+            "frontier",
+        )  # fmt: skip
     st.header("Experts at work, layer by layer")
     data = figures.change_data(untouched.layers, after.layers)
     parts.figure(

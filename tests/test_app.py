@@ -230,10 +230,16 @@ def test_own_results_are_compared_and_a_wrong_folder_is_said(
     assert_no_exception(at)
     assert at.dataframe and at.query_params["results"] == str(tiny_model / "results")
     at.text_input[0].set_value(str(tmp_path)).run()
-    assert "summary.json" in at.info[0].value and not at.exception
+    assert "summary.json" in at.error[0].value and not at.exception
     (tmp_path / "summary.json").write_text("[1]")
     at.run()
     assert "is not a summary" in at.error[0].value and not at.exception
+
+
+def test_correspondence_says_where_results_without_routing_fall_short(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("correspondence")
+    assert_no_exception(at)
+    assert "hold no routing" in at.info[0].value or "no results of this kind" in at.info[0].value
 
 
 def test_the_model_card_is_read_from_the_models_folder(open_app: Callable[..., AppTest]) -> None:

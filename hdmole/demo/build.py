@@ -17,22 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, ParakeetCTCConfig, PreTrainedTokenizerFast
 
-from hdmole.demo.corpus import N_MELS, Batches, Corpus, Sizes, make, plan, read_real, spec_augment
+from hdmole.adapt import Method, Speech, adapt, load_base, pad
+from hdmole.data import Batches, Corpus, States, spec_augment
+from hdmole.demo.corpus import Sizes, make, plan, plan_unseen, read_real
 from hdmole.demo.synth import ACCENTS, GENERAL
 from hdmole.demo.text import is_digit_string, sentences
-from hdmole.demo.training import ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
+from hdmole.preparation import encode_corpus, posteriors_of, train_recogniser
 from hdmole.recogniser import AccentRecogniser
 from hdmole.speech_llm import SpeechLLM, SpeechLLMConfig
-from hdmole.tuner import HDMoLEConfig
-
-PROJECTOR_LINEARS = r"multi_modal_projector\..*(linear_1|linear_2|q_proj|k_proj|v_proj|o_proj|fc1|fc2)"
-EXPERTS = [name for name in ACCENTS if name != GENERAL]
+from hdmole.training import ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,11 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 30_000
-    encoder_epochs: tuple[float, float] = (4, 3)
+    encoder_epochs: tuple[float, float, float] = (4, 3, 4)
     llm_epochs: float = 4
-    base_epochs: float = 2.5
-    recogniser_epochs: tuple[float, float] = (9, 4.5)
-    adapter_epochs: float = 1
+    base_epochs: float = 6
+    recogniser_epochs: tuple[float, float, float] = (9, 4.5, 6)
+    adapter_epochs: float = 2
     rank: int = 2
     shared_rank: int = 10
     rates: dict[str, float] = field(
@@ -66,6 +63,7 @@ class Recipe:
             "encoder-digits": 5e-4,
             "encoder-all": 8e-4,
             "encoder-long": 1e-3,
+            "encoder-longer": 1e-3,
             "llm": 2e-3,
             "base": 1e-3,
             "recogniser": 1.5e-3,
@@ -133,7 +131,7 @@ class Build:
     def _labels(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, eos: bool) -> Callable[[list[int]], dict[str, Tensor]]:
         ends = [tokenizer.eos_token_id] if eos else []
         ids = [list(t) + ends for t in tokenizer(list(corpus.index.text), add_special_tokens=False)["input_ids"]]
-        return lambda rows: {"labels": _pad([ids[i] for i in rows])}
+        return lambda rows: {"labels": pad([ids[i] for i in rows])}
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -152,6 +150,7 @@ class Build:
                 ("digits", digits, 1.0, 4_000),
                 ("all", everything, self.recipe.encoder_epochs[0], 4_000),
                 ("long", everything, self.recipe.encoder_epochs[1], 8_000),
+                ("longer", everything, self.recipe.encoder_epochs[2], 8_000),
             ):
                 masks = 0 if name == "digits" else 1
                 batches = Batches(
@@ -204,54 +203,8 @@ class Build:
 
     def states(self, corpus: Corpus, encoder: Any) -> States:
         """Encoder outputs of every utterance, two SpecAugment views of the training ones."""
-        folder = self.work / "states"
-        if not (folder / "spans.npy").is_file():
-            folder.mkdir(exist_ok=True)
-            train = corpus.select("train", GENERAL, "accent", "real_digits")
-            rng = np.random.default_rng(self.seed)
-            spans = np.zeros((2, len(corpus.index), 2), np.int64)
-            parts, offset = [], 0
-            rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
-            for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
-                batches = Batches(
-                    rows,
-                    lambda i, change=change: {
-                        "input_features": spec_augment(corpus.features(i), rng, 1, 0.05) if change else corpus.features(i)
-                    },
-                    corpus.index.frames.to_numpy(),
-                    40_000,
-                    lambda rows: {"rows": torch.tensor(rows)},
-                )
-                for n in range(len(batches)):
-                    batch = batches[n]
-                    with torch.no_grad(), torch.autocast(self.device, torch.bfloat16):
-                        out = encoder.encoder(
-                            input_features=batch["input_features"].to(self.device),
-                            attention_mask=batch["attention_mask"].to(self.device),
-                        )
-                    lengths = out.attention_mask.sum(1).tolist()
-                    for i, state, length in zip(batch["rows"].tolist(), out.last_hidden_state, lengths, strict=True):
-                        parts.append(state[:length].half().cpu().numpy())
-                        spans[view, i] = offset, length
-                        offset += length
-                self.report(f"states: view {view} of {len(rows)} utterances done")
-            np.save(folder / "states.npy", np.concatenate(parts))
-            np.save(folder / "spans.npy", spans)
-        return States(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "spans.npy"), self.seed)
-
-    def _batches(
-        self, corpus: Corpus, states: States, tokenizer: PreTrainedTokenizerFast, rows: list[int], extra: Any
-    ) -> Batches:
-        labels = self._labels(corpus, tokenizer, eos=True)
-        return Batches(
-            rows,
-            lambda i: {"encoder_states": states.draw(i)},
-            states.spans[0, :, 1],
-            1_000,
-            lambda rows: {**labels(rows), **extra(rows)},
-            seed=self.seed,
-            max_rows=24,
-        )
+        train = corpus.select("train", GENERAL, "accent", "real_digits")
+        return encode_corpus(corpus, encoder.encoder, self.work / "states", train, self.seed, self.report)
 
     def base(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> SpeechLLM:
         """Projector and LLM end to end on the general domain: `en-us` synthesis and real digits."""
@@ -271,7 +224,8 @@ class Build:
             model.language_model.load_state_dict(llm.state_dict())
             model.audio_tower.requires_grad_(False)
             model.language_model.set_attn_implementation("eager")  # the fastest on short sequences and a CPU
-            batches = self._batches(corpus, states, tokenizer, corpus.select("train", GENERAL, "real_digits"), lambda rows: {})
+            speech = Speech(corpus, states, tokenizer, folder)
+            batches = speech.batches(corpus.select("train", GENERAL, "real_digits"), self.seed, lambda rows: {})
             # first the projector alone learns to say in the LLM's embeddings what the CTC head hears, which the LLM can read
             for name, objective, epochs in (
                 ("aligned", embedding_objective, 0.3),
@@ -282,10 +236,7 @@ class Build:
                     rate=self.recipe.rates["base"], report=self.report, seed=self.seed,
                 )  # fmt: skip
             model.save_pretrained(folder)
-        model = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
-        model.to(torch.device(self.device)).eval()  # type: ignore[arg-type]
-        model.requires_grad_(False)
-        return model
+        return load_base(folder, self.device)
 
     def recogniser(self, corpus: Corpus) -> tuple[AccentRecogniser, np.ndarray]:
         """The accent recogniser and its posteriors (utterances, N + 1) for every utterance.
@@ -293,148 +244,49 @@ class Build:
         Real recordings that the base was trained on count as "general": the base knows them. The posteriors of
         training utterances come from masked features and a temperature that makes them no surer than on dev speakers.
         """
-        folder = self.work / "recogniser"
-        model = AccentRecogniser(n_mels=N_MELS, labels=list(ACCENTS)).to(self.device)
-        index = corpus.index
-        targets = torch.tensor([list(ACCENTS).index(a) if a in ACCENTS else 0 for a in index.accent])
         rng = np.random.default_rng(self.seed)
-        if not (folder / "posteriors.npy").is_file():
-            torch.manual_seed(self.seed)
-            # first on what was recorded, then on masked features of more general and real speech
-            for name, masked, share, epochs in zip(
-                ("clear", "masked"), (False, True), (2, 4), self.recipe.recogniser_epochs, strict=True
-            ):
-                most = share * self.recipe.sizes.per_accent
-                general = rng.permutation(corpus.select("train", GENERAL))[:most]
-                real = rng.permutation(corpus.select("train", "real_digits", "real_sentences"))[:most]
-                rows = sorted({*general.tolist(), *real.tolist(), *corpus.select("train", "accent")})
-                weight = torch.bincount(targets[rows], minlength=len(ACCENTS)).float().clamp_min(1).reciprocal()
-                weight = (weight / weight.mean()).to(self.device)
-                batches = Batches(
-                    rows,
-                    lambda i, masked=masked: {
-                        "input_features": spec_augment(corpus.features(i), rng, 1) if masked else corpus.features(i)
-                    },
-                    index.frames.to_numpy(),
-                    7_000,
-                    lambda rows: {"labels": targets[rows]},
-                )
+        general = corpus.select("train", GENERAL)
+        real = corpus.select("train", "real_digits", "real_sentences")
+        stages = []
+        # first on what was recorded, then on masked features, then of all general and real speech
+        for name, masked, share, epochs in zip(
+            ("clear", "masked", "all"), (False, True, True), (2, 4, 1000), self.recipe.recogniser_epochs, strict=True
+        ):
+            most = share * self.recipe.sizes.per_accent
+            rows = {*rng.permutation(general)[:most].tolist(), *rng.permutation(real)[:most].tolist()}
+            stages.append((name, sorted({*rows, *corpus.select("train", "accent")}), masked, epochs))
+        return train_recogniser(
+            corpus, list(ACCENTS), stages, self.work / "recogniser", rate=self.recipe.rates["recogniser"], seed=self.seed,
+            report=self.report, device=self.device,
+        )  # fmt: skip
 
-                def objective(model: Any, batch: dict[str, Tensor], weight: Tensor = weight) -> Tensor:
-                    logits = model(batch["input_features"], batch["attention_mask"]).float()
-                    return nn.functional.cross_entropy(logits, batch["labels"], weight, label_smoothing=0.05)
-
-                fit(
-                    model, batches, objective, self.work / f"recogniser-{name}-training", epochs=epochs,
-                    rate=self.recipe.rates["recogniser"], report=self.report, seed=self.seed,
-                )  # fmt: skip
-            logits = self._accent_logits(model, corpus, rng)
-            dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
-            model.temperature.fill_(_temperature(logits[dev], targets[dev]))
-            accuracy = (logits[dev].argmax(1) == targets[dev]).float().mean().item()
-            train = torch.tensor(corpus.select("train", "accent"))
-            softened = float(model.temperature)
-            wanted = (logits[dev] / softened).softmax(1).amax(1).mean()
-            while (logits[train] / softened).softmax(1).amax(1).mean() > wanted and softened < 10:
-                softened *= 1.05
-            divisor = torch.tensor([softened if s == "train" else float(model.temperature) for s in index.split])
-            folder.mkdir(exist_ok=True)
-            np.save(folder / "posteriors.npy", (logits / divisor[:, None]).softmax(1).numpy())
-            save_file(model.state_dict(), folder / "model.safetensors")
-            self.report(
-                f"recogniser: {accuracy:.1%} on dev speakers, temperature {float(model.temperature):.2f}, "
-                f"{softened:.2f} for training posteriors"
-            )
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model.eval(), np.load(folder / "posteriors.npy")
-
-    def _accent_logits(self, model: Any, corpus: Corpus, rng: np.random.Generator) -> Tensor:
-        logits = torch.zeros(len(corpus.index), len(ACCENTS))
-        split = corpus.index.split
-        batches = Batches(
-            list(range(len(corpus.index))),
-            lambda i: {"input_features": spec_augment(corpus.features(i), rng) if split[i] == "train" else corpus.features(i)},
-            corpus.index.frames.to_numpy(),
-            40_000,
-            lambda rows: {"rows": torch.tensor(rows)},
-        )
-        model.eval()
-        for n in range(len(batches)):
-            batch = batches[n]
-            with torch.no_grad():
-                out = model(batch["input_features"].to(self.device), batch["attention_mask"].to(self.device))
-            logits[batch["rows"]] = out.float().cpu()
-        return logits
+    def unseen(self, encoder: Any, recogniser: AccentRecogniser) -> None:
+        """Test speech in accents that nothing was trained on, for `hdmole compare`."""
+        folder = self.work / "unseen"
+        if not (folder / "recogniser" / "posteriors.npy").is_file():
+            for _ in make(plan_unseen(self.recipe.sizes.test_per_accent, self.seed), folder / "corpus"):
+                pass
+            corpus = Corpus(folder / "corpus")
+            encode_corpus(corpus, encoder.encoder, folder / "states", [], self.seed, self.report)
+            recogniser.save(folder / "recogniser")
+            np.save(folder / "recogniser" / "posteriors.npy", posteriors_of(recogniser, corpus))
 
     # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
 
-    def adapt(self, method: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States, **changes: Any) -> Any:
+    def adapt(self, name: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> Any:
         """Adapt the base's projector to the accents by `full`, `lora` or `hdmole`; same data, order, steps and seed."""
-        recogniser, posteriors = self.recogniser(corpus) if method == "hdmole" else (None, np.zeros(0))
-        name = changes.pop("name", method)
-        folder = self.work / name
-        torch.manual_seed(self.seed)
-        base: Any = self.base(corpus, tokenizer, states)
-        model = self._adapted(method, base, recogniser, changes)
-        if not folder.is_dir():
-            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            self.report(f"{name}: {trainable} trainable parameters")
-            extra = (
-                (lambda rows: {"accent_posterior": torch.from_numpy(posteriors[rows])}) if method == "hdmole" else lambda rows: {}
-            )
-            batches = self._batches(corpus, states, tokenizer, corpus.select("train", "accent"), extra)
-            rate = self.recipe.rates[method]
-            slow = [p for n, p in model.named_parameters() if p.requires_grad and "threshold" not in n]
-            fast = [p for n, p in model.named_parameters() if p.requires_grad and "threshold" in n]
-            groups: Any = [{"params": slow}, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else None
-            fit(
-                model, batches, smoothed_objective, self.work / f"{name}-training", epochs=self.recipe.adapter_epochs,
-                rate=rate, report=self.report, groups=groups, seed=self.seed,
-            )  # fmt: skip
-            if method == "full":
-                folder.mkdir()
-                kept = {k: v.contiguous() for k, v in model.state_dict().items() if k.startswith("multi_modal_projector.")}
-                save_file(kept, folder / "model.safetensors")
-            else:
-                model.save_pretrained(folder)
-        elif method == "full":
-            model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-        else:
-            model = PeftModel.from_pretrained(self.base(corpus, tokenizer, states), folder)
-        return model.eval()
-
-    def _adapted(self, method: str, base: SpeechLLM, recogniser: AccentRecogniser | None, changes: dict[str, Any]) -> Any:
-        if method == "full":
-            base.multi_modal_projector.requires_grad_(True)
-            return base
-        if method == "lora":
-            rank = len(EXPERTS) * self.recipe.rank + self.recipe.shared_rank
-            return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=PROJECTOR_LINEARS))
-        assert recogniser is not None
-        config = HDMoLEConfig(
-            accents=EXPERTS,
-            target_modules=PROJECTOR_LINEARS,
-            recogniser=recogniser.arguments,
-            **{"r": self.recipe.rank, "shared_expert_rank": self.recipe.shared_rank, "router_accent": 0.0, **changes},
-        )
-        model: Any = get_peft_model(base, config)
-        model.base_model.set_recogniser(recogniser)
-        return model
-
-
-class States:
-    """Cached encoder outputs; `draw(i)` picks a random view, `get(i)` the first."""
-
-    def __init__(self, states: np.ndarray, spans: np.ndarray, seed: int) -> None:
-        self.states, self.spans = states, spans
-        self.rng = np.random.default_rng(seed)
-
-    def get(self, i: int, view: int = 0) -> np.ndarray:
-        offset, length = self.spans[view, i]
-        return self.states[offset : offset + length]
-
-    def draw(self, i: int) -> np.ndarray:
-        return self.get(i, int(self.rng.integers(0, 2)))
+        recogniser, posteriors = self.recogniser(corpus)
+        speech = Speech(corpus, states, tokenizer, self.work / "base", recogniser, posteriors)
+        rank, shared = self.recipe.rank, self.recipe.shared_rank
+        options: dict[str, dict[str, Any]] = {
+            "full": {},
+            "lora": {"r": (len(recogniser.labels) - 1) * rank + shared},
+            "hdmole": {"r": rank, "shared_expert_rank": shared, "router_accent": 0.0},
+        }
+        return adapt(
+            speech, Method(name, name, options[name]), self.work / name, epochs=self.recipe.adapter_epochs,
+            rate=self.recipe.rates[name], seed=self.seed, report=self.report, device=self.device,
+        )  # fmt: skip
 
 
 def _initialise(model: Any) -> Any:
@@ -449,10 +301,6 @@ def _initialise(model: Any) -> Any:
             if "subsampling" in name and isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return model
-
-
-def _pad(ids: list[list[int]]) -> Tensor:
-    return nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=-100)
 
 
 def ctc_frames(tokens: list[int], vocabulary: int, rng: np.random.Generator, blank: int = 0) -> list[int]:
@@ -470,18 +318,11 @@ def ctc_frames(tokens: list[int], vocabulary: int, rng: np.random.Generator, bla
 
 def language_batch(examples: list[tuple[list[int], int]]) -> dict[str, Tensor]:
     """Token ids padded to a batch; of each example the first so many tokens are read, not to be predicted."""
-    ids = _pad([tokens for tokens, _ in examples])
+    ids = pad([tokens for tokens, _ in examples])
     labels = ids.clone()
     for row, (_, read) in enumerate(examples):
         labels[row, :read] = -100
     return {"input_ids": ids.clamp_min(0), "labels": labels, "attention_mask": (ids >= 0).long()}
-
-
-def _temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature with the least cross-entropy (Guo et al. 2017)."""
-    grid = torch.linspace(0.5, 5, 91)
-    losses = torch.stack([nn.functional.cross_entropy(logits / t, targets) for t in grid])
-    return float(grid[losses.argmin()])
 
 
 def build(
@@ -508,9 +349,10 @@ def build(
     stages = Build(work, real_speech, seed, Recipe().scaled(scale), report)
     corpus = stages.corpus()
     tokenizer = stages.tokenizer(corpus)
-    states = stages.states(corpus, stages.encoder(corpus, tokenizer))
+    encoder = stages.encoder(corpus, tokenizer)
+    states = stages.states(corpus, encoder)
     stages.base(corpus, tokenizer, states)
-    stages.recogniser(corpus)
+    stages.unseen(encoder, stages.recogniser(corpus)[0])
     for method in ("full", "lora", "hdmole"):
         stages.adapt(method, corpus, tokenizer, states)
     return release(stages, corpus, states, out)

@@ -23,10 +23,19 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.signal import resample_poly
-from torch.utils.data import Dataset
 from transformers import ParakeetFeatureExtractor
 
-from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, augment, other_language_sentences, out_of_domain_noise, speakers
+from hdmole.data import write_corpus
+from hdmole.demo.synth import (
+    ACCENTS,
+    GENERAL,
+    UNSEEN,
+    Synthesiser,
+    augment,
+    other_language_sentences,
+    out_of_domain_noise,
+    speakers,
+)
 from hdmole.demo.text import is_digit_string, sentences
 
 RATE = 16_000  # Hz
@@ -167,11 +176,23 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     return jobs
 
 
+def plan_unseen(per_accent: int, seed: int) -> list[dict[str, Any]]:
+    """Test sentences by test speakers in the accents that no training utterance has."""
+    people = speakers("test", 12, seed)
+    jobs = [
+        dict(kind="say", split="test", domain="unseen", accent=accent, text=text, speaker=people[i % len(people)], augment=False)
+        for k, accent in enumerate(UNSEEN)
+        for i, text in enumerate(sentences(per_accent, seed + 400 + k, "test"))
+    ]
+    return [{**job, "seed": [seed + 1, number]} for number, job in enumerate(jobs)]
+
+
 def render(job: dict[str, Any], synthesiser: Synthesiser) -> np.ndarray:
     """The samples (float32, 16 kHz, mono) of one planned utterance."""
     rng = np.random.default_rng(job["seed"])
     if job["kind"] == "say":
-        wave = synthesiser.say(job["text"], job["accent"], job["speaker"])
+        accent = {**ACCENTS, **UNSEEN}[job["accent"]]
+        wave = synthesiser.say_language(job["text"], accent.voice, job["speaker"])
     elif job["kind"] == "language":
         wave = synthesiser.say_language(job["text"], job["accent"], job["speaker"])
     elif job["kind"] == "read":
@@ -195,99 +216,18 @@ def _make(jobs: list[dict[str, Any]]) -> list[tuple[np.ndarray, float]]:
 
 def make(jobs: list[dict[str, Any]], folder: Path) -> Iterator[float]:
     """Write `mels.npy` (flat float16) and `index.parquet` for the jobs; yields the share that is done."""
-    folder.mkdir(parents=True, exist_ok=True)
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
     mels: list[np.ndarray] = []
     rows = []
-    offset = 0
     with ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
         for number, (chunk, made) in enumerate(zip(chunks, pool.map(_make, chunks), strict=True)):
             for job, (features, seconds) in zip(chunk, made, strict=True):
                 speaker = job["speaker"] if isinstance(job["speaker"], str) else job["speaker"].name
-                kept = {k: job[k] for k in ("split", "domain", "accent", "text")}
-                rows.append({**kept, "speaker": speaker, "offset": offset, "frames": len(features), "seconds": seconds})
+                rows.append(
+                    {**{k: job[k] for k in ("split", "domain", "accent", "text")}, "speaker": speaker, "seconds": seconds}
+                )
                 mels.append(features)
-                offset += len(features)
             yield (number + 1) / len(chunks)
-    np.save(folder / "mels.npy", np.concatenate(mels))
     index = pd.DataFrame(rows)
     index.insert(0, "utterance", [f"{row.domain}-{i:06d}" for i, row in enumerate(index.itertuples())])
-    index.to_parquet(folder / "index.parquet")
-
-
-class Corpus:
-    """A corpus folder: `index` (DataFrame) and `features(i)` (T, 80) of utterance i."""
-
-    def __init__(self, folder: Path) -> None:
-        self.index = pd.read_parquet(folder / "index.parquet")
-        self.mels = np.load(folder / "mels.npy", mmap_mode="r")
-        self._spans = list(zip(self.index.offset, self.index.frames, strict=True))
-
-    def features(self, i: int) -> np.ndarray:
-        offset, frames = self._spans[i]
-        return self.mels[offset : offset + frames]
-
-    def select(self, split: str, *domains: str) -> list[int]:
-        """Row numbers of a split, of the given domains (all where none is named)."""
-        keep = self.index.split == split
-        if domains:
-            keep &= self.index.domain.isin(domains)
-        return list(np.flatnonzero(keep))
-
-
-class Batches(Dataset):
-    """Batches of utterances of like length, as dicts of padded tensors; the batch is the item.
-
-    Parameters
-    ----------
-    rows : utterances to use
-    fetch : row -> dict of 2-D arrays (time, features) to be padded with zeros; the first gets a mask
-    lengths : length of each row's first array, in frames
-    max_frames : padded frames a batch may hold
-    extra : called with the batch's rows and the batch (to add labels, posteriors)
-    """
-
-    def __init__(self, rows, fetch, lengths, max_frames, extra, seed=0, max_rows=128) -> None:  # type: ignore[no-untyped-def]
-        rng = np.random.default_rng(seed)
-        order = sorted(rows, key=lambda i: lengths[i] * rng.uniform(0.95, 1.05))
-        self.batches: list[list[int]] = [[]]
-        longest = 0
-        for i in order:
-            longest = max(longest, lengths[i])
-            if self.batches[-1] and (longest * (len(self.batches[-1]) + 1) > max_frames or len(self.batches[-1]) >= max_rows):
-                self.batches.append([])
-                longest = lengths[i]
-            self.batches[-1].append(i)
-        self.fetch, self.extra = fetch, extra
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        rows = self.batches[number]
-        items = [self.fetch(i) for i in rows]
-        batch: dict[str, torch.Tensor] = {}
-        for name in items[0]:
-            longest = max(len(item[name]) for item in items)
-            padded = np.zeros((len(items), longest, items[0][name].shape[1]), np.float32)
-            mask = np.zeros((len(items), longest), bool)
-            for k, item in enumerate(items):
-                padded[k, : len(item[name])] = item[name]
-                mask[k, : len(item[name])] = True
-            batch[name] = torch.from_numpy(padded)
-            batch["encoder_mask" if name == "encoder_states" else "attention_mask"] = torch.from_numpy(mask)
-        return {**batch, **self.extra(rows)}
-
-
-def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int = 2, width: float = 0.08) -> np.ndarray:
-    """SpecAugment (Park et al. 2019): two frequency bands of up to 15 mels and `times` stretches of time set to zero."""
-    features = np.array(features, np.float32)
-    for _ in range(2):
-        size = int(rng.integers(0, 16))
-        start = int(rng.integers(0, N_MELS - size))
-        features[:, start : start + size] = 0
-    for _ in range(times):
-        size = int(rng.integers(0, max(1, int(width * len(features))) + 1))
-        start = int(rng.integers(0, max(1, len(features) - size)))
-        features[start : start + size] = 0
-    return features
+    write_corpus(folder, index, mels)

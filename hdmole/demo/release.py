@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 from transformers import ParakeetFeatureExtractor
 
 from hdmole.asr import ASR, METHOD_LABELS, Encoded
-from hdmole.demo.corpus import N_MELS, RATE, Corpus, render
+from hdmole.data import Corpus, States
+from hdmole.demo.corpus import N_MELS, RATE, render
 from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, speakers
 from hdmole.demo.text import sentences, vocabulary
 from hdmole.domain import DomainScorer
@@ -24,7 +25,7 @@ from hdmole.results import count_errors, markdown_table, provenance, summarise, 
 from hdmole.speech_llm import SpeechLLM
 
 if TYPE_CHECKING:
-    from hdmole.demo.build import Build, States
+    from hdmole.demo.build import Build
 
 INSIDE = (GENERAL, "accent", "real_digits")
 

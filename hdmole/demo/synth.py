@@ -49,6 +49,15 @@ ACCENTS: dict[str, Accent] = {
     )
 }
 
+UNSEEN: dict[str, Accent] = {  # never trained on: what does an adapted model make of an accent it has no expert for?
+    a.name: a
+    for a in (
+        Accent("lancaster", "Lancaster", "native", "en-gb-x-gbclan", "espeak-ng's own voice"),
+        Accent("midlands", "West Midlands", "native", "en-gb-x-gbcwmd", "espeak-ng's own voice"),
+        Accent("new_york", "New York City", "native", "en-us-nyc", "espeak-ng's own voice"),
+    )
+}
+
 _NOVELTY = [
     "whisper",
     "whisperf",

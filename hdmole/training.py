@@ -1,9 +1,9 @@
-"""Training loops of the demo model: transformers' Trainer over ready-made batches, resumable at any point."""
+"""The training loop: transformers' Trainer over ready-made batches, resumable at any point; and its objectives."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+from hdmole.data import Batches
 
 
 class _Batch(Trainer):
@@ -25,8 +27,12 @@ class _Batch(Trainer):
 
 
 class _Report(TrainerCallback):
-    def __init__(self, report: Any, name: str) -> None:
-        self.report, self.name = report, name
+    def __init__(self, report: Any, name: str, batches: Any) -> None:
+        self.report, self.name, self.batches = report, name, batches
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        if isinstance(self.batches, Batches):
+            self.batches.epoch = state.global_step // len(self.batches)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
         if logs and "loss" in logs:
@@ -46,6 +52,7 @@ def fit(
     seed: int = 0,
     warmup: float = 0.05,
     last: float = 0.01,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train `model` in place with AdamW, bf16 autocast and a cosine schedule; resumes from the last checkpoint.
 
@@ -57,6 +64,7 @@ def fit(
     epochs, rate, warmup : passes over the data, peak learning rate, share of the steps for the warm-up
     last : least learning rate at the end, as a share of the peak
     groups : AdamW parameter groups; every trainable parameter at `rate` where none are given
+    callbacks : transformers' callbacks, to look on
     """
     steps = max(1, math.ceil(epochs * len(batches)))  # type: ignore[arg-type]
     parameters = list(groups or [{"params": [p for p in model.parameters() if p.requires_grad]}])
@@ -89,7 +97,7 @@ def fit(
         train_dataset=batches,
         data_collator=lambda items: items[0],
         optimizers=(optimizer, schedule),
-        callbacks=[_Report(report, folder.name)],
+        callbacks=[_Report(report, folder.name, batches), *callbacks],
     )
     trainer.objective = objective
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)

@@ -1,0 +1,188 @@
+"""What the routing of an adapted model is worth: correspondence of experts and accents, threshold frontier, attribution.
+
+Each analysis is a function (runner, model, method) -> what goes into the results file. `runner` is a `compare.Runner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+
+from hdmole.adapt import Method, Speech, encoder_states, pad
+from hdmole.asr import GENERAL
+from hdmole.intervention import intervene
+from hdmole.routing import route
+from hdmole.tracing import trace
+
+PER_ACCENT = 60  # utterances an analysis looks at
+ROUTERS = {"global": "global_gate", "local": "local_probability", "combined": "gate"}
+SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
+TOP_K = (1, 2, 3, 4, 6, 8)
+TOP_P = (0.3, 0.5, 0.7, 0.9)
+RESAMPLES = 200
+
+
+def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> list[int]:
+    """The first utterances of each accent's test speech."""
+    index = speech.corpus.index
+    test = index[(index.split == "test") & index.domain.isin(domains)]
+    return sorted(test.groupby("accent").head(PER_ACCENT).index.tolist())
+
+
+def correspondence(assigned: np.ndarray, accents: np.ndarray, speakers: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Purity and normalised mutual information of experts (U,) and accents (U,), with 95 % intervals over speakers (U,).
+
+    Purity: the share of utterances whose expert serves mostly their accent.
+    """
+
+    def both(rows: np.ndarray) -> tuple[float, float]:
+        table = contingency_matrix(accents[rows], assigned[rows])
+        return float(table.max(0).sum() / table.sum()), float(normalized_mutual_info_score(accents[rows], assigned[rows]))
+
+    names = np.unique(speakers)
+    of = [np.flatnonzero(speakers == name) for name in names]
+    rng = np.random.default_rng(seed)
+    drawn = np.array([both(np.concatenate([of[k] for k in rng.integers(0, len(names), len(names))])) for _ in range(RESAMPLES)])
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    values = both(np.arange(len(assigned)))
+    return {
+        name: {"value": round(value, 4), "interval": [round(float(low[k]), 4), round(float(high[k]), 4)]}
+        for k, (name, value) in enumerate(zip(("purity", "nmi"), values, strict=True))
+    }
+
+
+def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
+    """How experts correspond to accents, per router and layer; the routing of each utterance goes to routing.parquet."""
+    tables = []
+    for speech, domains in ((runner.speech, ("accent", GENERAL)), *((s, ("unseen",)) for s in runner.extra.values())):
+        index, tables_of = speech.corpus.index, []
+        kept: list[tuple[list[int], Any]] = []
+
+        @contextmanager
+        def around(rows: list[int], lengths: list[int], kept: list[Any] = kept) -> Iterator[None]:
+            with trace(model, aggregate="mean", lengths=lengths) as traced:
+                yield
+            kept.append((rows, traced))
+
+        runner.errors(speech, model, method, chosen(speech, domains), around)
+        for rows, traced in kept:
+            frame = traced.to_frame()
+            frame["utterance"] = index.utterance.to_numpy()[rows][frame.utterance]
+            tables_of.append(frame)
+        about = index[["utterance", "domain", "accent", "speaker"]].rename(columns={"accent": "spoken"})
+        tables.append(pd.concat(tables_of).merge(about, on="utterance"))
+    numbers = ["posterior", "local_probability", "global_gate", "local_gate", "gate", "tau_global", "tau_local", "n_active"]
+    table = pd.concat(tables)[["utterance", "domain", "spoken", "speaker", "layer", "layer_index", "expert", "accent", *numbers]]
+    table[numbers] = table[numbers].astype(np.float32)
+    runner.work.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(runner.work / "routing.parquet", index=False)
+    seen = table[table.domain == "accent"]
+    layers = list(table.sort_values("layer_index").layer.unique())
+    result: dict[str, Any] = {"utterances": int(seen.utterance.nunique()), "routers": {}, "active": {}}
+    for router, column in ROUTERS.items():
+        result["routers"][router] = {
+            "all": _assigned(seen, column),
+            "layers": {layer: _assigned(seen[seen.layer == layer], column) for layer in layers},
+        }
+    for domain, of in table.groupby("domain"):
+        result["active"][str(domain)] = {layer: round(float(of[of.layer == layer].n_active.mean()), 3) for layer in layers}
+    return result
+
+
+def _assigned(table: pd.DataFrame, column: str) -> dict[str, Any]:
+    weights = table.pivot_table(index=["utterance", "spoken", "speaker"], columns="expert", values=column, aggfunc="mean")
+    about = weights.index.to_frame()
+    return correspondence(weights.to_numpy().argmax(1), about.spoken.to_numpy(), about.speaker.to_numpy())
+
+
+def frontier(runner: Any, model: Any, method: Method) -> list[dict[str, Any]]:
+    """Word error rate against mean active experts: thresholds scaled, and top-k and top-p in their place."""
+    settings: list[tuple[str, float, dict[str, Any]]] = [("thresholds", s, {"scale_thresholds": s}) for s in SCALES]
+    experts = len(runner.speech.recogniser.labels) - 1
+    settings += [("top_k", k, {"thresholds": "top_k", "top_k": k}) for k in TOP_K if k <= experts]
+    settings += [("top_p", p, {"thresholds": "top_p", "top_p": p}) for p in TOP_P]
+    rows, points = chosen(runner.speech), []
+    for choice, value, options in settings:
+        active: list[np.ndarray] = []
+
+        @contextmanager
+        def around(
+            _rows: list[int], lengths: list[int], options: dict[str, Any] = options, active: list[Any] = active
+        ) -> Iterator[None]:
+            with intervene(model, **options), trace(model, aggregate="mean", lengths=lengths) as traced:
+                yield
+            active += [r["n_active"] for r in traced.records]
+
+        table = runner.errors(runner.speech, model, method, rows, around)
+        of = table.groupby(["domain", "accent"])[["errors", "words"]].sum()
+        wer = (100 * of.errors / of.words).groupby("domain").mean()
+        points.append(
+            {"choice": choice, "value": value, "active": round(float(np.concatenate(active).mean()), 3),
+             **{str(d): round(float(w), 3) for d, w in wer.items()}}
+        )  # fmt: skip
+    return points
+
+
+@torch.no_grad()
+def attribution(runner: Any, model: Any, method: Method) -> dict[str, Any]:
+    """What each expert is worth: the change in log-likelihood per word of the reference when it is left out.
+
+    `values` (accents, experts), in nats per word, below zero where the expert helps; `intervals` over speakers.
+    """
+    speech = runner.speech
+    experts, index = speech.recogniser.labels[1:], speech.corpus.index
+    rows = sorted(chosen(speech), key=lambda i: int(speech.states.spans[0, i, 1]))
+    found = []
+    for k in range(0, len(rows), 32):
+        part = rows[k : k + 32]
+        whole = log_likelihood(speech, model, method, part)
+        words = index.text.iloc[part].str.split().str.len().to_numpy()
+        for expert in experts:
+            with intervene(model, mask=[expert]):
+                without = log_likelihood(speech, model, method, part)
+            found.append(
+                pd.DataFrame(
+                    {"expert": expert, "accent": index.accent.to_numpy()[part], "speaker": index.speaker.to_numpy()[part],
+                     "change": without - whole, "words": words}
+                )
+            )  # fmt: skip
+    table = pd.concat(found)
+    accents = sorted(set(table.accent), key=lambda a: speech.recogniser.labels.index(a))
+    values, intervals = [], []
+    for accent in accents:
+        cells = [_per_word(table[(table.accent == accent) & (table.expert == e)]) for e in experts]
+        values.append([c[0] for c in cells])
+        intervals.append([c[1] for c in cells])
+    return {"accents": accents, "experts": experts, "values": values, "intervals": intervals, "utterances": len(rows)}
+
+
+def _per_word(cell: pd.DataFrame) -> tuple[float, list[float]]:
+    sums = cell.groupby("speaker")[["change", "words"]].sum().to_numpy()
+    draws = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+    drawn = sums[draws].sum(1)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    return round(float(sums[:, 0].sum() / sums[:, 1].sum()), 4), [round(float(low), 4), round(float(high), 4)]
+
+
+@torch.no_grad()
+def log_likelihood(speech: Speech, model: Any, method: Method, rows: list[int]) -> np.ndarray:
+    """Log-probability (U,) of each utterance's reference, its end included, in nats."""
+    device = next(model.parameters()).device
+    states = encoder_states(speech, model, method, rows)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
+    texts = speech.tokenizer(list(speech.corpus.index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
+    labels = pad([[*t, speech.tokenizer.eos_token_id] for t in texts]).to(device)
+    with route(speech.posterior(rows, method).to(device)):
+        out = model(
+            encoder_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True), encoder_mask=mask.to(device), labels=labels
+        )
+    scores = out.logits[:, -labels.shape[1] - 1 : -1].float().log_softmax(-1)
+    picked = scores.gather(2, labels.clamp_min(0)[..., None])[..., 0] * (labels >= 0)
+    return picked.sum(1).double().cpu().numpy()

@@ -1,0 +1,438 @@
+"""The comparison: every method trained over seeds from one frozen base, judged on the same speech, in one folder.
+
+    trials (learning rates, on dev) -> runs (method x seed: adapter, transcripts, curve) -> analysis -> results
+
+Each step leaves a file in `out/work` and is skipped when that is there, so a comparison that was cut off goes on where it
+was. Under `accelerate launch` the processes share the steps among them, each training whole runs; `out` must then be a
+folder that all of them see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import TrainerCallback
+
+from hdmole import analysis
+from hdmole.adapt import Method, Speech, adapt, equal_rank, hear, load_base, prepare, trainable
+from hdmole.asr import GENERAL
+from hdmole.preparation import speech_of
+from hdmole.results import count_errors, provenance, summarise, write
+from hdmole.tuner import HDMoLEConfig
+
+CURVE_POINTS = 8
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to do."""
+
+
+def known_methods(hdmole: dict[str, Any]) -> dict[str, Method]:
+    """The methods a configuration can name; `hdmole` holds the options of HDMoLEConfig they share.
+
+    The rank "equal" is the one at which LoRA trains as many parameters as HDMoLE.
+    """
+
+    def variant(
+        label: str, warm_share: float = 0.0, true_accent: bool = False, place: str = "projector", **changes: Any
+    ) -> Method:
+        return Method(
+            f"HDMoLE, {label}", "hdmole", {**hdmole, **changes}, "hdmole", place=place, true_accent=true_accent,
+            warm_share=warm_share,
+        )  # fmt: skip
+
+    r = hdmole.get("r", 2)
+    return {
+        "base": Method("Frozen base", "base"),
+        "full": Method("Full fine-tuning", "full"),
+        "lora": Method("LoRA, equal parameters", "lora", {"r": "equal"}),
+        "gated_lora": Method("LoRA times accent mass", "gated_lora", {"r": "equal"}),
+        "hdmole": Method("HDMoLE", "hdmole", hdmole),
+        "lora_r": Method(f"LoRA, rank {r}", "lora", {"r": r}, "lora"),
+        "gated_lora_r": Method(f"LoRA times accent mass, rank {r}", "gated_lora", {"r": r}, "gated_lora"),
+        "full_replay": Method("Full fine-tuning, replay", "full", rate="full", replay=0.25),
+        "lora_replay": Method("LoRA, replay", "lora", {"r": "equal"}, "lora", replay=0.25),
+        "global": variant("global routing only", routing="global", router_accent=None),
+        "local": variant("local routing only", routing="local"),
+        "top1": variant("top-1", thresholds="top_k", top_k=1),
+        "top2": variant("top-2", thresholds="top_k", top_k=2),
+        "top_p": variant("top-p 0.9", thresholds="top_p", top_p=0.9),
+        "dense": variant("dense", thresholds="dense"),
+        "no_general": variant("no general class", general_class=False),
+        "convex": variant("convex sum", combination="convex"),
+        "product": variant("product", combination="product"),
+        "input_thresholds": variant("thresholds per input", threshold_parametrisation="input"),
+        "high_thresholds": variant("thresholds from 1/N", threshold_init=1.0),
+        "router_blind": variant("local router without accent", router_accent=None),
+        "router_accent": variant("local router given the accent", router_accent=1.0),
+        "router_x": variant("local router reads x", router_input="x"),
+        "warm": variant("warm start", warm_share=0.5),
+        "rank1": variant("rank 1, shared 18", r=1, shared_expert_rank=18),
+        "rank3": variant("rank 3, no shared expert", r=3, shared_expert_rank=0),
+        "rank4": variant("rank 4", r=4),
+        "rank8": variant("rank 8", r=8),
+        "true_accent": variant("true accent", true_accent=True),
+        "encoder": variant("in the encoder", place="encoder"),
+        "llm": variant("in the LLM", place="llm"),
+    }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a configuration file says."""
+
+    data: Path | None
+    model: Path | None
+    manifests: dict[str, Path]
+    known: dict[str, Method]
+    methods: list[str]
+    seeds: dict[str, list[int]]
+    epochs: float
+    rates: dict[str, list[float]]
+    trial_epochs: float
+    watched: list[str]
+    text: str = field(repr=False, default="")
+
+    def jobs(self) -> list[tuple[str, int]]:
+        """(method, seed) of every run, the first seeds of all methods first."""
+        pairs = [(name, seed) for name in self.methods for seed in self.seeds[name]]
+        return sorted(pairs, key=lambda p: self.seeds[p[0]].index(p[1]))
+
+
+def read_config(path: Path) -> Comparison:
+    """Read a TOML configuration; runs/main.toml is one, docs/compare.md says what each line means.
+
+    Raises ConfigError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except OSError:
+        raise ConfigError(f"There is no configuration {path}; runs/main.toml in the repository is an example.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
+    allowed = {
+        "data", "model", "manifests", "methods", "seeds", "seeds_of", "epochs", "rates", "trial_epochs", "watched", "hdmole", "method"
+    }  # fmt: skip
+    if unknown := sorted(set(values) - allowed):
+        raise ConfigError(
+            f"{path.name} has {', '.join(unknown)}, which is not known; the lines are {', '.join(sorted(allowed))}."
+        )
+    if ("data" in values) == ("manifests" in values):
+        raise ConfigError(f"{path.name} needs either data (a work folder of 'hdmole demo build') or manifests, not both.")
+    try:
+        methods = known_methods(dict(values.get("hdmole", {})))
+        for name, entry in values.get("method", {}).items():
+            methods[name] = Method(**{"label": name, **entry})
+        for method in methods.values():
+            if method.kind == "hdmole":
+                HDMoLEConfig(accents=["any"], **method.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.name} describes a method that cannot be: {error}.") from None
+    chosen = list(dict.fromkeys(["base", *values.get("methods", ["full", "lora", "gated_lora", "hdmole"])]))
+    if wrong := [name for name in [*chosen, *values.get("watched", [])] if name not in methods]:
+        raise ConfigError(f"{path.name} names {', '.join(wrong)}; the methods are {', '.join(methods)}.")
+    seeds = list(values.get("seeds", [0]))
+    seeds_of = {name: list(values.get("seeds_of", {}).get(name, seeds)) for name in chosen} | {"base": seeds[:1]}
+    rates = {k: [float(r) for r in v] for k, v in values.get("rates", {}).items()}
+    for name in chosen:
+        family = methods[name].rate or name
+        if methods[name].kind != "base" and not rates.get(family):
+            raise ConfigError(f"{path.name} has no learning rates to try for {family}; add rates.{family} = [...].")
+    if wrong := [family for family in rates if family not in methods]:
+        raise ConfigError(f"{path.name} has learning rates for {', '.join(wrong)}; the methods are {', '.join(methods)}.")
+    if len({len(v) for v in rates.values()}) > 1:
+        raise ConfigError(f"{path.name} tries more learning rates for one method than for another; give each as many.")
+    where = path.parent
+    return Comparison(
+        data=_path(values.get("data"), where), model=_path(values.get("model"), where),
+        manifests={k: where / v for k, v in values.get("manifests", {}).items()},
+        known=methods, methods=chosen, seeds=seeds_of, epochs=float(values.get("epochs", 1)), rates=rates,
+        trial_epochs=float(values.get("trial_epochs", 0.5)), watched=[n for n in values.get("watched", []) if n in chosen], text=text,
+    )  # fmt: skip
+
+
+def _path(value: str | None, where: Path) -> Path | None:
+    """A path as the configuration has it: from the working directory, or else from the configuration's folder."""
+    if value is None:
+        return None
+    return Path(value) if Path(value).exists() else where / value
+
+
+class _Curve(TrainerCallback):
+    """Word error rates on dev speech while a method is trained, kept in a file so that a resumed run goes on with it."""
+
+    def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
+        self.file, self.measure = file, measure
+        self.points: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        every = max(1, state.max_steps // CURVE_POINTS)
+        if (state.global_step % every == 0 or state.global_step == state.max_steps) and str(state.global_step) not in self.points:
+            self.points[str(state.global_step)] = self.measure()
+            _write(self.file, self.points)
+
+
+def _write(file: Path, value: Any) -> None:
+    """Write JSON such that the file is there only when it is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    part.replace(file)
+
+
+class Runner:
+    """The steps of one comparison; `rank` of `world` processes share them."""
+
+    def __init__(
+        self, comparison: Comparison, out: Path, speech: Speech, extra: dict[str, Speech], report: Callable[[str], None],
+        rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
+        self.comparison, self.out, self.speech, self.extra = comparison, out, speech, extra
+        self.work, self.rank, self.world, self.report = out / "work", rank, world, report
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        size = trainable(prepare(load_base(speech.base), comparison.known["hdmole"], speech.recogniser))
+        r = equal_rank(load_base(speech.base), size)
+        self.methods = {
+            name: replace(m, options={**m.options, "r": r}) if m.options.get("r") == "equal" else m
+            for name, m in comparison.known.items()
+        }
+
+    def mine(self, jobs: Iterable[Any]) -> list[Any]:
+        """This process' part of the steps."""
+        return list(jobs)[self.rank :: self.world]
+
+    def wait(self, files: list[Path]) -> None:
+        """Until the other processes have written theirs."""
+        while missing := [f for f in files if not f.is_file()]:
+            self.report(f"waiting for {len(missing)} results of other processes")
+            time.sleep(20)
+
+    # -- learning rates -----------------------------------------------------------------------------------------------
+
+    def trial(self, family: str, rate: float) -> Path:
+        file = self.work / "trials" / f"{family}-{rate:g}.json"
+        if not file.is_file():
+            folder = file.with_suffix("")
+            method = self.methods[family]
+            model = adapt(
+                self.speech, method, folder, epochs=self.comparison.trial_epochs, rate=rate, seed=0, report=self.report,
+                device=self.device,
+            )  # fmt: skip
+            _write(file, {"method": family, "rate": rate, **self.dev(model, method)})
+            _remove(folder, *(folder.with_name(f"{folder.name}-{part}") for part in ("training", "warming")))
+        return file
+
+    def dev(self, model: Any, method: Method, most: int = 100_000) -> dict[str, float]:
+        """Word error rates in % on dev speech: mean over accents, general domain."""
+        model.eval()
+        rows = [i for domain in ("accent", GENERAL) for i in self.speech.corpus.select("dev", domain)[:most]]
+        rates = self.errors(self.speech, model, method, rows)
+        of = rates.groupby(["domain", "accent"])[["errors", "words"]].sum()
+        wer = (100 * of.errors / of.words).groupby("domain").mean()
+        return {str(domain): round(float(value), 3) for domain, value in wer.items()}
+
+    def errors(self, speech: Speech, model: Any, method: Method, rows: list[int], around: Any = None) -> pd.DataFrame:
+        """One row per utterance, with what was heard and the errors."""
+        index = speech.corpus.index.iloc[rows]
+        heard = hear(speech, model, method, rows, around) if around else hear(speech, model, method, rows)
+        counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
+        table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
+        return table.assign(
+            reference=index.text.to_numpy(), hypothesis=heard, errors=[e for e, _ in counted], words=[w for _, w in counted]
+        )
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate with the fewest errors on dev accents, per family; all trials must be there."""
+        best = {}
+        for family, rates in self.comparison.rates.items():
+            found = [json.loads((self.work / "trials" / f"{family}-{r:g}.json").read_text()) for r in rates]
+            best[family] = min(found, key=lambda t: t["accent"])["rate"]
+        return best
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    def run(self, name: str, seed: int, rates: dict[str, float]) -> Path:
+        folder = self.work / f"{name}-{seed}"
+        file = folder / "utterances.parquet"
+        if file.is_file():
+            return file
+        method, started = self.methods[name], time.time()
+        callbacks = []
+        if name in self.comparison.watched and seed == self.comparison.seeds[name][0]:
+            holder: list[Any] = []
+            callbacks = [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, 160))]
+        model = adapt(
+            self.speech, method, folder / "adapter", epochs=self.comparison.epochs, rate=rates.get(method.rate or name, 0.0),
+            seed=seed, report=self.report, callbacks=callbacks, device=self.device,
+        )  # fmt: skip
+        tables = [self.errors(self.speech, model, method, self.test_rows())]
+        for domain, speech in self.extra.items():
+            rows = list(range(len(speech.corpus.index)))
+            tables.append(self.errors(speech, model, method, rows).assign(domain=domain))
+        table = pd.concat(tables, ignore_index=True).assign(method=name, seed=seed)
+        count = 0 if method.kind == "base" else trainable(prepare(load_base(self.speech.base), method, self.speech.recogniser))
+        _write(folder / "run.json", {"trainable": count, "seconds": round(time.time() - started)})
+        _remove(folder / "adapter-training", folder / "adapter-warming")
+        part = file.with_suffix(".part")
+        table.to_parquet(part, index=False)
+        part.replace(file)
+        wer = table.groupby("domain")[["errors", "words"]].sum()
+        self.report(f"{name}, seed {seed}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
+        return file
+
+    def test_rows(self) -> list[int]:
+        return self.speech.corpus.select("test", "accent", GENERAL, "real_digits")
+
+    # -- analysis -----------------------------------------------------------------------------------------------------
+
+    def analyse(self, kind: str) -> Path:
+        """One of the analyses of the first HDMoLE run: routing, frontier or attribution."""
+        file = self.work / f"{kind}.json"
+        if not file.is_file():
+            method, seed = self.methods["hdmole"], self.comparison.seeds["hdmole"][0]
+            model = adapt(
+                self.speech, method, self.work / f"hdmole-{seed}" / "adapter", epochs=0, rate=0, seed=seed, report=self.report,
+                device=self.device,
+            )  # fmt: skip
+            _write(file, getattr(analysis, kind)(self, model, method))
+            self.report(f"{kind} done")
+        return file
+
+    def everything(self) -> dict[str, Any] | None:
+        """Run what is missing; the first process returns the summary, the others None."""
+        started = time.time()
+        trials = [(family, rate) for family, rates in self.comparison.rates.items() for rate in rates]
+        for family, rate in self.mine(trials):
+            self.trial(family, rate)
+        self.wait([self.work / "trials" / f"{family}-{rate:g}.json" for family, rate in trials])
+        rates = self.rates()
+        jobs = self.comparison.jobs()
+        for name, seed in self.mine(jobs):
+            self.run(name, seed, rates)
+        self.wait([self.work / f"{name}-{seed}" / "utterances.parquet" for name, seed in jobs])
+        kinds = ["routing", "frontier", "attribution"] if "hdmole" in self.comparison.methods else []
+        for kind in self.mine(kinds):
+            self.analyse(kind)
+        if self.rank:
+            return None
+        self.wait([self.work / f"{kind}.json" for kind in kinds])
+        return self.publish(rates, kinds, time.time() - started)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def publish(self, rates: dict[str, float], kinds: list[str], seconds: float) -> dict[str, Any]:
+        """Write `utterances.parquet`, `routing.parquet` and `summary.json` to the results folder."""
+        jobs = self.comparison.jobs()
+        order = self.comparison.methods
+        folders = {job: self.work / f"{job[0]}-{job[1]}" for job in sorted(jobs, key=lambda j: (order.index(j[0]), j[1]))}
+        rows = pd.concat([pd.read_parquet(f / "utterances.parquet") for f in folders.values()], ignore_index=True)
+        summary = summarise(rows)
+        notes = {job: json.loads((f / "run.json").read_text()) for job, f in folders.items()}
+        for name, entry in summary["methods"].items():
+            seeds = self.comparison.seeds[name]
+            method = self.methods[name]
+            entry["label"], entry["trainable"], entry["seeds"] = method.label, notes[name, seeds[0]]["trainable"], seeds
+            if method.kind != "base":
+                entry["rate"] = rates[method.rate or name]
+            for domain, values in entry["domains"].items():
+                of = rows[(rows.method == name) & (rows.domain == domain)].groupby("seed")[["errors", "words"]].sum()
+                values["per_seed"] = {str(s): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}
+        summary["trials"] = [json.loads(f.read_text()) for f in sorted((self.work / "trials").glob("*.json"))]
+        summary["curves"] = {
+            name: json.loads(f.read_text())
+            for name in self.comparison.watched
+            if (f := folders[name, self.comparison.seeds[name][0]] / "curve.json").is_file()
+        }
+        for kind in kinds:
+            summary[kind] = json.loads((self.work / f"{kind}.json").read_text())
+        summary["claims"] = claims(summary)
+        digest = hashlib.sha256()
+        for column in ("utterance", "split", "text", "speaker"):
+            digest.update("\n".join(self.speech.corpus.index[column]).encode())
+        summary["provenance"] = provenance(
+            0, self.device, data_sha256=digest.hexdigest()[:16], seeds=sorted({s for _, s in jobs}), epochs=self.comparison.epochs,
+            run_seconds=sum(n["seconds"] for n in notes.values()), last_session_seconds=round(seconds), config=self.comparison.text,
+        )  # fmt: skip
+        write(self.out, rows, summary)
+        if (self.work / "routing.parquet").is_file():
+            shutil.copy(self.work / "routing.parquet", self.out / "routing.parquet")
+        return summary
+
+
+class _Watch(TrainerCallback):
+    """Keeps hold of the model that is trained."""
+
+    def __init__(self, holder: list[Any]) -> None:
+        self.holder = holder
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        self.holder[:] = [model]
+
+
+def _remove(*folders: Path) -> None:
+    """Remove what a finished step no longer needs, its checkpoints among it."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def claims(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The paper's claims about HDMoLE, each with a verdict, the difference in points of WER and its 95 % interval."""
+    methods = summary["methods"]
+    found = {(d["domain"], d["method"], d["against"]): d for d in summary["differences"]}
+
+    def claim(text: str, key: tuple[str, str, str], holds: Callable[[float, float, float], bool]) -> None:
+        if key in found:
+            points, (low, high) = found[key]["points"], found[key]["interval"]
+            made.append({"claim": text, "holds": holds(points, low, high), "points": points, "interval": [low, high]})
+
+    made: list[dict[str, Any]] = []
+    if "hdmole" not in methods:
+        return made
+    full = methods.get("full", {}).get("trainable")
+    share = f" with {100 * methods['hdmole']['trainable'] / full:.1f} % of its trainable parameters" if full else ""
+    claim(f"Accents as well as full fine-tuning{share}", ("accent", "hdmole", "full"), lambda points, low, high: low <= 0)
+    for domain, name in (("accent", "the accents"), (GENERAL, "general speech")):
+        claim(
+            f"Better than LoRA of equal parameters and accent mass on {name}", (domain, "hdmole", "gated_lora"),
+            lambda points, low, high: high < 0,
+        )  # fmt: skip
+    claim(
+        "At most 0.3 points worse than the frozen base on general speech", (GENERAL, "hdmole", "base"),
+        lambda points, low, high: points <= 0.3,
+    )  # fmt: skip
+    return made
+
+
+def compare(config: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """Run a comparison; returns the summary, None in all but the first process.
+
+    Raises ConfigError, ManifestError and ModelError before anything is trained.
+    """
+    rank, world = processes()
+    comparison = read_config(config)
+    speech, extra = speech_of(comparison, out / "work", report, rank)
+    return Runner(comparison, out, speech, extra, report, rank, world).everything()
+
+
+def processes() -> tuple[int, int]:
+    """This process' number and how many `accelerate launch` started; each then trains alone, on its own GPU.
+
+    The variables are taken away, so that transformers' Trainer does not spread one run over the processes.
+    """
+    rank, world = int(os.environ.pop("RANK", 0)), int(os.environ.pop("WORLD_SIZE", 1))
+    local = os.environ.pop("LOCAL_RANK", None)
+    if local is not None:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", local)
+    return rank, world

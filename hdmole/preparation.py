@@ -1,0 +1,245 @@
+"""What every method of a comparison shares, made once: mel features, encoder outputs, accent recogniser and posteriors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from hdmole.adapt import Speech
+from hdmole.asr import ASR, GENERAL
+from hdmole.audio import AudioError, decode
+from hdmole.data import Batches, Corpus, States, spec_augment, write_corpus
+from hdmole.evaluate import read_manifest
+from hdmole.recogniser import AccentRecogniser
+from hdmole.training import fit
+
+if TYPE_CHECKING:
+    from hdmole.compare import Comparison
+
+Report = Callable[[str], None]
+SPLITS = ("train", "dev", "test")
+
+
+def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], seed: int, report: Report) -> States:
+    """Encoder outputs of every utterance: two SpecAugment views of the rows in `train`, others as they are.
+
+    `encoder` is the encoder of a CTC model; other training rows are left out.
+    """
+    if (folder / "spans.npy").is_file():
+        return States.load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(encoder.parameters()).device
+    rng = np.random.default_rng(seed)
+    spans = np.zeros((2, len(corpus.index), 2), np.int64)
+    parts, offset = [], 0
+    rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
+    for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
+        batches = Batches(
+            rows,
+            lambda i, change=change: {
+                "input_features": spec_augment(corpus.features(i), rng, 1, 0.05) if change else corpus.features(i)
+            },
+            corpus.index.frames.to_numpy(),
+            40_000,
+            lambda rows: {"rows": torch.tensor(rows)},
+        )
+        for n in range(len(batches) if rows else 0):
+            batch = batches[n]
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                out = encoder(
+                    input_features=batch["input_features"].to(device), attention_mask=batch["attention_mask"].to(device)
+                )
+            lengths = out.attention_mask.sum(1).tolist()
+            for i, state, length in zip(batch["rows"].tolist(), out.last_hidden_state, lengths, strict=True):
+                parts.append(state[:length].half().cpu().numpy())
+                spans[view, i] = offset, length
+                offset += length
+        report(f"states: view {view} of {len(rows)} utterances done")
+    np.save(folder / "states.npy", np.concatenate(parts))
+    np.save(folder / "spans.npy", spans)
+    return States.load(folder)
+
+
+def train_recogniser(
+    corpus: Corpus,
+    labels: list[str],
+    stages: list[tuple[str, list[int], bool, float]],
+    folder: Path,
+    *,
+    rate: float,
+    seed: int,
+    report: Report,
+    device: str = "cpu",
+) -> tuple[AccentRecogniser, np.ndarray]:
+    """The accent recogniser and its posteriors (utterances, N + 1) for every utterance; loaded where `folder` has them.
+
+    The posteriors of training utterances come from masked features and a temperature that makes them no surer than those
+    of dev speakers.
+
+    Parameters
+    ----------
+    labels : the classes, "general" first; an accent that is not among them counts as general
+    stages : name, training rows, whether their features are masked (SpecAugment), epochs
+    """
+    if (folder / "posteriors.npy").is_file() and (folder / "config.json").is_file():
+        return AccentRecogniser.load(folder), np.load(folder / "posteriors.npy")
+    index = corpus.index
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    n_mels = corpus.features(0).shape[1]
+    model = AccentRecogniser(n_mels=n_mels, labels=labels).to(device)
+    targets = torch.tensor([labels.index(a) if a in labels else 0 for a in index.accent])
+    for name, rows, masked, epochs in stages:
+        weight = torch.bincount(targets[rows], minlength=len(labels)).float().clamp_min(1).reciprocal()
+        weight = (weight / weight.mean()).to(device)
+        batches = Batches(
+            rows,
+            lambda i, masked=masked: {
+                "input_features": spec_augment(corpus.features(i), rng, 1) if masked else corpus.features(i)
+            },
+            index.frames.to_numpy(),
+            7_000,
+            lambda rows: {"labels": targets[rows]},
+        )
+
+        def objective(model: Any, batch: dict[str, Tensor], weight: Tensor = weight) -> Tensor:
+            logits = model(batch["input_features"], batch["attention_mask"]).float()
+            return nn.functional.cross_entropy(logits, batch["labels"], weight, label_smoothing=0.05)
+
+        fit(
+            model, batches, objective, folder.with_name(f"{folder.name}-{name}-training"), epochs=epochs, rate=rate,
+            report=report, seed=seed,
+        )  # fmt: skip
+    logits = _accent_logits(model, corpus, rng, device)
+    dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
+    model.temperature.fill_(_temperature(logits[dev], targets[dev]))
+    accuracy = (logits[dev].argmax(1) == targets[dev]).float().mean().item()
+    train = torch.tensor(corpus.select("train", "accent"))
+    softened = float(model.temperature)
+    wanted = (logits[dev] / softened).softmax(1).amax(1).mean()
+    while (logits[train] / softened).softmax(1).amax(1).mean() > wanted and softened < 10:
+        softened *= 1.05
+    divisor = torch.tensor([softened if s == "train" else float(model.temperature) for s in index.split])
+    posteriors = (logits / divisor[:, None]).softmax(1).numpy()
+    model.save(folder)
+    np.save(folder / "posteriors.npy", posteriors)
+    report(
+        f"recogniser: {accuracy:.1%} on dev speakers, temperature {float(model.temperature):.2f}, "
+        f"{softened:.2f} for training posteriors"
+    )
+    return model.cpu().eval(), posteriors
+
+
+def _accent_logits(model: Any, corpus: Corpus, rng: np.random.Generator, device: str) -> Tensor:
+    index = corpus.index
+    logits = torch.zeros(len(index), len(model.labels))
+    batches = Batches(
+        list(range(len(index))),
+        lambda i: {"input_features": spec_augment(corpus.features(i), rng) if index.split[i] == "train" else corpus.features(i)},
+        index.frames.to_numpy(),
+        40_000,
+        lambda rows: {"rows": torch.tensor(rows)},
+    )
+    model.eval()
+    for n in range(len(batches)):
+        batch = batches[n]
+        with torch.no_grad():
+            out = model(batch["input_features"].to(device), batch["attention_mask"].to(device))
+        logits[batch["rows"]] = out.float().cpu()
+    return logits
+
+
+def _temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature with the least cross-entropy (Guo et al. 2017)."""
+    grid = torch.linspace(0.5, 5, 91)
+    losses = torch.stack([nn.functional.cross_entropy(logits / t, targets) for t in grid])
+    return float(grid[losses.argmin()])
+
+
+def posteriors_of(recogniser: AccentRecogniser, corpus: Corpus) -> np.ndarray:
+    """Accent posteriors (utterances, N + 1) of a corpus as it is."""
+    batches = Batches(
+        list(range(len(corpus.index))),
+        lambda i: {"input_features": corpus.features(i)},
+        corpus.index.frames.to_numpy(),
+        40_000,
+        lambda rows: {"rows": torch.tensor(rows)},
+    )
+    posteriors = np.zeros((len(corpus.index), len(recogniser.labels)), np.float32)
+    for n in range(len(batches)):
+        batch = batches[n]
+        posteriors[batch["rows"].numpy()] = recogniser.posterior(batch["input_features"], batch["attention_mask"]).numpy()
+    return posteriors
+
+
+def speech_of(comparison: Comparison, work: Path, report: Report, rank: int = 0) -> tuple[Speech, dict[str, Speech]]:
+    """The speech of a comparison and further test sets by domain; made by the first process, awaited by the others.
+
+    Raises ManifestError, ModelError, and ValueError where the data folder lacks something.
+    """
+    if comparison.data is not None:
+        folder = comparison.data
+        missing = [
+            n for n in ("corpus/index.parquet", "states/spans.npy", "recogniser/config.json") if not (folder / n).is_file()
+        ]
+        if missing:
+            raise ValueError(f"{folder} has no {', '.join(missing)}; run 'hdmole demo build --work {folder}' first.")
+        speech = Speech.load(folder, comparison.model)
+        unseen = folder / "unseen"
+        return speech, {"unseen": Speech.load(unseen, speech.base)} if (
+            unseen / "recogniser" / "posteriors.npy"
+        ).is_file() else {}
+    asr = ASR.load(comparison.model or "demo")
+    folder, done = work / "speech", work / "speech" / "recogniser" / "posteriors.npy"
+    if rank == 0:
+        _from_manifests(comparison, asr, folder, report)
+    while not done.is_file():
+        report("waiting for the first process to encode the speech")
+        time.sleep(10)
+    return Speech.load(folder, asr.folder), {}
+
+
+def _from_manifests(comparison: Comparison, asr: ASR, folder: Path, report: Report) -> None:
+    manifests = {split: read_manifest(comparison.manifests[split]) for split in SPLITS if split in comparison.manifests}
+    if missing := [split for split in SPLITS if split not in manifests]:
+        raise ValueError(f"The configuration has no manifest for {', '.join(missing)}; a comparison needs {', '.join(SPLITS)}.")
+    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        both = {line.speaker for line in manifests[one]} & {line.speaker for line in manifests[other]}
+        both -= {f"line-{line.number}" for line in manifests[one]}
+        if both:
+            raise ValueError(f"Speaker {min(both)} is in both {one} and {other}; a comparison needs speakers apart.")
+    if not (folder / "corpus" / "index.parquet").is_file():
+        rows, mels = [], []
+        lines = [(split, line) for split in SPLITS for line in manifests[split]]
+        for number, (split, line) in enumerate(lines):
+            if number % 100 == 0:
+                report(f"speech: {number} of {len(lines)} recordings read")
+            try:
+                audio = decode(line.audio)
+            except AudioError as error:
+                raise ValueError(f"{error} It is line {line.number} of the {split} manifest; mend or remove it.") from None
+            batch = asr.extractor(audio.samples, sampling_rate=16_000, return_tensors="pt")
+            features = torch.nan_to_num(batch["input_features"])[0][batch["attention_mask"][0].bool()]
+            mels.append(features.numpy().astype(np.float16))
+            rows.append(
+                {"split": split, "domain": GENERAL if line.accent == GENERAL else "accent", "accent": line.accent,
+                 "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}
+            )  # fmt: skip
+        write_corpus(folder / "corpus", pd.DataFrame(rows), mels)
+    corpus = Corpus(folder / "corpus")
+    train = corpus.select("train")
+    encode_corpus(corpus, asr.models["base"].audio_tower.encoder, folder / "states", train, 0, report)  # type: ignore[union-attr]
+    accents = sorted(set(corpus.index.accent[train]) - {GENERAL})
+    if not accents:
+        raise ValueError("The train manifest has no accent but the general one; there is nothing to adapt to.")
+    train_recogniser(
+        corpus, [GENERAL, *accents], [("clear", train, False, 8.0), ("masked", train, True, 4.0)], folder / "recogniser",
+        rate=1.5e-3, seed=0, report=report, device=str(asr.device),
+    )  # fmt: skip

@@ -1,0 +1,90 @@
+"""Correspondence: which expert works for which accent over a whole corpus, and what it is worth there."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from app import parts, state
+from hdmole import figures
+
+asr = state.load_model()
+
+st.title("Does each expert serve its accent?")
+folder, summary = parts.choose_results(asr, "routing")
+file = folder / "routing.parquet"
+if "routing" not in summary or not file.is_file():
+    st.info("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do.")
+    st.stop()
+
+measured = summary["routing"]
+routing = pd.read_parquet(file)
+layers = {figures.layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
+names = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
+columns = st.columns(3)
+for column, router in zip(columns, names, strict=True):
+    purity, nmi = (measured["routers"][router]["all"][name] for name in ("purity", "nmi"))
+    title = figures.ROUTERS[names[router]]
+    column.metric(
+        f"{title}: purity",
+        f"{purity['value']:.2f}",
+        f"[{purity['interval'][0]:.2f}, {purity['interval'][1]:.2f}]",
+        delta_color="off",
+        delta_arrow="off",
+    )
+    column.caption(f"Mutual information {nmi['value']:.2f} [{nmi['interval'][0]:.2f}, {nmi['interval'][1]:.2f}]")
+st.caption(
+    "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "
+    "expert and accent tell each other, 0 where they know nothing of each other. The global router is given the accent by its "
+    "recogniser, so its correspondence is no discovery; the local router's would be."
+)
+which, where = st.columns(2)
+router = which.segmented_control(
+    "Router", list(figures.ROUTERS), default="gate", required=True, format_func=figures.ROUTERS.__getitem__, key="router"
+)
+layer = where.selectbox("Layer", list(layers), index=None, placeholder="mean over all", key="corpus_layer")
+left, right = st.columns(2)
+with left:
+    data = figures.correspondence_data(routing, str(router), layers[layer] if layer else None)
+    parts.figure(
+        figures.correspondence(data), "correspondence", data,
+        "a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent.", "matrix",
+    )  # fmt: skip
+    unseen = sorted(set(routing[routing.domain == "unseen"].spoken))
+    if unseen:
+        st.caption(
+            f"No expert was trained on {', '.join(map(figures.accent_label, unseen))}: their rows say whom they are taken for."
+        )
+with right:
+    points = figures.map_data(routing, str(router))
+    parts.figure(
+        figures.utterance_map(points), "utterance-map", points,
+        "a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on.", "map",
+    )  # fmt: skip
+
+worth = figures.attribution_data(summary)
+if len(worth):
+    st.header("What an expert is worth")
+    parts.figure(
+        figures.attribution(worth), "attribution", worth,
+        "leave one expert out and score the right words again: below zero they become less likely, so the expert helped.", "worth",
+    )  # fmt: skip
+per_layer = pd.DataFrame(
+    [
+        {
+            "layer": figures.layer_label(name),
+            **{
+                f"{figures.ROUTERS[column]}: {kind}": f"{values[name][kind]['value']:.2f} [{values[name][kind]['interval'][0]:.2f}, {values[name][kind]['interval'][1]:.2f}]"
+                for r, column in names.items()
+                if (values := measured["routers"][r]["layers"])
+                for kind in ("purity", "nmi")
+            },
+            **{f"experts at work, {domain}": active[name] for domain, active in measured["active"].items()},
+        }
+        for name in layers.values()
+    ]
+)
+with st.expander("Layer by layer"):
+    st.dataframe(per_layer, hide_index=True)
+    st.download_button("Layers (CSV)", per_layer.to_csv(index=False), "layers.csv", "text/csv", on_click="ignore")
+parts.origin(summary)

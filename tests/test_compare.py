@@ -1,0 +1,226 @@
+"""`hdmole compare` on a tiny model and tones: every method, resuming, the analyses, bad configurations."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from streamlit.testing.v1 import AppTest
+from tiny import ACCENTS, SENTENCES, speech_like
+from typer.testing import CliRunner
+
+from hdmole import analysis
+from hdmole import compare as comparing
+from hdmole.cli import app
+from hdmole.compare import ConfigError, compare, known_methods, read_config
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ["full", "lora", "gated_lora", "hdmole", "full_replay", "warm", "true_accent", "input_thresholds", "encoder", "llm"]
+CONFIG = """
+model = "{model}"
+methods = {methods}
+seeds = [0]
+epochs = {epochs}
+trial_epochs = 1
+watched = ["hdmole"]
+[seeds_of]
+hdmole = [0, 1]
+[hdmole]
+r = 1
+shared_expert_rank = 1
+router_accent = 0.0
+[manifests]
+train = "train.jsonl"
+dev = "dev.jsonl"
+test = "test.jsonl"
+[rates]
+full = [1e-3, 2e-3]
+lora = [2e-3, 4e-3]
+gated_lora = [2e-3, 4e-3]
+hdmole = [2e-3, 4e-3]
+"""
+
+
+def corpus(folder: Path, model: Path, methods: list[str], epochs: float) -> Path:
+    """Manifests of tones in four "accents" with speakers apart, and a configuration; returns the configuration's path."""
+    folder.mkdir(exist_ok=True)
+    for split, count in (("train", 60), ("dev", 4), ("test", 8)):
+        lines = []
+        for k in range(count):
+            accent = ["general", *ACCENTS][k % 4]
+            name = f"{split}-{k}.wav"
+            soundfile.write(folder / name, speech_like(0.8 + 0.05 * (k % 7), k % 4 + 10 * (split != "train")), 16_000)
+            text = SENTENCES[k % len(SENTENCES)]
+            lines.append({"audio": name, "text": text, "accent": accent, "speaker": f"{split}-{k % 2}"})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(model=model, methods=json.dumps(methods), epochs=epochs))
+    return config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path, list[str]]:
+    folder = tmp_path_factory.mktemp("compare")
+    said: list[str] = []
+    config = corpus(folder / "speech", tiny_model, METHODS, 1)
+    compare(config, folder / "out", said.append)
+    return config, folder / "out", said
+
+
+def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, list[str]]) -> None:
+    _, out, _ = made
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["methods"]) == ["base", *METHODS]
+    rows = pd.read_parquet(out / "utterances.parquet")
+    assert rows.groupby(["method", "seed"]).size().to_dict() == {
+        (m, s): 8 for m in ["base", *METHODS] for s in ((0, 1) if m == "hdmole" else (0,))
+    }
+    size = {name: entry["trainable"] for name, entry in summary["methods"].items()}
+    assert size["base"] == 0 and size["full"] > size["hdmole"] > 0
+    assert abs(size["lora"] - size["hdmole"]) < 0.25 * size["hdmole"] and size["lora"] == size["gated_lora"]
+    assert size["warm"] == size["hdmole"] < size["input_thresholds"]
+    assert summary["methods"]["hdmole"]["seeds"] == [0, 1]
+    assert set(summary["methods"]["hdmole"]["domains"]["accent"]["per_seed"]) == {"0", "1"}
+    tried = [t for t in summary["trials"] if t["method"] == "hdmole"]
+    assert len(tried) == 2 and summary["methods"]["warm"]["rate"] == min(tried, key=lambda t: t["accent"])["rate"]
+    assert {"accent", "general"} <= set(next(iter(summary["curves"]["hdmole"].values())))
+    assert {c["claim"].split()[0] for c in summary["claims"]} == {"Accents", "Better", "At"}
+    assert summary["provenance"]["data_sha256"] and "epochs = 1" in summary["provenance"]["config"]
+
+
+def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
+    _, out, _ = made
+    summary = json.loads((out / "summary.json").read_text())
+    for router in ("global", "local", "combined"):
+        found = summary["routing"]["routers"][router]
+        for values in (found["all"], *found["layers"].values()):
+            low, high = values["purity"]["interval"]
+            assert 0 <= low <= high <= 1 and 0.33 <= values["purity"]["value"] <= 1
+    routes = pd.read_parquet(out / "routing.parquet")
+    assert routes.groupby(["utterance", "layer"]).posterior.sum().between(0, 1.001).all()
+    points = pd.DataFrame(summary["frontier"])
+    scaled = points[points.choice == "thresholds"].sort_values("value")
+    assert scaled.active.is_monotonic_decreasing and scaled.active.iloc[0] == 3  # nothing is cut by a threshold of 0
+    assert points[(points.choice == "top_k") & (points.value == 2)].active.item() >= 2
+    worth = summary["attribution"]
+    assert np.shape(worth["values"]) == (4, 3) and np.abs(worth["values"]).max() > 0
+
+
+def test_the_app_shows_a_comparison(
+    made: tuple[Path, Path, list[str]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
+    for page, figures in (("compare", 4), ("correspondence", 3)):
+        at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
+        at.query_params["results"] = str(made[1])
+        at.switch_page(f"../pages/{page}.py").run()
+        assert not at.exception and not at.error, (at.exception, at.error)
+        assert len(at.get("plotly_chart")) == figures
+    at.selectbox(key="corpus_layer").set_value(at.selectbox(key="corpus_layer").options[0]).run()
+    at.segmented_control(key="router").set_value("local_probability").run()
+    assert not at.exception
+
+
+def test_a_second_call_trains_nothing_and_says_the_same(made: tuple[Path, Path, list[str]]) -> None:
+    config, out, said = made
+    before, count = json.loads((out / "summary.json").read_text()), len(said)
+    again = compare(config, out, said.append)
+    assert again is not None and not any("step" in line for line in said[count:])
+    assert all(again[k] == before[k] for k in before if k not in ("provenance", "trials"))
+
+
+def test_what_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: Path) -> None:
+    config = corpus(tmp_path / "speech", tiny_model, ["hdmole"], 15)
+    text = config.read_text().replace("[2e-3, 4e-3]", "[2e-3]").replace("[1e-3, 2e-3]", "[1e-3]").replace("[0, 1]", "[0]")
+    config.write_text(text)
+    whole = compare(config, tmp_path / "whole", lambda text: None)
+
+    def cut(text: str) -> None:
+        if "step 24 of 30" in text and "adapter" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path / "cut", cut)
+    assert list((tmp_path / "cut" / "work" / "hdmole-0" / "adapter-training").glob("checkpoint-*"))
+    said: list[str] = []
+    resumed = compare(config, tmp_path / "cut", said.append)
+    assert not any("step 15 of 30" in line and "adapter" in line for line in said)  # it did not start anew
+    assert whole is not None and resumed is not None and resumed["attribution"] == whole["attribution"]
+    one, other = (pd.read_parquet(tmp_path / name / "utterances.parquet") for name in ("whole", "cut"))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_processes_share_the_work(tmp_path: Path, tiny_model: Path, made: tuple[Path, Path, list[str]]) -> None:
+    """Two processes of `accelerate launch` say what one says."""
+    config, out, _ = made
+    small = tmp_path / "config.toml"
+    text = config.read_text().replace(json.dumps(METHODS), '["full", "lora", "gated_lora", "hdmole"]')
+    small.write_text(text.replace('"train.', f'"{config.parent}/train.').replace('"dev.', f'"{config.parent}/dev.')
+                     .replace('"test.', f'"{config.parent}/test.'))  # fmt: skip
+    command = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "-m", "hdmole.cli", "compare", "--config", str(small), "--out", str(tmp_path / "out")]  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", "from accelerate.commands.accelerate_cli import main; main()", "launch", *command],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    mine = json.loads((tmp_path / "out" / "summary.json").read_text())
+    alone = json.loads((out / "summary.json").read_text())
+    assert mine["methods"]["hdmole"] == alone["methods"]["hdmole"] and mine["attribution"] == alone["attribution"]
+
+
+def test_correspondence_of_known_assignments() -> None:
+    accents, speakers = np.repeat(["a", "b"], 20), np.tile(np.arange(10), 4).astype(str)
+    perfect = analysis.correspondence(np.repeat([3, 5], 20), accents, speakers)
+    assert perfect["purity"]["value"] == 1 and perfect["nmi"]["value"] == 1
+    nothing = analysis.correspondence(np.zeros(40, int), accents, speakers)
+    assert nothing["purity"]["value"] == 0.5 and nothing["nmi"]["value"] == 0
+    half = analysis.correspondence(np.tile([0, 1], 20), accents, speakers)
+    assert half["purity"]["interval"][0] <= half["purity"]["value"] <= half["purity"]["interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("epochs = 1", "epochs = "), "not valid TOML"),
+        (("[rates]", "[nonsense]"), "nonsense"),
+        (("lora = [2e-3, 4e-3]\ngated", "gated"), "no learning rates to try for lora"),
+        (("full = [1e-3, 2e-3]", "full = [1e-3]"), "more learning rates for one method"),
+        (('"full"', '"ful"'), "names ful; the methods are base, full"),
+        (("methods", 'data = "x"\nmethods'), "either data .* or manifests"),
+        (("[manifests]", "rank = 2\n[manifests]"), "rank"),
+        (("[hdmole]", '[method.mine]\nkind = "magic"\n[hdmole]'), "The kind of a method"),
+    ],
+)
+def test_bad_configurations_get_a_sentence(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(CONFIG.format(model="demo", methods='["full", "lora"]', epochs=1).replace(*change))
+    with pytest.raises(ConfigError, match=message):
+        read_config(file)
+
+
+def test_missing_and_mixed_up_speech_get_a_sentence(tmp_path: Path, tiny_model: Path) -> None:
+    runner = CliRunner()
+    result = runner.invoke(app, ["compare", "--config", str(tmp_path / "none.toml"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "There is no configuration" in result.stderr
+    config = corpus(tmp_path / "speech", tiny_model, ["full"], 1)
+    shutil.copy(tmp_path / "speech" / "train.jsonl", tmp_path / "speech" / "dev.jsonl")
+    result = runner.invoke(app, ["compare", "--config", str(config), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "in both train and dev" in result.stderr
+
+
+def test_own_methods_and_all_known_ones_are_described(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    own = '\n[method.mine]\nlabel = "mine"\nkind = "hdmole"\nrate = "hdmole"\noptions = {r = 3}\n'
+    file.write_text(CONFIG.format(model="demo", methods='["full", "lora", "mine"]', epochs=1) + own)
+    assert read_config(file).known["mine"].options == {"r": 3}
+    assert len({m.label for m in known_methods({}).values()}) == len(known_methods({}))
+    assert comparing.CURVE_POINTS > 1
