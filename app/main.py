@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from app import state  # noqa: E402
+from app import state, tour  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
 
@@ -20,7 +20,8 @@ st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "icon.svg"), size="lar
 st.html(ASSETS / "style.css")
 page = st.navigation(
     [
-        st.Page("../pages/transcribe.py", title="Transcribe", icon=":material/graphic_eq:", default=True),
+        st.Page("../pages/home.py", title="Home", icon=":material/home:", default=True),
+        st.Page("../pages/transcribe.py", title="Transcribe", icon=":material/graphic_eq:"),
         st.Page("../pages/routing.py", title="Routing", icon=":material/account_tree:"),
         st.Page("../pages/thresholds.py", title="Thresholds", icon=":material/tune:"),
         st.Page("../pages/correspondence.py", title="Correspondence", icon=":material/grid_on:"),
@@ -31,4 +32,6 @@ page = st.navigation(
 with st.sidebar:
     asr = state.load_model()
     st.caption(f"Model **{state.model_folder(asr).name}** on **{state.device_name(asr)}**")
+tour.presentation()
+tour.bar()
 page.run()

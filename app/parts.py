@@ -283,7 +283,9 @@ def headline(asr: Any, summary: dict[str, Any]) -> None:
             numbers.append(
                 (f"{name}, HDMoLE", f"{mine[field]:.1f} %", f"{mine[field] - base[field]:+.1f} points against the base")
             )
-    numbers.append(("Parameters HDMoLE trains", state.trained_share(asr), None))
+    trained = {method: entry.get("trainable") for method, entry in summary.get("methods", {}).items()}
+    share = f"{100 * trained['hdmole'] / trained['full']:.1f} % of full" if trained.get("hdmole") and trained.get("full") else ""
+    numbers.append(("Parameters HDMoLE trains", share or state.trained_share(asr), None))
     if "accent_recogniser" in summary:
         numbers.append(("Accent recogniser, right", f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
     for column, (label, value, change) in zip(st.columns(len(numbers)), numbers, strict=True):

@@ -81,7 +81,9 @@ def take(url: str, out: Path, themes: list[str], sizes: list[str], full_page: bo
                 page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)  # type: ignore[arg-type]
                 for name, path in PAGES.items():
                     page.goto(f"{url}/{path}" + (f"?sample={sample}" if sample else ""))
-                    page.locator(".js-plotly-plot").first.wait_for(timeout=90_000)
+                    page.locator(
+                        ".js-plotly-plot, [data-testid='stImage'] img, [data-testid='stAlertContentInfo']"
+                    ).first.wait_for(timeout=90_000)
                     page.wait_for_timeout(2_500)  # figures are drawn one after the other
                     if full_page:
                         page.set_viewport_size({"width": width, "height": _height(page)})

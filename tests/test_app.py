@@ -31,7 +31,7 @@ HTML_TAG = re.compile(r"<[^>]+>")
 def open_app(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
 
-    def opened(page: str = "", **query: str) -> AppTest:
+    def opened(page: str = "transcribe", **query: str) -> AppTest:
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
         for name, value in query.items():
             at.query_params[name] = value
@@ -234,6 +234,18 @@ def test_own_results_are_compared_and_a_wrong_folder_is_said(
     (tmp_path / "summary.json").write_text("[1]")
     at.run()
     assert "is not a summary" in at.error[0].value and not at.exception
+
+
+def test_home_says_what_is_loaded_and_leads_to_a_sample(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("home")
+    assert_no_exception(at)
+    text = " ".join(markdown.value for markdown in at.markdown)
+    assert "3 experts: Indian, German, Scottish" in text and "model **tiny** on **CPU**" in text
+    settle(at.button(key="go-german").click().run())
+    assert_no_exception(at)
+    assert at.session_state.utterance.sample == "german_1" and len(at.session_state.jobs) == 1
+    old_link = open_app("home", sample="indian_1")  # as the first page's address was before
+    assert old_link.session_state.utterance.sample == "indian_1"
 
 
 def test_correspondence_says_where_results_without_routing_fall_short(open_app: Callable[..., AppTest]) -> None:

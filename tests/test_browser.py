@@ -46,7 +46,7 @@ def page(browser: Browser) -> Iterator[Page]:
 def test_a_file_can_be_uploaded(page: Page, app_url: str, tmp_path: Path) -> None:
     audio = tmp_path / "mine.flac"
     soundfile.write(audio, speech_like(1.5, 5), 44_100)
-    page.goto(app_url)
+    page.goto(f"{app_url}/transcribe")
     expect(page.locator(".card")).to_have_count(4)
     page.get_by_text("Upload", exact=True).click()
     page.locator("input[type=file]").set_input_files(audio)
@@ -60,7 +60,7 @@ def test_a_file_can_be_uploaded(page: Page, app_url: str, tmp_path: Path) -> Non
 
 
 def test_speech_can_be_recorded(page: Page, app_url: str) -> None:
-    page.goto(app_url)
+    page.goto(f"{app_url}/transcribe")
     expect(page.locator(".card")).to_have_count(4)
     page.get_by_text("Microphone", exact=True).click()
     page.get_by_role("button", name="Record").click()
@@ -115,11 +115,27 @@ def test_clicking_the_overview_chooses_the_layer(page: Page, app_url: str) -> No
     page.wait_for_url(re.compile("layer=linear_2"))
 
 
+def test_the_tour_leads_through_the_pages_and_presentation_mode_can_be_left(page: Page, app_url: str) -> None:
+    page.goto(app_url)
+    page.get_by_role("button", name="Start the tour").click()
+    for path in ("transcribe", "routing", "thresholds", "correspondence", "compare"):
+        page.wait_for_url(re.compile(path))
+        if path != "compare":
+            page.get_by_role("button", name="Next").click()
+    page.get_by_role("button", name="Done").click()
+    expect(page.locator(".st-key-tour")).to_have_count(0)
+    page.get_by_text("Presentation mode").click()
+    expect(page.locator("[data-testid=stSidebar]")).to_be_hidden()
+    page.get_by_role("button", name="Leave presentation mode").click()
+    expect(page.locator("[data-testid=stSidebar]")).to_be_visible()
+
+
 def test_every_page_works_by_keyboard_and_on_a_phone(page: Page, app_url: str) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
-    for path in ("", "routing", "thresholds", "compare", "about"):
+    for path in ("", "transcribe", "routing", "thresholds", "compare", "correspondence", "about"):
         page.goto(f"{app_url}/{path}")
-        expect(page.locator(".js-plotly-plot").first).to_be_visible()
+        shown = {"": "[data-testid=stImage] img", "correspondence": "[data-testid=stAlert]"}  # these results hold no routing
+        expect(page.locator(shown.get(path, ".js-plotly-plot")).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.tagName") != "BODY"

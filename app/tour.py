@@ -1,0 +1,59 @@
+"""The guided tour of five steps, and the presentation mode."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+STEPS = [
+    ("transcribe", "Hear an accent", "The same utterance by the frozen base and three adaptations of it: read what each makes of the words."),
+    ("routing", "See which expert worked", "Each row is an expert, each column a moment: bright cells did the work, empty ones were under their threshold."),
+    ("thresholds", "Move a threshold", "Raise a threshold until experts fall silent, and read what happens to the words."),
+    ("correspondence", "Does each expert serve its accent?", "Over a whole test corpus: the global router is told the accent; what did the local one learn?"),
+    ("compare", "Is it better, and how sure are we?", "Against LoRA and full fine-tuning, on the same speech, with intervals."),
+]  # fmt: skip
+LEAVE = "The button at the lower right leaves it."
+_PRESENT = """<style>
+html { font-size: 118%; }
+[data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"], .modebar-container,
+[data-testid="stSelectbox"], [data-testid="stTextInput"], [data-testid="stFileUploader"], [data-testid="stDownloadButton"],
+[data-testid="stPopover"], [data-testid="stExpander"], .st-key-way { display: none !important; }
+.st-key-present_off { position: fixed; right: 1rem; bottom: 1rem; width: auto; z-index: 1000; opacity: .75; }
+.stMainBlockContainer { max-width: 1500px; margin: 0 auto; padding-top: 1.2rem; }
+</style>"""
+
+
+def go(step: int) -> None:
+    """Open a step of the tour."""
+    st.session_state.tour = step
+    st.switch_page(f"../pages/{STEPS[step][0]}.py")
+
+
+def bar() -> None:
+    """Where the visitor is on the tour, and the way on."""
+    step = st.session_state.get("tour")
+    if step is None:
+        return
+    _, title, text = STEPS[step]
+    with st.container(border=True, key="tour"):
+        words, back, on, leave = st.columns([6, 1, 1, 1], vertical_alignment="center")
+        words.markdown(f"**{step + 1} of {len(STEPS)}: {title}.** {text}")
+        if back.button("Back", key="tour_back", disabled=step == 0, width="stretch"):
+            go(step - 1)
+        if step + 1 < len(STEPS) and on.button("Next", key="tour_next", type="primary", width="stretch"):
+            go(step + 1)
+        if leave.button("End" if step + 1 < len(STEPS) else "Done", key="tour_leave", width="stretch"):
+            st.session_state.tour = None
+            st.rerun()
+
+
+def presentation() -> None:
+    """The switch in the sidebar, and while the mode is on, the button that leaves it."""
+
+    def off() -> None:
+        st.session_state.present = False
+
+    with st.sidebar:
+        st.toggle("Presentation mode", key="present", help=f"Large type, no controls. {LEAVE}", persist_state="session")
+    if st.session_state.get("present"):
+        st.html(_PRESENT)
+        st.button("Leave presentation mode", key="present_off", on_click=off)
