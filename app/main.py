@@ -26,6 +26,8 @@ page = st.navigation(
         st.Page("../pages/thresholds.py", title="Thresholds", icon=":material/tune:"),
         st.Page("../pages/correspondence.py", title="Correspondence", icon=":material/grid_on:"),
         st.Page("../pages/compare.py", title="Compare", icon=":material/bar_chart:"),
+        st.Page("../pages/corpus.py", title="Corpus", icon=":material/library_music:"),
+        st.Page("../pages/report.py", title="Report", icon=":material/description:"),
         st.Page("../pages/about.py", title="Model", icon=":material/info:"),
     ]
 )

@@ -14,7 +14,7 @@ import streamlit as st
 
 from app import state
 from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
-from app.worker import Job, Trial, Utterance
+from app.worker import Evaluation, Job, Trial, Utterance
 from hdmole.figures import accent_label
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
@@ -171,15 +171,16 @@ def show_legend(reference: str) -> None:
 
 
 @st.fragment(run_every=0.4)
-def watch(job: Job | Trial, reference: str | None) -> None:
-    """Progress of a running job, with a way to stop it, and the transcripts so far where a reference is given."""
+def watch(job: Job | Trial | Evaluation, reference: str | None) -> None:
+    """Progress of running work, with a way to stop it, and the transcripts so far where a reference is given."""
     if not job.running:
         st.rerun()
     left, right = st.columns([6, 1], vertical_alignment="center")
     left.progress(job.progress, text="Stopping after this step …" if job.cancelled else f"{job.step} …")
     if right.button("Cancel", key="cancel", disabled=job.cancelled):
         job.cancel()
-        st.session_state.stopped = job.utterance.key
+        if not isinstance(job, Evaluation):
+            st.session_state.stopped = job.utterance.key
     if reference is not None and isinstance(job, Job):
         show_cards(job, reference)
 

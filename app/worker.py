@@ -1,7 +1,7 @@
 """Work of one session that must not run in Streamlit's script thread.
 
-* one `Job` transcribes one utterance by every method, one `Trial` does it once more by HDMoLE with changed routing; each in
-  its own thread, which a page polls
+* one `Job` transcribes one utterance by every method, one `Trial` does it once more by HDMoLE with changed routing, one
+  `Evaluation` judges methods on a corpus; each in its own thread, which a page polls
 * what is finished stays: after an error or a cancel the results so far can still be read
 * the thread never calls Streamlit, and never sees another session's utterance
 * the model is shared by all sessions; `_TURNS` keeps the machine from running more jobs than it has cores for
@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import os
 import threading
+import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 
+from hdmole.asr import ModelError
 from hdmole.audio import Audio, AudioError, decode
+from hdmole.evaluate import Cancelled, ManifestError, evaluate
 from hdmole.figures import METHOD_NAMES
 
 LONGEST = 300.0  # seconds of audio the app takes
+MOST_UNPACKED = 4e9  # bytes of a ZIP's content
 _TURNS = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))
 
 
@@ -52,10 +57,10 @@ class _Stopped(Exception):
 
 
 class _Task:
-    """What a job and a trial share: the thread, its turn on the model, cancelling, and errors as plain sentences."""
+    """What all work shares: the thread, its turn on the model, cancelling, and errors as plain sentences."""
 
-    def __init__(self, asr: Any, utterance: Utterance) -> None:
-        self.utterance = utterance
+    def __init__(self, asr: Any, name: str) -> None:
+        self.name = name
         self.error = ""
         self.step = "Waiting for a free turn on the model"
         self._asr, self._stop = asr, threading.Event()
@@ -97,10 +102,10 @@ class _Task:
             self._work()
         except _Stopped:
             pass
-        except AudioError as error:
+        except (AudioError, ManifestError, ModelError) as error:
             self.error = str(error)
         except Exception as error:  # the page lives on, whatever happens in here
-            self.error = f"The transcription of {self.utterance.name} failed: {str(error) or type(error).__name__}"
+            self.error = f"The transcription of {self.name} failed: {str(error) or type(error).__name__}"
         finally:
             _TURNS.release()
 
@@ -117,7 +122,8 @@ class Job(_Task):
         self.encoded: Any = None  # list of hdmole.asr.Encoded
         self.transcripts: dict[str, Any] = {}  # method -> hdmole.asr.Transcript
         self.routing: pd.DataFrame | None = None  # tidy trace of HDMoLE, where the model has that adapter
-        super().__init__(asr, utterance)
+        self.utterance = utterance
+        super().__init__(asr, utterance.name)
 
     @property
     def progress(self) -> float:
@@ -146,8 +152,8 @@ class Trial(_Task):
 
     def __init__(self, asr: Any, job: Job, change: dict[str, Any]) -> None:
         self.transcript: Any = None
-        self._job, self._change = job, change
-        super().__init__(asr, job.utterance)
+        self._job, self._change, self.utterance = job, change, job.utterance
+        super().__init__(asr, job.utterance.name)
 
     def _work(self) -> None:
         self.step = "HDMoLE is listening again"
@@ -155,3 +161,46 @@ class Trial(_Task):
         self.transcript = self._asr.transcribe(
             self._job.audio, method="hdmole", intervention=self._change, encoded=self._job.encoded, progress=self._advance
         )
+
+
+class Evaluation(_Task):
+    """Judges `methods` on the recordings of a manifest; the results folder is `out`."""
+
+    def __init__(self, asr: Any, manifest: Path, methods: list[str], out: Path) -> None:
+        self.manifest, self.methods, self.out = manifest, methods, out
+        self.summary: dict[str, Any] | None = None
+        self.failed: list[dict[str, str]] = []
+        super().__init__(asr, manifest.name)
+
+    def _progress(self, done: int, total: int) -> None:
+        self.step, self._share = f"{done} of {total} recordings heard", done / max(1, total)
+        if self.cancelled and done < total:
+            raise Cancelled
+
+    def _work(self) -> None:
+        try:
+            self.summary, self.failed = evaluate(self._asr, self.manifest, self.methods, self.out, progress=self._progress)
+        except Cancelled:
+            raise _Stopped from None
+
+
+def unpack(file: IO[bytes], folder: Path) -> Path:
+    """Unpack an uploaded ZIP of recordings; returns the path of its manifest. Raises ManifestError in a plain sentence."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]
+            if sum(e.file_size for e in entries) > MOST_UNPACKED:
+                raise ManifestError(f"The ZIP unpacks to more than {MOST_UNPACKED / 1e9:g} GB; give the manifest's path instead.")
+            manifests = [e for e in entries if e.filename.endswith(".jsonl")]
+            if not manifests:
+                raise ManifestError(
+                    "The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it."
+                )
+            for entry in entries:
+                archive.extract(entry, folder)
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "password" in str(error):
+            raise ManifestError("The ZIP is locked with a password; make one without.") from None
+        raise ManifestError("The file is not a ZIP that can be read; make it again.") from None
+    first = min(manifests, key=lambda e: (e.filename.count("/"), e.filename))
+    return folder / first.filename

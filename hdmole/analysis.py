@@ -19,7 +19,7 @@ from hdmole.adapt import Method, Speech, encoder_states, pad
 from hdmole.asr import GENERAL
 from hdmole.intervention import intervene
 from hdmole.routing import route
-from hdmole.tracing import trace
+from hdmole.tracing import Trace, trace
 
 PER_ACCENT = 60  # utterances an analysis looks at
 ROUTERS = {"global": "global_gate", "local": "local_probability", "combined": "gate"}
@@ -58,31 +58,21 @@ def correspondence(assigned: np.ndarray, accents: np.ndarray, speakers: np.ndarr
     }
 
 
-def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
-    """How experts correspond to accents, per router and layer; the routing of each utterance goes to routing.parquet."""
-    tables = []
-    for speech, domains in ((runner.speech, ("accent", GENERAL)), *((s, ("unseen",)) for s in runner.extra.values())):
-        index, tables_of = speech.corpus.index, []
-        kept: list[tuple[list[int], Any]] = []
+NUMBERS = ["posterior", "local_probability", "global_gate", "local_gate", "gate", "tau_global", "tau_local", "n_active"]
 
-        @contextmanager
-        def around(rows: list[int], lengths: list[int], kept: list[Any] = kept) -> Iterator[None]:
-            with trace(model, aggregate="mean", lengths=lengths) as traced:
-                yield
-            kept.append((rows, traced))
 
-        runner.errors(speech, model, method, chosen(speech, domains), around)
-        for rows, traced in kept:
-            frame = traced.to_frame()
-            frame["utterance"] = index.utterance.to_numpy()[rows][frame.utterance]
-            tables_of.append(frame)
-        about = index[["utterance", "domain", "accent", "speaker"]].rename(columns={"accent": "spoken"})
-        tables.append(pd.concat(tables_of).merge(about, on="utterance"))
-    numbers = ["posterior", "local_probability", "global_gate", "local_gate", "gate", "tau_global", "tau_local", "n_active"]
-    table = pd.concat(tables)[["utterance", "domain", "spoken", "speaker", "layer", "layer_index", "expert", "accent", *numbers]]
-    table[numbers] = table[numbers].astype(np.float32)
-    runner.work.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(runner.work / "routing.parquet", index=False)
+def routing_table(traced: Trace, about: pd.DataFrame) -> pd.DataFrame:
+    """One row an utterance, layer and expert: means over frames of what a trace with aggregate="mean" recorded.
+
+    `about` says of each utterance of the trace its name (`utterance`), `domain`, `spoken` accent and `speaker`.
+    """
+    frame = traced.to_frame()
+    known = about.iloc[frame.utterance].reset_index(drop=True)
+    return pd.concat([known, frame[["layer", "layer_index", "expert", "accent"]], frame[NUMBERS].astype(np.float32)], axis=1)
+
+
+def routing_summary(table: pd.DataFrame) -> dict[str, Any]:
+    """How experts correspond to accents by a `routing_table`, per router and layer, and how many are at work."""
     seen = table[table.domain == "accent"]
     layers = list(table.sort_values("layer_index").layer.unique())
     result: dict[str, Any] = {"utterances": int(seen.utterance.nunique()), "routers": {}, "active": {}}
@@ -94,6 +84,25 @@ def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
     for domain, of in table.groupby("domain"):
         result["active"][str(domain)] = {layer: round(float(of[of.layer == layer].n_active.mean()), 3) for layer in layers}
     return result
+
+
+def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
+    """`routing_summary` of the test speech; the routing of each utterance goes to routing.parquet."""
+    tables = []
+    for speech, domains in ((runner.speech, ("accent", GENERAL)), *((s, ("unseen",)) for s in runner.extra.values())):
+        about = speech.corpus.index[["utterance", "domain", "accent", "speaker"]].rename(columns={"accent": "spoken"})
+
+        @contextmanager
+        def around(rows: list[int], lengths: list[int], about: pd.DataFrame = about) -> Iterator[None]:
+            with trace(model, aggregate="mean", lengths=lengths) as traced:
+                yield
+            tables.append(routing_table(traced, about.iloc[rows]))
+
+        runner.errors(speech, model, method, chosen(speech, domains), around)
+    table = pd.concat(tables, ignore_index=True)
+    runner.work.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(runner.work / "routing.parquet", index=False)
+    return routing_summary(table)
 
 
 def _assigned(table: pd.DataFrame, column: str) -> dict[str, Any]:

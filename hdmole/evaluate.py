@@ -1,18 +1,22 @@
-"""Evaluate methods on a manifest of recordings: errors per utterance, a summary with intervals, all in one folder."""
+"""Evaluate methods on a manifest of recordings: errors per utterance, routing, a summary with intervals, in one folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from hdmole.asr import ASR, ModelError
+from hdmole.analysis import routing_summary, routing_table
+from hdmole.asr import ASR, GENERAL, ModelError
 from hdmole.audio import AudioError, decode
 from hdmole.results import count_errors, normalise, provenance, summarise, write
+from hdmole.tracing import trace
 
 BATCH = 16  # utterances decoded at once
 
@@ -69,6 +73,10 @@ def read_manifest(path: Path) -> list[Line]:
     return lines
 
 
+class Cancelled(Exception):
+    """Raised by a `progress` callback to end an evaluation early; what is done is kept."""
+
+
 def evaluate(
     asr: ASR,
     manifest: Path,
@@ -79,12 +87,14 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Transcribe every line by every method and write `utterances.parquet` and `summary.json` to `out`.
+    """Transcribe every line by every method and write the results to `out`.
 
-    The domain is "general" where the manifest's accent is, else "accent". Words are compared without case and punctuation.
-    `progress(done, total)` is told the number of recordings done. Returns the summary and the recordings that could not be
-    read (`audio`, `error`); these are left out for all methods alike. Raises ManifestError, ModelError for a method or
-    accent the model lacks, and OSError where `out` cannot be made, before anything is transcribed.
+    `utterances.parquet` and `summary.json`; `recordings.parquet` with each recording's length (s), level (dBFS), clipped
+    samples and in-domain score; for HDMoLE `routing.parquet`. The domain is "general" where the manifest's accent is, else
+    "accent". Words are compared without case and punctuation. `progress(done, total)` is told the number of recordings done,
+    and may raise Cancelled. Returns the summary and the recordings that could not be read (`audio`, `error`); these are left
+    out for all methods alike. Raises ManifestError, ModelError for a method or accent the model lacks, and OSError where `out`
+    cannot be made, before anything is transcribed; Cancelled where nothing was done yet.
     """
     methods = list(dict.fromkeys(methods))
     if not methods:
@@ -94,37 +104,58 @@ def evaluate(
     asr.check_accent(accent)
     lines = read_manifest(manifest)
     out.mkdir(parents=True, exist_ok=True)
-    progress(0, len(lines))
     rows: list[dict[str, Any]] = []
+    recordings: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    for start in range(0, len(lines), BATCH):
-        segments, owners = [], []
-        for line in lines[start : start + BATCH]:
-            try:
-                encoded = asr.encode(decode(line.audio))
-            except AudioError as error:
-                failed.append({"audio": line.name, "error": str(error)})
-                continue
-            segments += encoded
-            owners += [line] * len(encoded)
-        order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
-        for method in methods:
-            heard: dict[int, str] = {}
-            for k in range(0, len(order), BATCH):
-                part = order[k : k + BATCH]
-                for i, result in zip(part, asr.decode_batch([segments[i] for i in part], method, accent), strict=True):
-                    heard[i] = result.text
-            for line in dict.fromkeys(owners):
-                hypothesis = normalise(" ".join(heard[i] for i, owner in enumerate(owners) if owner is line))
-                errors, words = count_errors(line.text, hypothesis)
-                rows.append(
-                    dict(
-                        method=method, seed=seed, domain="general" if line.accent == "general" else "accent", accent=line.accent,
-                        speaker=line.speaker, utterance=line.name, reference=line.text, hypothesis=hypothesis,
-                        errors=errors, words=words,
-                    )
+    routed: list[pd.DataFrame] = []
+    done = 0
+    try:
+        progress(0, len(lines))
+        for start in range(0, len(lines), BATCH):
+            segments, owners = [], []
+            for line in lines[start : start + BATCH]:
+                try:
+                    audio = decode(line.audio)
+                except AudioError as error:
+                    failed.append({"audio": line.name, "error": str(error)})
+                    continue
+                encoded = asr.encode(audio)
+                segments += encoded
+                owners += [line] * len(encoded)
+                recordings.append(
+                    {
+                        "utterance": line.name, "audio": str(line.audio.resolve()), "accent": line.accent, "speaker": line.speaker,
+                        "seconds": round(audio.seconds, 2), "level": _level(audio.samples), "clipped": audio.clipped,
+                        "in_domain": asr.in_domain(encoded)["score"],
+                    }
                 )  # fmt: skip
-        progress(min(start + BATCH, len(lines)), len(lines))
+            order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
+            for method in methods:
+                heard: dict[int, str] = {}
+                for k in range(0, len(order), BATCH):
+                    part = order[k : k + BATCH]
+                    lengths = [len(segments[i].states) for i in part]
+                    recording = (
+                        trace(asr.models[method], aggregate="mean", lengths=lengths) if method == "hdmole" else nullcontext()
+                    )
+                    with recording as traced:
+                        found = asr.decode_batch([segments[i] for i in part], method, accent)
+                    heard.update({i: result.text for i, result in zip(part, found, strict=True)})
+                    if traced is not None:
+                        routed.append(routing_table(traced, pd.DataFrame([_about(owners[i]) for i in part])))
+                for line in dict.fromkeys(owners):
+                    hypothesis = normalise(" ".join(heard[i] for i, owner in enumerate(owners) if owner is line))
+                    errors, words = count_errors(line.text, hypothesis)
+                    about = {k: v for k, v in _about(line).items() if k != "spoken"}
+                    rows.append(
+                        {**about, "accent": line.accent, "method": method, "seed": seed, "reference": line.text,
+                         "hypothesis": hypothesis, "errors": errors, "words": words}
+                    )  # fmt: skip
+            done = min(start + BATCH, len(lines))
+            progress(done, len(lines))
+    except Cancelled:
+        if not rows:
+            raise
     if not rows:
         raise ManifestError(
             f"None of the {len(lines)} recordings of {manifest.name} could be read; the first says: {failed[0]['error']}"
@@ -134,8 +165,27 @@ def evaluate(
     for method, entry in summary["methods"].items():
         entry["trainable"] = asr.trainable(method)
     summary["failed"] = failed
+    pd.DataFrame(recordings).to_parquet(out / "recordings.parquet", index=False)
+    if routed:
+        routing = pd.concat(routed)
+        numbers = list(routing.select_dtypes("number").columns.difference(["expert", "layer_index"]))
+        keys = [c for c in routing.columns if c not in numbers]
+        routing = routing.groupby(keys, as_index=False, sort=False)[numbers].mean()  # of a recording's segments
+        routing.to_parquet(out / "routing.parquet", index=False)
+        if (routing.domain == "accent").any():
+            summary["routing"] = routing_summary(routing)
     summary["provenance"] = provenance(
-        seed, str(asr.device), model=asr.folder.name, manifest=manifest.name, recordings=len(lines)
+        seed, str(asr.device), model=asr.folder.name, manifest=manifest.name, recordings=done, of=len(lines)
     )
     write(out, table, summary)
     return summary, failed
+
+
+def _about(line: Line) -> dict[str, str]:
+    domain = GENERAL if line.accent == GENERAL else "accent"
+    return {"utterance": line.name, "domain": domain, "spoken": line.accent, "speaker": line.speaker}
+
+
+def _level(samples: np.ndarray) -> float:
+    """Level in dB under full scale."""
+    return round(float(20 * np.log10(max(1e-6, float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))))), 1)

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ import pytest
 import soundfile
 from streamlit.testing.v1 import AppTest
 
+from app import report
 from app.moment import moment_of
 from app.state import Sample, opening_sample
 from app.words import heard_html, method_card
-from app.worker import Job, Utterance
+from app.worker import Evaluation, Job, Utterance, unpack
 from hdmole.asr import ASR
+from hdmole.evaluate import Cancelled, ManifestError, evaluate
 from hdmole.results import normalise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,6 +249,80 @@ def test_home_says_what_is_loaded_and_leads_to_a_sample(open_app: Callable[..., 
     assert at.session_state.utterance.sample == "german_1" and len(at.session_state.jobs) == 1
     old_link = open_app("home", sample="indian_1")  # as the first page's address was before
     assert old_link.session_state.utterance.sample == "indian_1"
+
+
+def test_a_corpus_is_judged_and_its_recordings_can_be_searched(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
+    at = open_app("corpus")
+    assert_no_exception(at)
+    at.text_input(key="corpus_path").set_value(str(tiny_model / "samples" / "manifest.jsonl")).run()
+    settle(at.button[0].click().run())
+    assert_no_exception(at)
+    task = at.session_state.evaluation
+    assert task.summary["provenance"]["recordings"] == 4 and set(task.summary["methods"]) == {"base", "lora", "full", "hdmole"}
+    names = {f.name for f in task.out.iterdir()}
+    assert names == {"summary.json", "utterances.parquet", "recordings.parquet", "routing.parquet"}
+    rows = at.dataframe[0].value
+    assert len(rows) == 4 and set(rows.seconds) == {2.0} and (rows.level < 0).all()
+    at.text_input(key="corpus_text").set_value("jazz").run()
+    assert list(at.dataframe[0].value.accent) == ["indian"]
+    for page in ("compare", "correspondence"):
+        other = open_app(page, results=str(task.out))
+        assert_no_exception(other)
+        assert other.get("plotly_chart")
+
+
+def test_a_corpus_that_cannot_be_read_gets_a_sentence(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
+    at = open_app("corpus")
+    at.text_input(key="corpus_path").set_value(str(tmp_path / "none.jsonl")).run()
+    settle(at.button[0].click().run())
+    assert "There is no manifest" in at.error[0].value and not at.exception
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("../../outside.txt", "x")
+        archive.writestr("deep/list.jsonl", "{}")
+        archive.writestr("list.jsonl", "{}")
+    assert unpack(packed, tmp_path / "in" / "side") == tmp_path / "in" / "side" / "list.jsonl"
+    assert not (tmp_path / "outside.txt").exists()
+    with pytest.raises(ManifestError, match="not a ZIP"):
+        unpack(io.BytesIO(b"no zip"), tmp_path)
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    with pytest.raises(ManifestError, match="has no manifest"):
+        unpack(empty, tmp_path)
+
+
+def test_a_cancelled_evaluation_keeps_what_was_heard(tiny_model: Path, tmp_path: Path) -> None:
+    lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines() * 10
+    manifest = tiny_model / "samples" / "many.jsonl"
+    manifest.write_text("\n".join(lines))
+    task: Evaluation
+
+    def progress(done: int, total: int) -> None:
+        if done:
+            raise Cancelled
+
+    summary, _ = evaluate(ASR.load(tiny_model), manifest, ["base"], tmp_path / "out", progress=progress)
+    assert summary["provenance"]["recordings"] == 16 and summary["provenance"]["of"] == 40
+    task = Evaluation(ASR.load(tiny_model), manifest, ["base"], tmp_path / "none")
+    task.cancel()
+    task.wait(60)
+    assert task.summary is None and not task.error
+    manifest.unlink()
+
+
+def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
+    at = open_app("report", sample="indian_1")
+    assert_no_exception(at)
+    job = at.session_state.jobs[at.session_state.utterance.key]
+    summary = json.loads((tiny_model / "results" / "summary.json").read_text())
+    layer = job.routing.layer.iloc[0]
+    page = report.html(job, "play <b>some</b> jazz", layer, "gate", summary, {"model": "tiny"})
+    body = page[page.index("<body>") :]
+    assert "<b>some</b>" not in body and "data:audio" in body and summary["provenance"]["commit"] in body
+    assert body.count('class="plotly-graph-div"') == 8
+    assert not re.search(r"(src|href)=['\"]https?:", body)
+    packed = zipfile.ZipFile(io.BytesIO(report.data(job, layer, "gate", tiny_model / "results")))
+    assert {"transcripts.json", "routing.csv", "figures/gates.csv", "results/summary.json"} <= set(packed.namelist())
 
 
 def test_correspondence_says_where_results_without_routing_fall_short(open_app: Callable[..., AppTest]) -> None:

@@ -132,9 +132,12 @@ def test_the_tour_leads_through_the_pages_and_presentation_mode_can_be_left(page
 
 def test_every_page_works_by_keyboard_and_on_a_phone(page: Page, app_url: str) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
-    for path in ("", "transcribe", "routing", "thresholds", "compare", "correspondence", "about"):
+    for path in ("", "transcribe", "routing", "thresholds", "compare", "correspondence", "corpus", "report", "about"):
         page.goto(f"{app_url}/{path}")
-        shown = {"": "[data-testid=stImage] img", "correspondence": "[data-testid=stAlert]"}  # these results hold no routing
+        shown = {
+            "": "[data-testid=stImage] img", "correspondence": "[data-testid=stAlert]",  # these results hold no routing
+            "corpus": "[data-testid=stFileUploader]", "report": "[data-testid=stDownloadButton]",
+        }  # fmt: skip
         expect(page.locator(shown.get(path, ".js-plotly-plot")).first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         page.keyboard.press("Tab")

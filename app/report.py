@@ -1,0 +1,131 @@
+"""One utterance and the results as one HTML file that opens without a network, and as a ZIP of their data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import mimetypes
+import zipfile
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
+from app.worker import Job
+from hdmole import figures
+from hdmole.audio import SAMPLE_RATE
+
+STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}
+body {{ font: 16px/1.5 Arial, Helvetica, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #23272e; }}
+h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }} audio {{ width: 100%; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .25rem .7rem; border-bottom: 1px solid #ccd; text-align: right; }}
+td:first-child, th:first-child {{ text-align: left; }} .note, footer {{ color: #5a6472; font-size: .85rem; }}
+.warning {{ border-left: 5px solid #B7791F; padding: .4rem .8rem; background: #fdf6e3; }}
+</style><script>{plotly}</script></head><body>{body}</body></html>
+"""
+
+
+def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure, pd.DataFrame]]:
+    """File name -> title, figure and data of everything the pages show of an utterance."""
+    assert job.audio is not None
+    best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()))
+    samples, found = job.audio.samples, {}
+    sound = figures.sound(samples, SAMPLE_RATE, best.words)
+    found["sound"] = "The sound, with the words where they were heard", sound, figures.envelope(samples, SAMPLE_RATE)
+    if len(best.accent) > 1:
+        accents = pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())})
+        found["accent"] = "The accent it hears", figures.accent_posterior(best.accent), accents
+    if job.routing is not None:
+        table, name = job.routing, figures.layer_label(layer)
+        gates, active = figures.gate_data(table, layer, which), figures.active_data(table)
+        cut, overview = figures.threshold_data(table, layer), figures.overview_data(table, which)
+        heat = figures.gate_heatmap(gates, which, best.words)
+        found["gates"] = f"{figures.GATES[which]} of {name}: which expert worked when", heat, gates
+        found["thresholds"] = f"Thresholds of {name} and what they cut", figures.threshold_bars(cut), cut
+        found["layers"] = f"All layers: {figures.GATES[which].lower()}, mean", figures.layer_overview(overview, which), overview
+        dense = figures.active_heatmap(active, table.expert.nunique(), best.words, figures.ACTIVE[which])
+        found["active"] = "All layers: experts at work, over time", dense, active
+    return found
+
+
+def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, Any], about: dict[str, str]) -> str:
+    """The whole report. `about` is said at its foot, with the provenance of the results."""
+    utterance = job.utterance
+    kind = mimetypes.guess_type(utterance.name)[0] or "audio/wav"
+    audio = base64.b64encode(utterance.data).decode()
+    cards = "".join(method_card(method, job.transcripts.get(method), reference, "not transcribed") for method in job.methods)
+    parts = [f"<h1>{escape(utterance.name)}: who heard what, and which expert did the work</h1>"]
+    verdict = next(iter(job.transcripts.values())).in_domain
+    if verdict.get("verdict") is False:
+        reasons = escape("; ".join(verdict.get("reasons") or []))
+        parts.append(f"<p class='warning'>This does not sound like what the model was made for. {reasons}</p>")
+    parts.append(f"<audio controls src='data:{kind};base64,{audio}'></audio>")
+    if reference.strip():
+        parts.append(f"<p><b>What was said:</b> {escape(reference)}</p>")
+    legend = f"{LEGEND_DIFFERENCE}<br>{LEGEND_CONFIDENCE}" if reference.strip() else LEGEND_CONFIDENCE
+    parts.append(f"<div class='cards'>{cards}</div><div class='legend'>{legend}</div>")
+    shown = [(title, plot) for title, plot, _ in pictures(job, layer, which).values()]
+    if summary:
+        rates, cost = figures.error_rate_data(summary), figures.forgetting_data(summary)
+        shown.append(("Word error rate by accent, on a whole test set", figures.error_rates(rates)))
+        if len(cost):
+            shown.append(("What adapting cost on general speech", figures.forgetting(cost)))
+    for title, plot in shown:
+        parts.append(f"<h2>{escape(title)}</h2>{plot.to_html(full_html=False, include_plotlyjs=False)}")
+    if summary:
+        parts.append(f"<h2>Results</h2>{_table(summary)}")
+        for claim in summary.get("claims", []):
+            low, high = claim["interval"]
+            answer = "yes" if claim["holds"] else "no"
+            parts.append(
+                f"<p>{escape(claim['claim'])}: <b>{answer}</b>, {claim['points']:+.1f} points [{low:+.1f}, {high:+.1f}]</p>"
+            )
+    origin = {k: v for k, v in summary.get("provenance", {}).items() if k != "config" and not isinstance(v, dict)}
+    lines = {**about, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")} | {
+        f"results: {k}": v for k, v in origin.items()
+    }
+    parts.append(
+        "<footer><h2>Where this comes from</h2>" + "<br>".join(f"{escape(k)}: {escape(str(v))}" for k, v in lines.items())
+    )
+    return _PAGE.format(
+        title=escape(utterance.name), style=STYLE.read_text(), plotly=get_plotlyjs(), body="".join(parts) + "</footer>"
+    )
+
+
+def _table(summary: dict[str, Any]) -> str:
+    """The main methods as an HTML table."""
+    labels, rows = figures.method_labels(summary), []
+    for method in dict.fromkeys(figures.error_rate_data(summary).method):
+        entry = summary["methods"][method]
+        row = {"Method": labels[method], "Trainable": f"{entry.get('trainable') or 0:,}"}
+        for domain, values in entry["domains"].items():
+            wer, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
+            low, high = values[interval]
+            row[f"WER {domain.replace('_', ' ')} (%)"] = f"{values[wer]:.1f} [{low:.1f}, {high:.1f}]"
+        rows.append(row)
+    return str(pd.DataFrame(rows).to_html(index=False, border=0))
+
+
+def data(job: Job, layer: str, which: str, results: Path | None) -> bytes:
+    """A ZIP of what the report shows: audio, transcripts, the full routing, each figure's data, the results."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(f"audio/{Path(job.utterance.name).name}", job.utterance.data)
+        heard = [{"file": job.utterance.name, **t.to_dict()} for t in job.transcripts.values()]
+        packed.writestr("transcripts.json", json.dumps(heard, indent=1))
+        for name, (_, _, table) in pictures(job, layer, which).items():
+            packed.writestr(f"figures/{name}.csv", table.to_csv(index=False))
+        if job.routing is not None:
+            packed.writestr("routing.csv", job.routing.to_csv(index=False))
+        for name in ("summary.json", "utterances.parquet"):
+            if results is not None and (results / name).is_file():
+                packed.write(results / name, f"results/{name}")
+    return content.getvalue()

@@ -1,0 +1,140 @@
+"""Corpus: judge the methods on many recordings of your own, then look at each of them."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from app import parts, state
+from app.words import LEGEND_DIFFERENCE, text_card
+from app.worker import Evaluation, unpack
+from hdmole import figures
+from hdmole.evaluate import ManifestError
+from hdmole.results import markdown_table
+
+asr = state.load_model()
+
+st.title("How well are your own recordings heard?")
+st.caption(
+    "Give recordings with what was said in them. The work goes on while you visit other pages; what is done is kept when you cancel."
+)
+task: Evaluation | None = st.session_state.get("evaluation")
+with st.expander("The recordings", expanded=task is None, icon=":material/folder_open:"):
+    st.markdown(
+        "A manifest has one line a recording: `{\"audio\": \"clip.wav\", \"text\": \"what was said\", \"accent\": \"indian\", "
+        "\"speaker\": \"s1\"}`, the audio's path being relative to the manifest, `general` the accent of general speech."
+    )  # fmt: skip
+    left, right = st.columns(2)
+    file = left.file_uploader("A ZIP with the recordings and a .jsonl manifest", type="zip", key="corpus_zip")
+    path = right.text_input("or the path of a manifest on the app's machine", key="corpus_path", placeholder="data/test.jsonl")
+    methods = st.multiselect("Methods", asr.methods, asr.methods, format_func=lambda m: figures.METHOD_NAMES.get(m, m))
+    if st.button("Start", type="primary", disabled=not methods or not (file or path.strip())):
+        folder = Path(tempfile.mkdtemp(prefix="hdmole-corpus-"))
+        try:
+            manifest = unpack(file, folder / "speech") if file else Path(path.strip())
+        except ManifestError as error:
+            st.error(str(error))
+            st.stop()
+        if task is not None:
+            task.cancel()
+        st.session_state.evaluation = Evaluation(asr, manifest, methods, folder / "results")
+        st.rerun()
+if task is None:
+    st.stop()
+if task.running:
+    parts.watch(task, None)
+    st.stop()
+if task.error:
+    st.error(task.error)
+if task.summary is None:
+    if not task.error:
+        st.info("Cancelled before anything was heard.")
+    st.stop()
+
+summary = task.summary
+made = summary["provenance"]
+if made["recordings"] < made["of"]:
+    st.warning(f"Cancelled after {made['recordings']} of {made['of']} recordings; the numbers are of these.")
+if task.failed:
+    with st.expander(f"{len(task.failed)} recordings could not be read", icon=":material/error:"):
+        st.dataframe(pd.DataFrame(task.failed), hide_index=True)
+labels = figures.method_labels(summary)
+rates = figures.error_rate_data(summary)
+bars, table = st.columns([1.3, 1])
+with bars:
+    parts.figure(
+        figures.error_rates(rates), "corpus-error-rates", rates,
+        "lower is better; thin lines are 95 % intervals over speakers.", "corpus_rates",
+    )  # fmt: skip
+with table:
+    st.markdown(markdown_table(summary, labels))
+    st.page_link(
+        "../pages/compare.py", label="Compare the methods", icon=":material/bar_chart:", query_params={"results": str(task.out)}
+    )
+    if "routing" in summary:
+        st.page_link(
+            "../pages/correspondence.py", label="Experts and accents", icon=":material/grid_on:",
+            query_params={"results": str(task.out)},
+        )  # fmt: skip
+
+    def archive(folder: Path = task.out) -> bytes:
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name in sorted(folder.iterdir()):
+                packed.write(name, name.name)
+        return content.getvalue()
+
+    st.download_button(
+        "All results (ZIP)", archive, "results.zip", "application/zip", on_click="ignore", icon=":material/download:"
+    )
+
+
+@st.cache_data(show_spinner=False, max_entries=4)
+def recordings(out: str) -> pd.DataFrame:
+    """One row a recording: its length, level, clipping, in-domain score and each method's WER."""
+    heard = pd.read_parquet(Path(out) / "utterances.parquet")
+    wide = heard.assign(wer=100 * heard.errors / heard.words.clip(lower=1)).pivot(
+        index="utterance", columns="method", values="wer"
+    )
+    first = heard.drop_duplicates("utterance").set_index("utterance")[["reference", "words"]]
+    known = pd.read_parquet(Path(out) / "recordings.parquet").set_index("utterance")
+    wide.columns = [f"WER {name} (%)" for name in wide.columns]
+    return known.join(first).join(wide.round(1)).reset_index()
+
+
+st.header("Recording by recording")
+rows = recordings(str(task.out))
+accent_box, word_box, worst_box = st.columns([1, 2, 1])
+accents = accent_box.multiselect("Accents", sorted(set(rows.accent)), placeholder="all", key="corpus_accents")
+text = word_box.text_input("Said or file name contains", key="corpus_text")
+least = worst_box.number_input("WER of some method at least (%)", 0, 100, 0, 10, key="corpus_least")
+shown = rows[rows.accent.isin(accents)] if accents else rows
+if text.strip():
+    found = shown.reference.str.contains(text.strip(), case=False, regex=False)
+    shown = shown[found | shown.utterance.str.contains(text.strip(), case=False, regex=False)]
+rates_of = [c for c in rows.columns if c.startswith("WER ")]
+shown = shown[shown[rates_of].max(axis=1) >= least].reset_index(drop=True)
+event = st.dataframe(
+    shown, hide_index=True, height=320, on_select="rerun", selection_mode="single-row", key="corpus_rows",
+    column_order=["utterance", "accent", *rates_of, "reference", "words", "seconds", "level", "clipped", "in_domain", "speaker"],
+    column_config={
+        "seconds": st.column_config.NumberColumn("length (s)"), "level": st.column_config.NumberColumn("level (dBFS)"),
+        "clipped": st.column_config.NumberColumn("clipped samples", format="percent"),
+        "in_domain": st.column_config.NumberColumn("in-domain score"),
+    },
+)  # fmt: skip
+st.caption(
+    f"**How to read this:** {len(shown):,} of {len(rows):,} recordings; sort by a column's head, choose a row to hear it and see the words."
+)
+if event.selection.rows:
+    row = shown.iloc[event.selection.rows[0]]
+    if Path(row.audio).is_file():
+        st.audio(row.audio)
+    of = pd.read_parquet(task.out / "utterances.parquet", filters=[("utterance", "==", row.utterance)])
+    cards = [text_card(r["method"], r["hypothesis"], r["reference"]) for r in of.to_dict("records")]
+    st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{LEGEND_DIFFERENCE}</div>")
