@@ -28,7 +28,7 @@ class Moment:
 
 
 def moment_of(time: float, words: Sequence[Any], seconds: float) -> Moment:
-    """The word that lasts over `time`, or a short stretch around it, inside an utterance of so many seconds."""
+    """The word that lasts over `time`, or a short stretch around it, in audio that ends at so many seconds."""
     for word in words:
         if word.start <= time < word.end:
             return Moment(time, max(0.0, word.start - _MARGIN), min(seconds, word.end + _MARGIN), word.word)
@@ -65,10 +65,10 @@ def choose_word(utterance: str, words: Sequence[Any]) -> None:
         st.caption(":material/touch_app: Click a cell to hear that moment.")
 
 
-def clicked_moment(utterance: str, words: Sequence[Any], seconds: float) -> Moment | None:
-    """The moment last clicked in this utterance; it stays when another layer or gate is chosen."""
+def clicked_moment(utterance: str, words: Sequence[Any], start: float, end: float) -> Moment | None:
+    """The moment last clicked in this stretch of the utterance; it stays when another layer or gate is chosen."""
     kept = st.session_state.get("moment")
-    return moment_of(kept[1], words, seconds) if kept and kept[0] == utterance else None
+    return moment_of(kept[1], words, end) if kept and kept[0] == utterance and start <= kept[1] < end else None
 
 
 def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer: str, which: str) -> None:

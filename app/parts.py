@@ -1,21 +1,24 @@
-"""What both pages are made of: choosing an utterance, watching its job, figures with their downloads."""
+"""What the pages are made of: choosing an utterance, watching its job, figures with their downloads."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from app import state
 from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
-from app.worker import Evaluation, Job, Trial, Utterance
-from hdmole.figures import accent_label
+from app.worker import Evaluation, Job, Trial, Utterance, Worth
+from hdmole.audio import SAMPLE_RATE
+from hdmole.figures import METHOD_NAMES, accent_label
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 
@@ -60,7 +63,7 @@ def choose_utterance(clips: list[state.Sample]) -> None:
             sample_select(clips)
         elif way == "Upload":
             st.file_uploader(
-                "Audio file, up to five minutes", type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
+                "Audio file, up to half an hour", type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
                 help="It stays in this computer's memory and is forgotten when you close the page.",
             )  # fmt: skip
         else:
@@ -131,6 +134,42 @@ def routed_utterance(asr: Any) -> Utterance:
     return chosen
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """One of the stretches a long recording was cut into: number, start and end in seconds, the words in it, its samples."""
+
+    number: int
+    start: float
+    end: float
+    words: list[Any]
+    samples: np.ndarray
+
+
+def choose_stretch(job: Job, transcript: Any) -> Stretch:
+    """The stretch of a long recording to look at; all of a short one."""
+    assert job.audio is not None
+    spans = job.segments or [(0.0, job.audio.seconds)]
+    words = transcript.words if transcript else []
+
+    def said(k: int) -> str:
+        inside = " ".join(w.word for w in words if spans[k][0] <= w.start < spans[k][1])
+        return f"{_clock(spans[k][0])} to {_clock(spans[k][1])}: {inside[:60]}{'…' if len(inside) > 60 else ''}"
+
+    number = 0
+    if len(spans) > 1:
+        number = st.selectbox(
+            f"Stretch of {_clock(job.audio.seconds)}", range(len(spans)), format_func=said, key=f"stretch-{job.utterance.key}",
+            persist_state="session",
+        )  # fmt: skip
+    start, end = spans[number]
+    inside = [w for w in words if start <= w.start < end]
+    return Stretch(number, start, end, inside, job.audio.samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)])
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 def reference_input(chosen: Utterance) -> str:
     """The text that was really said, as far as the user knows it."""
     key = f"reference-{chosen.key}"
@@ -146,6 +185,9 @@ def reference_input(chosen: Utterance) -> str:
 
 def warn_if_outside(job: Job) -> None:
     """Say so where the audio is outside what the model was made for; before any transcript is shown."""
+    for method, transcript in job.transcripts.items():
+        if transcript.flags:
+            st.warning(f"**{METHOD_NAMES.get(method, method)}:** {'; '.join(transcript.flags)}.", icon=":material/repeat:")
     for transcript in job.transcripts.values():
         if transcript.in_domain.get("verdict") is False:
             reasons = "; ".join(transcript.in_domain.get("reasons") or [])
@@ -171,7 +213,7 @@ def show_legend(reference: str) -> None:
 
 
 @st.fragment(run_every=0.4)
-def watch(job: Job | Trial | Evaluation, reference: str | None) -> None:
+def watch(job: Job | Trial | Worth | Evaluation, reference: str | None) -> None:
     """Progress of running work, with a way to stop it, and the transcripts so far where a reference is given."""
     if not job.running:
         st.rerun()
@@ -212,7 +254,7 @@ def figure(
     `data` is the table that is drawn, or several by name.
     """
     bar = {
-        "toImageButtonOptions": {"filename": name, "scale": 2},
+        "toImageButtonOptions": {"filename": name, "scale": 2, "format": str(st.session_state.get(f"{key}-as") or "PNG").lower()},
         "displaylogo": False,
         "displayModeBar": True,  # it would show only under a mouse
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
@@ -239,7 +281,9 @@ def figure(
                 key=f"{key}-html",
                 on_click="ignore",
             )
-            st.caption("For an image (PNG), use the camera over the figure.")
+            st.segmented_control(
+                "The camera over the figure saves", ["PNG", "SVG"], default="PNG", required=True, key=f"{key}-as"
+            )
     return event
 
 

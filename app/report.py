@@ -37,21 +37,24 @@ def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure
     """File name -> title, figure and data of everything the pages show of an utterance."""
     assert job.audio is not None
     best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()))
-    samples, found = job.audio.samples, {}
-    sound = figures.sound(samples, SAMPLE_RATE, best.words)
+    start, end = job.segments[0]  # of a long recording the first stretch
+    samples, words = job.audio.samples[: round(end * SAMPLE_RATE)], [w for w in best.words if w.start < end]
+    found = {}
+    sound = figures.sound(samples, SAMPLE_RATE, words, start)
     found["sound"] = "The sound, with the words where they were heard", sound, figures.envelope(samples, SAMPLE_RATE)
     if len(best.accent) > 1:
         accents = pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())})
         found["accent"] = "The accent it hears", figures.accent_posterior(best.accent), accents
-    if job.routing is not None:
-        table, name = job.routing, figures.layer_label(layer)
+    table = job.routing()
+    if table is not None:
+        name = figures.layer_label(layer)
         gates, active = figures.gate_data(table, layer, which), figures.active_data(table)
         cut, overview = figures.threshold_data(table, layer), figures.overview_data(table, which)
-        heat = figures.gate_heatmap(gates, which, best.words)
+        heat = figures.gate_heatmap(gates, which, words)
         found["gates"] = f"{figures.GATES[which]} of {name}: which expert worked when", heat, gates
         found["thresholds"] = f"Thresholds of {name} and what they cut", figures.threshold_bars(cut), cut
         found["layers"] = f"All layers: {figures.GATES[which].lower()}, mean", figures.layer_overview(overview, which), overview
-        dense = figures.active_heatmap(active, table.expert.nunique(), best.words, figures.ACTIVE[which])
+        dense = figures.active_heatmap(active, table.expert.nunique(), words, figures.ACTIVE[which])
         found["active"] = "All layers: experts at work, over time", dense, active
     return found
 
@@ -123,8 +126,9 @@ def data(job: Job, layer: str, which: str, results: Path | None) -> bytes:
         packed.writestr("transcripts.json", json.dumps(heard, indent=1))
         for name, (_, _, table) in pictures(job, layer, which).items():
             packed.writestr(f"figures/{name}.csv", table.to_csv(index=False))
-        if job.routing is not None:
-            packed.writestr("routing.csv", job.routing.to_csv(index=False))
+        trace = job.transcripts["hdmole"].trace if "hdmole" in job.transcripts else None
+        if trace is not None:
+            packed.writestr("routing.csv", trace.to_frame().to_csv(index=False))
         for name in ("summary.json", "utterances.parquet"):
             if results is not None and (results / name).is_file():
                 packed.write(results / name, f"results/{name}")

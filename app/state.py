@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app.worker import Job, Trial, Utterance
+from app.worker import Job, Trial, Utterance, Worth
 from hdmole.figures import error_rate_data, layer_label, mel_spectrogram
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +163,22 @@ def trial_of(asr: Any, job: Job, change: dict[str, Any]) -> Trial:
     for old in list(trials)[:-_KEPT]:
         del trials[old]
     return found
+
+
+def worth_of(asr: Any, job: Job, segment: int) -> Worth:
+    """What each expert was worth in a stretch of the job's utterance, started if it was not asked before."""
+    asked: dict[tuple[str, int], Worth] = st.session_state.setdefault("worth", {})
+    key = (job.utterance.key, segment)
+    if key not in asked or (asked[key].cancelled and asked[key].words is None and not asked[key].running):
+        asked[key] = Worth(asr, job, segment)
+    for old in list(asked)[:-_KEPT]:
+        asked.pop(old).cancel()
+    return asked[key]
+
+
+def beside(asr: Any, sample: Sample) -> Job:
+    """The job of a sample that is shown beside the session's utterance."""
+    return job_of(asr, Utterance(sample.path.name, sample.path.read_bytes(), sample.text, sample.accent, sample.name))
 
 
 def _jobs() -> dict[str, Job]:

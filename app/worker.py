@@ -26,7 +26,7 @@ from hdmole.audio import Audio, AudioError, decode
 from hdmole.evaluate import Cancelled, ManifestError, evaluate
 from hdmole.figures import METHOD_NAMES
 
-LONGEST = 300.0  # seconds of audio the app takes
+LONGEST = 1800.0  # seconds of audio the app takes
 MOST_UNPACKED = 4e9  # bytes of a ZIP's content
 _TURNS = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))
 
@@ -121,13 +121,25 @@ class Job(_Task):
         self.audio: Audio | None = None
         self.encoded: Any = None  # list of hdmole.asr.Encoded
         self.transcripts: dict[str, Any] = {}  # method -> hdmole.asr.Transcript
-        self.routing: pd.DataFrame | None = None  # tidy trace of HDMoLE, where the model has that adapter
+        self._tables: dict[int, pd.DataFrame] = {}
         self.utterance = utterance
         super().__init__(asr, utterance.name)
 
     @property
     def progress(self) -> float:
         return ((self.audio is not None) + len(self.transcripts) + self._share) / (1 + len(self.methods))
+
+    @property
+    def segments(self) -> list[tuple[float, float]]:
+        """Start and end in seconds of the stretches that long audio was cut into."""
+        return [(s.offset, s.offset + s.seconds) for s in self.encoded or []]
+
+    def routing(self, segment: int = 0) -> pd.DataFrame | None:
+        """Tidy trace of HDMoLE in one stretch of the audio; None where the model has no such adapter or is not done."""
+        trace = self.transcripts["hdmole"].trace if "hdmole" in self.transcripts else None
+        if trace is not None and segment not in self._tables:
+            self._tables = {segment: trace.of_segment(segment).to_frame()}  # a long one's whole table is too large
+        return self._tables.get(segment)
 
     def _work(self) -> None:
         self.step = "Reading the audio"
@@ -141,8 +153,6 @@ class Job(_Task):
                 audio, method=method, want_trace=method == "hdmole", encoded=self.encoded, progress=self._advance
             )
             self._share = 0.0
-            if transcript.trace is not None:
-                self.routing = transcript.trace.to_frame()
             self.transcripts[method] = transcript
         self.step = "Done"
 
@@ -161,6 +171,19 @@ class Trial(_Task):
         self.transcript = self._asr.transcribe(
             self._job.audio, method="hdmole", intervention=self._change, encoded=self._job.encoded, progress=self._advance
         )
+
+
+class Worth(_Task):
+    """What each expert was worth to each word of one stretch of a finished job's utterance."""
+
+    def __init__(self, asr: Any, job: Job, segment: int) -> None:
+        self.words: list[dict[str, Any]] | None = None
+        self._encoded, self.utterance = job.encoded[segment], job.utterance
+        super().__init__(asr, job.utterance.name)
+
+    def _work(self) -> None:
+        self.step = "Leaving out one expert after the other"
+        self.words = self._asr.attribution(self._encoded)
 
 
 class Evaluation(_Task):

@@ -28,7 +28,7 @@ from transformers import AutoFeatureExtractor, AutoTokenizer
 
 import hdmole.tuner  # noqa: F401  (makes PEFT know HDMoLE)
 from hdmole.audio import SAMPLE_RATE, Audio
-from hdmole.domain import DomainScorer, domain_features
+from hdmole.domain import DomainScorer, domain_features, flags
 from hdmole.intervention import intervene
 from hdmole.routing import route
 from hdmole.speech_llm import SpeechLLM
@@ -93,6 +93,7 @@ class Transcript:
     ctc_text: str
     layers: list[dict[str, Any]] = field(default_factory=list)
     timing: str = "ctc"
+    flags: list[str] = field(default_factory=list)  # what looks wrong with the text: loops, echoes, invention
     trace: Trace | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -292,11 +293,15 @@ class ASR:
             words += timed
             if recorded is not None:
                 _shift(recorded, segment.offset)
+                for record in recorded.records:
+                    record["segment"] = number - 1
                 layers.append(recorded)
             if progress:
                 progress(number / len(segments))
         full_trace = _join(layers) if layers else None
         seconds = sum(s.seconds for s in segments)
+        sounded = [self.ctc_text(s) for s in segments]
+        found = [f for t, c, s in zip(texts, sounded, segments, strict=True) for f in flags(t, c, s.seconds)]
         elapsed = time.perf_counter() - started
         return Transcript(
             text=" ".join(filter(None, texts)),
@@ -306,11 +311,49 @@ class ASR:
             seconds=round(seconds, 3),
             rtf=round(elapsed / max(seconds, 1e-9), 4),
             method=method,
-            ctc_text=" ".join(filter(None, (self.ctc_text(s) for s in segments))),
+            ctc_text=" ".join(filter(None, sounded)),
+            flags=list(dict.fromkeys(found)),
             layers=layer_summary(full_trace) if full_trace is not None else [],
             timing=timing,
             trace=full_trace if want_trace else None,
         )
+
+    @torch.no_grad()
+    def attribution(self, segment: Encoded, accent: str = "auto") -> list[dict[str, Any]]:
+        """What each expert was worth to each word HDMoLE heard in a segment.
+
+        One entry a word: `word`, `start`, `end` (s) and `change`, for each expert the change in the word's log-probability
+        (nats) when that expert alone is left out; below zero it helped. Raises ModelError for a model without HDMoLE.
+        """
+        self.check_method("hdmole")
+        result = self.decode_batch([segment], "hdmole", accent)[0]
+        words, _ = self._words(segment, result)
+        labels = torch.tensor([result.ids], device=self.device)
+        posterior = self.posterior_of(segment, accent)[None]
+
+        def scores() -> Tensor:
+            mask = torch.ones(1, len(segment.states), dtype=torch.bool, device=self.device)
+            with route(posterior):
+                out = self.models["hdmole"](encoder_states=segment.states[None], encoder_mask=mask, labels=labels)
+            log_probs = out.logits[0, -len(result.ids) - 1 : -1].float().log_softmax(-1)
+            return log_probs.gather(1, labels[0][:, None])[:, 0]
+
+        whole, changes = scores(), {}
+        for expert in self.accents[1:]:
+            with intervene(self.models["hdmole"], mask=[expert]):
+                changes[expert] = (scores() - whole).tolist()
+        groups: list[tuple[str, list[int]]] = []  # the tokens of each word, as `_words` joins them
+        for k, (name, i) in enumerate(zip(self.tokenizer.convert_ids_to_tokens(result.ids), result.ids, strict=True)):
+            if i > 3 and (name.startswith("▁") or not groups):
+                groups.append((name.replace("▁", ""), [k]))
+            elif i > 3:
+                groups[-1] = (groups[-1][0] + name, [*groups[-1][1], k])
+        tokens = [found for text, found in groups if text]
+        return [
+            {"word": w.word, "start": w.start, "end": w.end,
+             "change": {expert: round(sum(change[k] for k in found), 4) for expert, change in changes.items()}}
+            for w, found in zip(words, tokens, strict=True)
+        ]  # fmt: skip
 
     def in_domain(self, segments: list[Encoded]) -> dict[str, Any]:
         """Whether the audio is inside what the model was made for: score 0 to 1, verdict, reasons; by the base model."""

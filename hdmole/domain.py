@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
+DIGIT_WORDS = {"zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "double", "triple"}
 # feature -> (what is said where it speaks against the audio, whether a high or a low value is meant)
 PHRASES = {
     "word_disagreement": "the language model wrote other words than the sounds suggest",
@@ -31,6 +32,32 @@ PHRASES = {
     "flatness": "the sound is noise-like or tone-like rather than speech-like",
     "empty": "no words were heard",
 }
+
+
+def flags(text: str, ctc_text: str, seconds: float) -> list[str]:
+    """What looks wrong with a transcript, in plain words: loops, echoes, invented text; empty where nothing does.
+
+    An LLM that lost the sound repeats itself, says everything twice, or writes on although little was heard.
+    """
+    words, found = text.split(), []
+    for size in range(1, 7):
+        same, most = 0, 0
+        for i in range(size, len(words)):
+            same = same + 1 if words[i] == words[i - size] else 0
+            most = max(most, same)
+        times = most // size + 1
+        if times >= (5 if size == 1 else 3) and not set(words) <= DIGIT_WORDS:
+            found.append(f"it repeats itself: the same {f'{size} words' if size > 1 else 'word'} {times} times in a row")
+            break
+    half = len(words) // 2
+    sounded = ctc_text.split()
+    if not found and half >= 3 and words[:half] == words[half : 2 * half] and len(sounded) < 1.5 * half:
+        found.append("it says everything twice, an echo that the sounds do not hold")
+    if len(words) >= 4 and len(sounded) <= len(words) / 3:
+        found.append("most of it is invented: the sounds hold far fewer words")
+    elif len(words) > 8 and len(words) / max(0.1, seconds) > 6:
+        found.append(f"{len(words) / seconds:.0f} words a second are more than anybody says")
+    return found
 
 
 def domain_features(

@@ -120,10 +120,15 @@ def spectrogram_data(samples: np.ndarray, rate: int) -> pd.DataFrame:
     return pd.DataFrame(columns).round({"time": 4, "frequency": 1})
 
 
-def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = ()) -> go.Figure:
-    """Waveform over mel spectrogram on one time axis, with the words, if any, between their start and end."""
+def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = (), start: float = 0.0) -> go.Figure:
+    """Waveform over mel spectrogram on one time axis, with the words, if any, between their start and end.
+
+    `samples` begin at `start` seconds of the recording.
+    """
     wave = envelope(samples, rate)
+    wave["time"] += start
     times, frequencies, levels = mel_spectrogram(samples, rate)
+    times = times + start
     mel = _mel(frequencies)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.28, 0.72], vertical_spacing=0.03)
     outline = dict(
@@ -146,7 +151,7 @@ def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = ()) -> go
     figure.update_yaxes(
         title="frequency (Hz)", range=[0, float(_mel(rate / 2))], tickvals=_mel(np.array(ticks)), ticktext=ticks, row=2, col=1
     )
-    figure.update_xaxes(range=[0, len(samples) / rate])
+    figure.update_xaxes(range=[start, start + len(samples) / rate])
     figure.update_xaxes(title="time (s)", row=2, col=1)
     figure.update_layout(**_LAYOUT, height=360)
     _mark_words(figure, words)
@@ -217,6 +222,32 @@ def overview_data(table: pd.DataFrame, which: str = "gate") -> pd.DataFrame:
     return table.groupby(["layer_index", "layer", "expert", "accent"], as_index=False).agg({which: "mean"})
 
 
+def word_data(table: pd.DataFrame, words: Sequence[TimedWord], which: str = "gate") -> pd.DataFrame:
+    """Mean of `which` over all layers and the frames of each word: `position`, `word`, `start`, `end`, `expert`, `accent`, `value`."""
+    rows = []
+    frames: pd.DataFrame = table.groupby(["time", "expert", "accent"], as_index=False).agg({which: "mean"})
+    for position, word in enumerate(words):
+        inside = frames[(frames.time >= word.start - 1e-6) & (frames.time < word.end - 1e-6)]
+        inside = inside if len(inside) else frame_at(frames, word.start)
+        for (expert, accent), part in inside.groupby(["expert", "accent"]):
+            rows.append(
+                {"position": position, "word": word.word, "start": word.start, "end": word.end, "expert": expert, "accent": accent,
+                 "value": float(part[which].mean())}
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["position", "word", "start", "end", "expert", "accent", "value"])
+
+
+def worth_data(attribution: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """`ASR.attribution` as `word_data` has it: `value` is the change in log-probability (nats) without the expert."""
+    rows = [
+        {"position": position, "word": entry["word"], "start": entry["start"], "end": entry["end"], "expert": expert,
+         "accent": accent, "value": value}
+        for position, entry in enumerate(attribution)
+        for expert, (accent, value) in enumerate(entry["change"].items())
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["position", "word", "start", "end", "expert", "accent", "value"])
+
+
 # -- the routing: figures ------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +271,28 @@ def gate_heatmap(
     text = [f"{accent_label(name)} <span style='color:{colours[name]}'>■</span>" for name in accents]
     figure.update_yaxes(tickmode="array", tickvals=list(accents), ticktext=text)
     return _over_time(figure, times, words, axis, span).update_layout(height=360)
+
+
+def word_heatmap(data: pd.DataFrame, worth: bool = False) -> go.Figure:
+    """Expert x word of `word_data`, or with `worth` of `worth_data`: there brown is where the word needs the expert."""
+    accents = list(data.sort_values("expert").accent.unique())
+    values = data.pivot(index="accent", columns="position", values="value").loc[accents].to_numpy(np.float32)
+    words = data.drop_duplicates("position").word
+    most = max(0.05, float(np.abs(values).max(initial=0)))
+    figure = go.Figure(
+        go.Heatmap(
+            x=np.arange(values.shape[1]), y=accents, z=values, zmin=-most if worth else 0, zmax=most,
+            colorscale="PuOr" if worth else _GATE_SCALE, customdata=np.tile(words.to_numpy(), (len(accents), 1)),
+            colorbar=dict(title=dict(text="nats" if worth else "gate", side="right"), thickness=10),
+            hovertemplate="“%{customdata}”, expert %{y}: %{z:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(
+        tickmode="array", tickvals=np.arange(len(words)), ticktext=[escape(word, quote=False) for word in words], side="top",
+        autotickangles=[0, -90], automargin=True, showgrid=False,
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", automargin=True, **_accent_ticks(accents))
+    return figure.update_layout(**_LAYOUT, height=340)
 
 
 def active_heatmap(

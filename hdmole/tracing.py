@@ -101,6 +101,12 @@ class Trace:
             record = _mean(record)
         self.records.append({"call": call, "layer": name, "layer_index": order, **record})
 
+    def of_segment(self, segment: int) -> Trace:
+        """What was recorded of one segment of a long recording (`ASR.transcribe` numbers them from 0)."""
+        part = Trace(self.layers, self.experts, self.frames, self.aggregate, self.lengths, self.seconds_per_frame, self.adapter)
+        part.records = [record for record in self.records if record.get("segment", 0) == segment]
+        return part
+
     @property
     def layer_names(self) -> list[str]:
         """Recorded layers in the model's order."""

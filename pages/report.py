@@ -31,8 +31,9 @@ if not job.transcripts or job.audio is None:
     st.stop()
 reference = parts.reference_input(chosen)
 layer, which = "", "gate"
-if job.routing is not None:
-    layers = state.layers_of(job.routing)
+table = job.routing()
+if table is not None:
+    layers = state.layers_of(table)
     state.prepare_choice("layer", layers)
     layer = str(
         st.selectbox(

@@ -28,10 +28,13 @@ if job.running:
     parts.watch(job, None)
     st.stop()
 parts.show_trouble(job)
-if job.routing is None or job.audio is None:
+if "hdmole" not in job.transcripts or job.audio is None:
     st.stop()
 
-table, heard = job.routing, job.transcripts["hdmole"]
+heard = job.transcripts["hdmole"]
+stretch = parts.choose_stretch(job, heard)
+table, words = job.routing(stretch.number), stretch.words
+assert table is not None
 layers = state.layers_of(table)
 state.prepare_choice("layer", layers)
 state.prepare_choice("gate", list(figures.GATES))
@@ -51,19 +54,19 @@ state.write_deep_link(sample=chosen.sample, layer=figures.layer_label(layer), ga
 state.show_notes()
 parts.warn_if_outside(job)
 
-key = f"{chosen.key}-{layer}-{which}"
-choose_word(chosen.key, heard.words)
-moment = clicked_moment(chosen.key, heard.words, job.audio.seconds)
+key = f"{chosen.key}-{stretch.number}-{layer}-{which}"
+choose_word(chosen.key, words)
+moment = clicked_moment(chosen.key, words, stretch.start, stretch.end)
 show_moment(moment, job.audio, table, layer, which)
 span = (moment.start, moment.end) if moment else None
 label = figures.layer_label(layer)
 st.header(f"{figures.GATES[which]} of {label}, over time")
 data = figures.gate_data(table, layer, which)
 parts.figure(
-    figures.gate_heatmap(data, which, heard.words, span), f"{chosen.stem}-{label}-{which}", data,
+    figures.gate_heatmap(data, which, words, span), f"{chosen.stem}-{label}-{which}", data,
     "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
     "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own.",
-    f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, heard.words),
+    f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, words),
 )  # fmt: skip
 
 left, right = st.columns(2)
@@ -97,7 +100,63 @@ st.header("All layers: experts at work, over time")
 active = figures.active_data(table)
 count = figures.ACTIVE[which]
 parts.figure(
-    figures.active_heatmap(active, table.expert.nunique(), heard.words, count, span), f"{chosen.stem}-active", active,
+    figures.active_heatmap(active, table.expert.nunique(), words, count, span), f"{chosen.stem}-active", active,
     f"how many experts are on at each layer and moment ({figures.GATES[which].lower()}); dark is none. Click a cell to hear it.",
-    f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key, heard.words),
+    f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key, words),
 )  # fmt: skip
+
+st.header("Word by word")
+view = st.segmented_control(
+    "What is shown", ["gate", "worth"], default="gate", required=True, key="word_view",
+    format_func={"gate": f"{figures.GATES[which]}, mean over layers", "worth": "What each expert was worth"}.__getitem__,
+)  # fmt: skip
+if not words:
+    st.caption("No words were heard here.")
+elif view == "gate":
+    carried = figures.word_data(table, words, which)
+    parts.figure(
+        figures.word_heatmap(carried), f"{chosen.stem}-words", carried,
+        "a column is a word, a row an expert; bright experts carried the word.", f"words-{key}",
+    )  # fmt: skip
+else:
+    asked = state.worth_of(asr, job, stretch.number)
+    asked.wait(1.0)
+    if asked.running:
+        parts.watch(asked, None)
+        st.stop()
+    if asked.error:
+        st.error(asked.error)
+    if asked.words:
+        worth = figures.worth_data(asked.words)
+        parts.figure(
+            figures.word_heatmap(worth, worth=True), f"{chosen.stem}-worth", worth,
+            "one expert is left out at a time and the same words are scored again: brown, the word became less likely without the "
+            "expert, which so helped; purple, it became likelier.", f"worth-{key}",
+        )  # fmt: skip
+
+st.header("Beside another utterance")
+others = [clip for clip in clips if clip.name != chosen.sample]
+same = [clip for clip in others if chosen.reference and clip.text == chosen.reference]
+beside = st.selectbox(
+    "Another sample, for instance the same sentence in another accent", [*same, *[c for c in others if c not in same]], index=None,
+    format_func=lambda clip: f"{figures.accent_label(clip.accent)}: {clip.text}", key=f"beside-{chosen.key}", placeholder="none",
+)  # fmt: skip
+if beside is not None:
+    other = state.beside(asr, beside)
+    other.wait(0.5)
+    if other.running:
+        parts.watch(other, None)
+        st.stop()
+    parts.show_trouble(other)
+    second = other.routing(0)
+    if second is not None:
+        for column, name, rows, text in zip(
+            st.columns(2), (chosen.name, beside.path.name), (table, second), (heard, other.transcripts["hdmole"]), strict=True
+        ):
+            with column:
+                st.markdown(f"**{name}**: {text.text}")
+                shown = figures.gate_data(rows, layer, which)
+                parts.figure(
+                    figures.gate_heatmap(shown, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,
+                    "the same layer and gate of both; rows are experts.", f"beside-{name}-{key}",
+                )  # fmt: skip

@@ -49,12 +49,13 @@ best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()), Non
 sound, accent = st.columns([1.7, 1])
 with sound:
     st.header("The sound")
-    samples = job.audio.samples
+    stretch = parts.choose_stretch(job, best)
+    samples = stretch.samples
     tables = {
         "Waveform": lambda: figures.envelope(samples, SAMPLE_RATE),
         "Mel spectrogram": lambda: figures.spectrogram_data(samples, SAMPLE_RATE),
     }
-    plot = figures.sound(samples, SAMPLE_RATE, best.words if best else ())
+    plot = figures.sound(samples, SAMPLE_RATE, stretch.words, stretch.start)
     parts.figure(
         plot, f"{chosen.stem}-sound", tables,
         "loudness over time, above how strong each frequency is (bright is strong); words stand where they were heard.", "sound",

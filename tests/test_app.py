@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import threading
 import time
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 from streamlit.testing.v1 import AppTest
+from tiny import speech_like
 
 from app import report
 from app.moment import moment_of
@@ -60,7 +62,6 @@ def cards(at: AppTest) -> str:
 
 
 def wav(seconds: float = 1.5, seed: int = 0) -> bytes:
-    from tiny import speech_like
 
     buffer = io.BytesIO()
     soundfile.write(buffer, speech_like(seconds, seed), 16_000, format="WAV")
@@ -139,7 +140,7 @@ def test_routing_opens_from_a_deep_link(open_app: Callable[..., AppTest]) -> Non
     assert at.session_state.utterance.sample == "indian_1"
     assert at.selectbox(key="layer").value.endswith("layers.0.fc1")
     assert at.segmented_control(key="gate").value == "local_gate"
-    assert len(at.get("plotly_chart")) == 4
+    assert len(at.get("plotly_chart")) == 5
     assert "by construction" in " ".join(caption.value for caption in at.caption)
     assert (at.query_params["layer"], at.query_params["gate"]) == ("layers.0.fc1", "local_gate")
 
@@ -251,6 +252,40 @@ def test_home_says_what_is_loaded_and_leads_to_a_sample(open_app: Callable[..., 
     assert old_link.session_state.utterance.sample == "indian_1"
 
 
+def test_words_experts_and_a_second_utterance_on_the_routing_page(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("routing", sample="indian_1")
+    assert_no_exception(at)
+    count = len(at.get("plotly_chart"))
+    settle(at.segmented_control(key="word_view").set_value("worth").run())
+    assert_no_exception(at)
+    asked = next(iter(at.session_state.worth.values()))
+    assert asked.words and not asked.error and len(at.get("plotly_chart")) == count
+    box = next(b for b in at.selectbox if b.key and b.key.startswith("beside-"))
+    settle(box.select_index(0).run())
+    assert_no_exception(at)
+    assert len(at.get("plotly_chart")) == count + 2
+
+
+def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
+    at = open_app("routing", sample="indian_1")
+    asr = ASR.load(os.environ["HDMOLE_MODEL"])
+    soundfile.write(tmp_path / "long.flac", speech_like(47.0), 16_000)
+    job = Job(asr, Utterance("long.flac", (tmp_path / "long.flac").read_bytes()))
+    job.wait(120)
+    assert len(job.segments) == 3 and job.segments[-1][1] == pytest.approx(47.0)
+    for number, (start, end) in enumerate(job.segments):
+        table = job.routing(number)
+        assert table is not None and table.time.between(start - 0.01, end).all()
+    at.session_state.utterance = job.utterance
+    at.session_state.jobs = {job.utterance.key: job}
+    at.run()
+    box = next(b for b in at.selectbox if b.key and b.key.startswith("stretch-"))
+    assert len(box.options) == 3
+    box.set_value(2).run()
+    assert_no_exception(at)
+    assert len(at.get("plotly_chart")) >= 4
+
+
 def test_a_corpus_is_judged_and_its_recordings_can_be_searched(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
     at = open_app("corpus")
     assert_no_exception(at)
@@ -315,7 +350,7 @@ def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[...
     assert_no_exception(at)
     job = at.session_state.jobs[at.session_state.utterance.key]
     summary = json.loads((tiny_model / "results" / "summary.json").read_text())
-    layer = job.routing.layer.iloc[0]
+    layer = job.routing().layer.iloc[0]
     page = report.html(job, "play <b>some</b> jazz", layer, "gate", summary, {"model": "tiny"})
     body = page[page.index("<body>") :]
     assert "<b>some</b>" not in body and "data:audio" in body and summary["provenance"]["commit"] in body

@@ -175,3 +175,15 @@ def test_alignment_is_the_best_of_all_paths() -> None:
     )
     aligned = align(scores, [1, 1, 2])
     assert aligned is not None and aligned[1] * 6 == pytest.approx(best, abs=1e-4)
+
+
+def test_attribution_is_the_change_in_each_words_probability(asr: ASR) -> None:
+    segment = asr.encode(speech_like(3.0, 2))[0]
+    words = asr.attribution(segment)
+    heard = asr.transcribe(speech_like(3.0, 2))
+    assert [w["word"] for w in words] == [w.word for w in heard.words] and words
+    assert all(set(w["change"]) == set(asr.accents[1:]) for w in words)
+    assert any(abs(c) > 1e-4 for w in words for c in w["change"].values())
+    # by hand: the word's confidence is its probability, so leaving an expert out changes log p by what a forced decoding says
+    general = asr.attribution(segment, "general")
+    assert all(c == 0 for w in general for c in w["change"].values())  # nothing works there, so nothing is missed

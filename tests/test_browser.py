@@ -75,7 +75,7 @@ def test_speech_can_be_recorded(page: Page, app_url: str) -> None:
 def test_clicking_the_heatmap_plays_that_moment(page: Page, app_url: str) -> None:
     page.goto(f"{app_url}/routing?sample=indian_1&layer=layers.0.fc1")
     heatmap = page.locator(".js-plotly-plot").first
-    expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    expect(page.locator(".js-plotly-plot")).to_have_count(5)
     expect(page.get_by_text("click a cell, to hear that moment")).to_be_visible()
     assert page.locator("audio").count() == 0
     plot = heatmap.locator(".nsewdrag").first
@@ -90,9 +90,9 @@ def test_clicking_the_heatmap_plays_that_moment(page: Page, app_url: str) -> Non
 
 def test_every_figure_can_be_saved_as_an_image_and_its_data_as_a_table(page: Page, app_url: str) -> None:
     page.goto(f"{app_url}/routing?sample=indian_1&layer=layers.0.fc1")
-    expect(page.get_by_role("button", name="Save")).to_have_count(4)
+    expect(page.get_by_role("button", name="Save")).to_have_count(5)
     cameras = page.locator(".modebar-btn[data-title*='PNG']")
-    expect(cameras).to_have_count(4)
+    expect(cameras).to_have_count(5)
     with page.expect_download() as image:
         cameras.first.click()
     assert image.value.suggested_filename == "indian_1-layers.0.fc1-gate.png"
@@ -101,11 +101,17 @@ def test_every_figure_can_be_saved_as_an_image_and_its_data_as_a_table(page: Pag
     with page.expect_download() as table:
         page.get_by_text("Data (CSV)").click()
     assert Path(table.value.path()).read_text().startswith("call,time,frame,expert,accent,gate\n")
+    page.get_by_role("radio", name="SVG").click()
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(1_000)  # the figure is drawn anew
+    with page.expect_download() as drawing:
+        page.locator(".modebar-btn[data-title*='Download plot']").first.click()
+    assert Path(drawing.value.path()).read_text().startswith("<svg")
 
 
 def test_clicking_the_overview_chooses_the_layer(page: Page, app_url: str) -> None:
     page.goto(f"{app_url}/routing?sample=german_1&layer=linear_1")
-    expect(page.locator(".js-plotly-plot")).to_have_count(4)
+    expect(page.locator(".js-plotly-plot")).to_have_count(5)
     overview = page.locator(".js-plotly-plot").nth(2)
     overview.scroll_into_view_if_needed()
     box = overview.locator(".nsewdrag").first.bounding_box()

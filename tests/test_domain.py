@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from tiny import _features
 
-from hdmole.domain import PHRASES, DomainScorer, domain_features
+from hdmole.domain import PHRASES, DomainScorer, domain_features, flags
 
 
 def _table(seed: int, count: int = 30) -> tuple[pd.DataFrame, np.ndarray]:
@@ -37,3 +38,22 @@ def test_it_separates_and_explains_and_survives_saving(tmp_path: Path) -> None:
     said = loaded.score(dict(test[~inside].iloc[0]))
     assert said["verdict"] is False and said["reasons"] and set(said["reasons"]) <= set(PHRASES.values())
     assert loaded.score(dict(test[inside].iloc[0])) == {"score": round(float(scores[0]), 4), "verdict": True, "reasons": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "ctc", "sign"),
+    [
+        ("call anna at six", "call anna at six", ""),
+        ("play play play play play play", "play", "the same word 6 times"),
+        ("turn on the lights turn on the lights turn on the lights", "turn on the lights", "the same 4 words 3 times"),
+        ("seven seven seven seven seven seven", "seven seven seven seven seven seven", ""),  # people do say that
+        ("what is the weather what is the weather", "what is the weather", "says everything twice"),
+        ("what is the weather what is the weather", "what is the weather what is the weather", ""),
+        ("please turn the lights on now", "lights", "most of it is invented"),
+        ("a b c d e f g h i j k l m n o p", "a b c d e f g h i j k l m n o p", "words a second"),
+        ("", "", ""),
+    ],
+)
+def test_loops_echoes_and_inventions_are_flagged(text: str, ctc: str, sign: str) -> None:
+    found = flags(text, ctc, 2.0)
+    assert (sign in "; ".join(found)) if sign else not found
