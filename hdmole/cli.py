@@ -1,4 +1,4 @@
-"""The command line: `hdmole transcribe | trace | evaluate | compare | demo build | demo info | app`.
+"""The command line: `hdmole transcribe | trace | evaluate | compare | bench | demo build | demo info | app`.
 
 Results go to standard output, progress and warnings to standard error, so that `--json` can be piped. torch is imported
 only by the commands that need it.
@@ -212,6 +212,31 @@ def compare_command(
             typer.echo(
                 f"{claim['claim']}: {'yes' if claim['holds'] else 'no'}, {claim['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
             )
+
+
+@app.command("bench")
+def bench_command(
+    model: Model = "demo",
+    rounds: Annotated[int, typer.Option(help="How often everything is timed.", min=1)] = 20,
+    as_json: Json = False,
+) -> None:
+    """Time HDMoLE beside LoRA and the frozen model, on this machine."""
+    asr = _load(model)
+    from hdmole.bench import bench
+
+    with errors.status("Timing ..."):
+        try:
+            found = bench(asr, rounds)
+        except ValueError as error:
+            _fail(error)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    for part, title in (("layer", "One layer, forward and backward"), ("transcription", "Decoding a sample")):
+        typer.echo(f"{title}: median of {rounds}")
+        for name, times in found[part].items():
+            real = f", {times['rtf']:.3f} x real time" if "rtf" in times else ""
+            typer.echo(f"  {name:<26} {1000 * times['seconds']:9.2f} ms   x{times['ratio']:.2f}{real}")
 
 
 @demo.command("build")

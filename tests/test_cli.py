@@ -9,15 +9,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import soundfile
+import torch
+from peft import get_peft_model
 from tiny import ACCENTS, speech_like
 from typer.testing import CliRunner
 
 import hdmole.cli
+from hdmole import HDMoLEConfig, intervene, route
+from hdmole.bench import expert_loop
 from hdmole.evaluate import ManifestError, read_manifest
+from hdmole.tuner.layer import HDMoLELinear
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +51,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["transcribe"], ["trace"], ["evaluate"], ["demo"], ["demo", "build"], ["demo", "info"], ["app"]]
+    "command",
+    [[], ["transcribe"], ["trace"], ["evaluate"], ["compare"], ["bench"], ["demo"], ["demo", "build"], ["demo", "info"], ["app"]],
 )
 def test_help_everywhere(command: list[str]) -> None:
     done = run(*command, "--help")
@@ -235,3 +242,22 @@ def test_demo_info_keeps_a_readme_up_to_date(tiny_model: Path, tmp_path: Path) -
         readme.write_text(content) if content else readme.unlink()
         status, output = run_here("demo", "info", "--model", tiny_model, "--readme", readme)
         assert status == 1 and sentence in output
+
+
+def test_bench_times_everything_side_by_side(tiny_model: Path) -> None:
+    status, output = run_here("bench", "--model", tiny_model, "--rounds", 1, "--json")
+    assert status == 0
+    found = json.loads(output[output.index("{") :])
+    assert set(found["transcription"]) == {"base", "lora", "full", "hdmole", "hdmole, traced"}
+    assert found["layer"]["frozen linear"]["ratio"] == 1 and all(t["seconds"] > 0 for t in found["layer"].values())
+    assert found["provenance"]["rounds"] == 1
+
+
+def test_the_loop_that_is_timed_computes_what_the_layer_does() -> None:
+    config = HDMoLEConfig(accents=["a", "b", "c"], r=2, target_modules=["0"])
+    model: Any = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), config)
+    layer = next(m for m in model.modules() if isinstance(m, HDMoLELinear))
+    torch.nn.init.normal_(layer.hdmole_B["default"])
+    x, gate = torch.randn(2, 4, 6), torch.tensor([0.2, 0.0, 0.9])
+    with route(torch.full((2, 4), 0.25)), intervene(model, gate=gate):
+        torch.testing.assert_close(expert_loop(layer, x, gate.expand(2, 4, 3)), model(x))
