@@ -91,11 +91,10 @@ class Speech:
     posteriors: np.ndarray | None = None
 
     @classmethod
-    def load(cls, folder: Path, base: Path | None = None) -> Speech:
-        """What a work folder holds (corpus, states, recogniser), with its own base or another model folder."""
+    def load(cls, folder: Path, base: Path, tokenizer: Path) -> Speech:
+        """What `hdmole.preparation` left in a folder (corpus, states, recogniser), with a model and its tokenizer."""
         return cls(
-            Corpus(folder / "corpus"), States.load(folder / "states"),
-            AutoTokenizer.from_pretrained(base or folder / "tokenizer"), base or folder / "base",
+            Corpus(folder / "corpus"), States.load(folder / "states"), AutoTokenizer.from_pretrained(tokenizer), base,
             AccentRecogniser.load(folder / "recogniser"), np.load(folder / "recogniser" / "posteriors.npy"),
         )  # fmt: skip
 

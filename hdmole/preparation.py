@@ -191,11 +191,9 @@ def speech_of(comparison: Comparison, work: Path, report: Report, rank: int = 0)
         ]
         if missing:
             raise ValueError(f"{folder} has no {', '.join(missing)}; run 'hdmole demo build --work {folder}' first.")
-        speech = Speech.load(folder, comparison.model)
-        unseen = folder / "unseen"
-        return speech, {"unseen": Speech.load(unseen, speech.base)} if (
-            unseen / "recogniser" / "posteriors.npy"
-        ).is_file() else {}
+        model = (comparison.model or folder / "base", comparison.model or folder / "tokenizer")
+        there = (folder / "unseen" / "recogniser" / "posteriors.npy").is_file()
+        return Speech.load(folder, *model), {"unseen": Speech.load(folder / "unseen", *model)} if there else {}
     asr = ASR.load(comparison.model or "demo")
     folder, done = work / "speech", work / "speech" / "recogniser" / "posteriors.npy"
     if rank == 0:
@@ -203,7 +201,7 @@ def speech_of(comparison: Comparison, work: Path, report: Report, rank: int = 0)
     while not done.is_file():
         report("waiting for the first process to encode the speech")
         time.sleep(10)
-    return Speech.load(folder, asr.folder), {}
+    return Speech.load(folder, asr.folder, asr.folder), {}
 
 
 def _from_manifests(comparison: Comparison, asr: ASR, folder: Path, report: Report) -> None:

@@ -12,6 +12,7 @@ import soundfile
 from safetensors.torch import load_file
 from tiny import speech_like
 
+from hdmole.compare import compare
 from hdmole.demo import build as recipe
 from hdmole.demo.corpus import Sizes, mel, read_real, split_speakers
 from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, augment, other_language_sentences, out_of_domain_noise, speakers
@@ -142,3 +143,12 @@ def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch:
     second = recipe.build(out, [real], work=work, report=said.append)
     assert second["methods"] == first["methods"] and second["accent_recogniser"] == first["accent_recogniser"]
     assert not any("step" in line for line in said[count:])
+    config = tmp_path / "compare.toml"  # the work folder is what a comparison starts from
+    rates = "".join(f"{m} = [1e-3]\n" for m in ("full", "gated_lora", "hdmole"))
+    config.write_text(f'data = "{work}"\nmethods = ["full", "gated_lora", "hdmole"]\nhdmole = {{r = 1}}\n[rates]\n{rates}')
+    compared = compare(config, tmp_path / "compared", said.append)
+    assert compared is not None and set(compared["methods"]) == {"base", "full", "gated_lora", "hdmole"}
+    assert set(compared["methods"]["hdmole"]["domains"]) == {"accent", "general", "real_digits", "unseen"}
+    assert compared["methods"]["base"]["domains"]["general"] == first["methods"]["base"]["domains"]["general"] | {
+        "per_seed": {"0": first["methods"]["base"]["domains"]["general"]["wer"]}
+    }
