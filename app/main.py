@@ -12,6 +12,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from app import state, tour  # noqa: E402
+from app.texts import choose_language, t  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
 
@@ -20,20 +21,22 @@ st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "icon.svg"), size="lar
 st.html(ASSETS / "style.css")
 page = st.navigation(
     [
-        st.Page("../pages/home.py", title="Home", icon=":material/home:", default=True),
-        st.Page("../pages/transcribe.py", title="Transcribe", icon=":material/graphic_eq:"),
-        st.Page("../pages/routing.py", title="Routing", icon=":material/account_tree:"),
-        st.Page("../pages/thresholds.py", title="Thresholds", icon=":material/tune:"),
-        st.Page("../pages/correspondence.py", title="Correspondence", icon=":material/grid_on:"),
-        st.Page("../pages/compare.py", title="Compare", icon=":material/bar_chart:"),
-        st.Page("../pages/corpus.py", title="Corpus", icon=":material/library_music:"),
-        st.Page("../pages/report.py", title="Report", icon=":material/description:"),
-        st.Page("../pages/about.py", title="Model", icon=":material/info:"),
+        st.Page("../pages/home.py", title=t("Home"), icon=":material/home:", default=True),
+        st.Page("../pages/transcribe.py", title=t("Transcribe"), icon=":material/graphic_eq:"),
+        st.Page("../pages/routing.py", title=t("Routing"), icon=":material/account_tree:"),
+        st.Page("../pages/thresholds.py", title=t("Thresholds"), icon=":material/tune:"),
+        st.Page("../pages/correspondence.py", title=t("Correspondence"), icon=":material/grid_on:"),
+        st.Page("../pages/compare.py", title=t("Compare"), icon=":material/bar_chart:"),
+        st.Page("../pages/corpus.py", title=t("Corpus"), icon=":material/library_music:"),
+        st.Page("../pages/report.py", title=t("Report"), icon=":material/description:"),
+        st.Page("../pages/about.py", title=t("Model"), icon=":material/info:"),
     ]
 )
 with st.sidebar:
-    asr = state.load_model()
-    st.caption(f"Model **{state.model_folder(asr).name}** on **{state.device_name(asr)}**")
+    choose_language()
+    with st.spinner(t("Loading the model …")):
+        asr = state.load_model()
+    st.caption(t("Model **{model}** on **{device}**", model=state.model_folder(asr).name, device=state.device_name(asr)))
 tour.presentation()
 tour.bar()
 page.run()

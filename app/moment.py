@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app import texts
+from app.texts import t
 from hdmole.audio import SAMPLE_RATE, Audio
-from hdmole.figures import GATES, accent_label, frame_at
+from hdmole.figures import GATES, frame_at
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word
@@ -56,13 +58,13 @@ def choose_word(utterance: str, words: Sequence[Any]) -> None:
         index = st.session_state[key]
         st.session_state.moment = None if index is None else (utterance, (words[index].start + words[index].end) / 2)
 
-    label = "Choose a word, or click a cell, to hear that moment"
+    label = t("Choose a word, or click a cell, to hear that moment")
     if 0 < len(words) <= _MOST_WORDS:
         st.pills(
             label, range(len(words)), key=key, format_func=lambda i: words[i].word, on_change=chosen, persist_state="session"
         )
     else:
-        st.caption(":material/touch_app: Click a cell to hear that moment.")
+        st.caption(t(":material/touch_app: Click a cell to hear that moment."))
 
 
 def clicked_moment(utterance: str, words: Sequence[Any], start: float, end: float) -> Moment | None:
@@ -78,9 +80,17 @@ def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer:
     rows = frame_at(table[table.layer == layer], moment.time)
     at_work = rows[rows[which] > 0].sort_values(which, ascending=False)
     pairs = zip(at_work.accent, at_work[which], strict=True)
-    names = ", ".join(f"{accent_label(accent)} {gate:.2f}" for accent, gate in pairs) or "no expert"
-    said = f"“{moment.word}”" if moment.word else "between words"
+    names = t(", ").join(f"{texts.accent(accent)} {gate:.2f}" for accent, gate in pairs) or t("no expert")
+    said = f"“{moment.word}”" if moment.word else t("between words")
     first, last = int(moment.start * SAMPLE_RATE), int(moment.end * SAMPLE_RATE)
     player, text = st.columns([1, 2], vertical_alignment="center")
     player.audio(audio.samples[first : max(last, first + 1)], sample_rate=SAMPLE_RATE, autoplay=True)
-    text.markdown(f"**{moment.time:.2f} s**, {said}: {names} ({GATES[which].lower()})")
+    text.markdown(
+        t(
+            "**{time} s**, {said}: {experts} ({gate})",
+            time=f"{moment.time:.2f}",
+            said=said,
+            experts=names,
+            gate=t(GATES[which]).lower(),
+        )
+    )

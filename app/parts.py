@@ -14,11 +14,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from app import state
-from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
+from app import state, texts
+from app.texts import Text, drawn, t
+from app.words import legend_html, method_card
 from app.worker import Evaluation, Job, Trial, Utterance, Worth
 from hdmole.audio import SAMPLE_RATE
-from hdmole.figures import METHOD_NAMES, accent_label
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 
@@ -26,10 +26,10 @@ UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 def sample_label(clip: state.Sample) -> str:
     words = clip.text.split()
     text = " ".join(words[:9]) + (" …" if len(words) > 9 else "")
-    return f"{accent_label(clip.accent)} · {text}"
+    return f"{texts.accent(clip.accent)} · {text}"
 
 
-def sample_select(clips: list[state.Sample], label: str = "Sample") -> None:
+def sample_select(clips: list[state.Sample], label: str = "") -> None:
     """A list of the model's samples; the chosen one becomes the session's utterance."""
     by_name = {clip.name: clip for clip in clips}
     current = state.utterance()
@@ -37,12 +37,12 @@ def sample_select(clips: list[state.Sample], label: str = "Sample") -> None:
     st.session_state.sample_choice = name
 
     def chosen() -> None:
-        if st.session_state.sample_choice:
+        if st.session_state.sample_choice in by_name:  # just after a change of language it is the old label
             state.choose_sample(by_name[st.session_state.sample_choice])
 
     st.selectbox(
-        label, list(by_name), key="sample_choice", on_change=chosen, format_func=lambda n: sample_label(by_name[n]),
-        placeholder=f"{current.name} (yours)" if current is not None else "Choose a sample",
+        label or t("Sample"), list(by_name), key="sample_choice", on_change=chosen, format_func=lambda n: sample_label(by_name[n]),
+        placeholder=t("{name} (yours)", name=current.name) if current is not None else t("Choose a sample"),
     )  # fmt: skip
 
 
@@ -54,20 +54,22 @@ def choose_utterance(clips: list[state.Sample]) -> None:
         if file is not None:
             state.choose(Utterance(name or file.name, file.getvalue()))
 
-    ways = [*(["Sample"] if clips else []), "Upload", "Microphone"]
+    ways = [*([Text("Sample")] if clips else []), Text("Upload"), Text("Microphone")]
     left, right = st.columns([1, 2], vertical_alignment="top")
     with left:
-        way = st.segmented_control("Speech from", ways, default=ways[0], required=True, key="way", persist_state="session")
+        way = st.segmented_control(
+            t("Speech from"), ways, default=ways[0], required=True, key="way", format_func=t, persist_state="session"
+        )
     with right:
         if way == "Sample":
             sample_select(clips)
         elif way == "Upload":
             st.file_uploader(
-                "Audio file, up to half an hour", type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
-                help="It stays in this computer's memory and is forgotten when you close the page.",
+                t("Audio file, up to half an hour"), type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
+                help=t("It stays in this computer's memory and is forgotten when you close the page."),
             )  # fmt: skip
         else:
-            st.audio_input("Record a sentence", key="recording", on_change=take, args=("recording", "recording.wav"))
+            st.audio_input(t("Record a sentence"), key="recording", on_change=take, args=("recording", "recording.wav"))
 
 
 def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
@@ -80,17 +82,19 @@ def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
         fitting = [name for name, folder in folders.items() if needs in summary_of(folder)]
         first = link if link in folders else next(reversed(fitting), None)
         name = st.selectbox(
-            "Results", list(folders), index=list(folders).index(first) if first else None, key="results_name",
-            persist_state="session",
+            t("Results"), list(folders), index=list(folders).index(first) if first else None, key="results_name",
+            format_func=t, persist_state="session",
         ) if folders else None  # fmt: skip
         given = st.text_input(
-            "or a folder of your own", "" if link in folders else link, placeholder="results/mine",
-            help="A folder on the app's machine that `hdmole compare` or `hdmole evaluate` wrote.",
+            t("or a folder of your own"), "" if link in folders else link, placeholder="results/mine",
+            help=t("A folder on the app's machine that `hdmole compare` or `hdmole evaluate` wrote."),
         ).strip()  # fmt: skip
     if not given and name is None:
         st.info(
-            "There are no results of this kind yet. `hdmole evaluate --manifest FILE --out DIR` judges this model on a test set of "
-            "yours, `hdmole compare --config FILE --out DIR` trains and compares methods; name DIR in the sidebar."
+            t(
+                "There are no results of this kind yet. `hdmole evaluate --manifest FILE --out DIR` judges this model on a test set "
+                "of yours, `hdmole compare --config FILE --out DIR` trains and compares methods; name DIR in the sidebar."
+            )
         )
         st.stop()
     folder = Path(given) if given else folders[str(name)]
@@ -101,7 +105,8 @@ def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
         st.error(str(error))
         st.stop()
     if not summary:
-        st.error(f"{folder} has no summary.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote.")
+        text = t("{folder} has no summary.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote.", folder=folder)
+        st.error(text)
         st.stop()
     return folder, summary
 
@@ -118,18 +123,19 @@ def origin(summary: dict[str, Any]) -> None:
     """Where the numbers of a results file come from."""
     known = {k: v for k, v in summary.get("provenance", {}).items() if k != "config" and not isinstance(v, dict)}
     if known:
-        st.caption("Where these numbers come from: " + " · ".join(f"{name} `{value}`" for name, value in known.items()))
+        said = " · ".join(f"{name} `{value}`" for name, value in known.items())
+        st.caption(t("Where these numbers come from: {origin}", origin=said))
 
 
 def routed_utterance(asr: Any) -> Utterance:
     """The session's utterance; ends the page with a sentence where there is none, or no routing in this model."""
     chosen = state.utterance()
     if chosen is None:
-        st.info("Choose, upload or record an utterance first.")
-        st.page_link("../pages/transcribe.py", label="To the page Transcribe", icon=":material/graphic_eq:")
+        st.info(t("Choose, upload or record an utterance first."))
+        st.page_link("../pages/transcribe.py", label=t("To the page Transcribe"), icon=":material/graphic_eq:")
         st.stop()
     if "hdmole" not in asr.methods:
-        st.info("This model has no HDMoLE adapter, so there is no routing to show or change.")
+        st.info(t("This model has no HDMoLE adapter, so there is no routing to show or change."))
         st.stop()
     return chosen
 
@@ -153,12 +159,13 @@ def choose_stretch(job: Job, transcript: Any) -> Stretch:
 
     def said(k: int) -> str:
         inside = " ".join(w.word for w in words if spans[k][0] <= w.start < spans[k][1])
-        return f"{_clock(spans[k][0])} to {_clock(spans[k][1])}: {inside[:60]}{'…' if len(inside) > 60 else ''}"
+        text = f"{inside[:60]}{'…' if len(inside) > 60 else ''}"
+        return t("{start} to {end}: {words}", start=_clock(spans[k][0]), end=_clock(spans[k][1]), words=text)
 
     number = 0
     if len(spans) > 1:
         number = st.selectbox(
-            f"Stretch of {_clock(job.audio.seconds)}", range(len(spans)), format_func=said, key=f"stretch-{job.utterance.key}",
+            t("Stretch of {length}", length=_clock(job.audio.seconds)), range(len(spans)), format_func=said, key=f"stretch-{job.utterance.key}",
             persist_state="session",
         )  # fmt: skip
     start, end = spans[number]
@@ -176,10 +183,10 @@ def reference_input(chosen: Utterance) -> str:
     if key not in st.session_state:
         st.session_state[key] = chosen.reference
     return st.text_input(
-        "What was said (optional, for the word error rate)",
+        t("What was said (optional, for the word error rate)"),
         key=key,
         persist_state="session",
-        placeholder="Type the words that were said",
+        placeholder=t("Type the words that were said"),
     )
 
 
@@ -187,13 +194,14 @@ def warn_if_outside(job: Job) -> None:
     """Say so where the audio is outside what the model was made for; before any transcript is shown."""
     for method, transcript in job.transcripts.items():
         if transcript.flags:
-            st.warning(f"**{METHOD_NAMES.get(method, method)}:** {'; '.join(transcript.flags)}.", icon=":material/repeat:")
+            flags = t("; ").join(map(t, transcript.flags))
+            st.warning(t("**{method}:** {flags}.", method=texts.method(method), flags=flags), icon=":material/repeat:")
     for transcript in job.transcripts.values():
         if transcript.in_domain.get("verdict") is False:
-            reasons = "; ".join(transcript.in_domain.get("reasons") or [])
+            reasons = t("; ").join(map(t, transcript.in_domain.get("reasons") or []))
             st.warning(
-                "**This does not sound like what the model was made for.** What it writes is likely to be invented."
-                + (f" Why: {reasons}." if reasons else ""),
+                t("**This does not sound like what the model was made for.** What it writes is likely to be invented.")
+                + (t(" Why: {reasons}.", reasons=reasons) if reasons else ""),
                 icon=":material/hearing_disabled:",
             )
         return
@@ -202,14 +210,13 @@ def warn_if_outside(job: Job) -> None:
 def show_cards(job: Job, reference: str) -> None:
     """What each method heard, side by side."""
     warn_if_outside(job)
-    missing = "…" if job.running else "not transcribed"
+    missing = "…" if job.running else t("not transcribed")
     cards = [method_card(method, job.transcripts.get(method), reference, missing) for method in job.methods]
     st.html(f"<div class='cards'>{''.join(cards)}</div>")
 
 
 def show_legend(reference: str) -> None:
-    text = f"{LEGEND_DIFFERENCE}<br>{LEGEND_CONFIDENCE}" if reference.strip() else LEGEND_CONFIDENCE
-    st.html(f"<div class='legend'>{text}</div>")
+    st.html(legend_html(reference))
 
 
 @st.fragment(run_every=0.4)
@@ -218,8 +225,8 @@ def watch(job: Job | Trial | Worth | Evaluation, reference: str | None) -> None:
     if not job.running:
         st.rerun()
     left, right = st.columns([6, 1], vertical_alignment="center")
-    left.progress(job.progress, text="Stopping after this step …" if job.cancelled else f"{job.step} …")
-    if right.button("Cancel", key="cancel", disabled=job.cancelled):
+    left.progress(job.progress, text=t("Stopping after this step …") if job.cancelled else f"{t(job.step)} …")
+    if right.button(t("Cancel"), key="cancel", disabled=job.cancelled):
         job.cancel()
         if not isinstance(job, Evaluation):
             st.session_state.stopped = job.utterance.key
@@ -230,12 +237,12 @@ def watch(job: Job | Trial | Worth | Evaluation, reference: str | None) -> None:
 def show_trouble(job: Job) -> None:
     """What went wrong or was left undone, with a way to try again."""
     if job.error:
-        st.error(job.error)
+        st.error(t(job.error))
     elif job.cancelled:
-        st.info("Cancelled before every method was done; what was finished is kept.")
+        st.info(t("Cancelled before every method was done; what was finished is kept."))
     else:
         return
-    if st.button("Try again", key="again"):
+    if st.button(t("Try again"), key="again"):
         st.session_state.pop("stopped", None)
         st.session_state.jobs.pop(job.utterance.key, None)
         st.rerun()
@@ -259,14 +266,14 @@ def figure(
         "displayModeBar": True,  # it would show only under a mouse
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
     }
-    tables: dict[str, Callable[[], pd.DataFrame]] = data if isinstance(data, dict) else {"Data": data.copy}
-    event = st.plotly_chart(plot, key=key, on_select=on_select, selection_mode="points", config=bar, alt=reading)
+    tables: dict[str, Callable[[], pd.DataFrame]] = data if isinstance(data, dict) else {Text("Data"): data.copy}
+    event = st.plotly_chart(drawn(plot), key=key, on_select=on_select, selection_mode="points", config=bar, alt=reading)
     with st.container(horizontal=True, vertical_alignment="top", wrap=False):
-        st.caption(f"**How to read this:** {reading}")
-        with st.popover("Save", icon=":material/download:", width="content", key=f"{key}-save"):
+        st.caption(t("**How to read this:** {reading}", reading=reading))
+        with st.popover(t("Save"), icon=":material/download:", width="content", key=f"{key}-save"):
             for title, table in tables.items():
                 st.download_button(
-                    f"{title} (CSV)",
+                    t("{table} (CSV)", table=t(title)),
                     partial(_csv, table),
                     f"{name}.csv" if len(tables) == 1 else f"{name}-{title.lower().replace(' ', '-')}.csv",
                     "text/csv",
@@ -274,7 +281,7 @@ def figure(
                     on_click="ignore",
                 )
             st.download_button(
-                "Figure (HTML)",
+                t("Figure (HTML)"),
                 lambda: plot.to_html(),
                 f"{name}.html",
                 "text/html",
@@ -282,7 +289,7 @@ def figure(
                 on_click="ignore",
             )
             st.segmented_control(
-                "The camera over the figure saves", ["PNG", "SVG"], default="PNG", required=True, key=f"{key}-as"
+                t("The camera over the figure saves"), ["PNG", "SVG"], default="PNG", required=True, key=f"{key}-as"
             )
     return event
 
@@ -301,7 +308,7 @@ def transcript_downloads(job: Job) -> None:
     )
     with st.container(horizontal=True):
         st.download_button(
-            "Transcripts (JSON)",
+            t("Transcripts (JSON)"),
             json.dumps(found, indent=2),
             f"{stem}.json",
             "application/json",
@@ -309,7 +316,7 @@ def transcript_downloads(job: Job) -> None:
             on_click="ignore",
         )
         st.download_button(
-            "Words (CSV)",
+            t("Words (CSV)"),
             words.to_csv(index=False),
             f"{stem}-words.csv",
             "text/csv",
@@ -322,16 +329,20 @@ def headline(asr: Any, summary: dict[str, Any]) -> None:
     """The numbers a visitor looks for first; those the results do not have are left out."""
     numbers: list[tuple[str, str, str | None]] = []
     domains = {method: entry["domains"] for method, entry in summary.get("methods", {}).items()}
-    for domain, name, field in (("accent", "WER on accents", "mean_over_accents"), ("general", "WER on general speech", "wer")):
+    for domain, name, field in (
+        ("accent", t("WER on accents, HDMoLE"), "mean_over_accents"),
+        ("general", t("WER on general speech, HDMoLE"), "wer"),
+    ):
         base, mine = domains.get("base", {}).get(domain), domains.get("hdmole", {}).get(domain)
         if base and mine:
-            numbers.append(
-                (f"{name}, HDMoLE", f"{mine[field]:.1f} %", f"{mine[field] - base[field]:+.1f} points against the base")
-            )
+            change = t("{points} points against the base", points=f"{mine[field] - base[field]:+.1f}")
+            numbers.append((name, f"{mine[field]:.1f} %", change))
     trained = {method: entry.get("trainable") for method, entry in summary.get("methods", {}).items()}
-    share = f"{100 * trained['hdmole'] / trained['full']:.1f} % of full" if trained.get("hdmole") and trained.get("full") else ""
-    numbers.append(("Parameters HDMoLE trains", share or state.trained_share(asr), None))
+    share = f"{100 * trained['hdmole'] / trained['full']:.1f}" if trained.get("hdmole") and trained.get("full") else ""
+    numbers.append(
+        (t("Parameters HDMoLE trains"), t("{share} % of full", share=share) if share else state.trained_share(asr), None)
+    )
     if "accent_recogniser" in summary:
-        numbers.append(("Accent recogniser, right", f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
-    for column, (label, value, change) in zip(st.columns(len(numbers)), numbers, strict=True):
-        column.metric(label, value, change, delta_color="inverse")
+        numbers.append((t("Accent recogniser, right"), f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
+    for column, (label, value, delta) in zip(st.columns(len(numbers)), numbers, strict=True):
+        column.metric(label, value, delta, delta_color="inverse")

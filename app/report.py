@@ -16,13 +16,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from app.words import LEGEND_CONFIDENCE, LEGEND_DIFFERENCE, method_card
+from app.texts import Text, drawn, language, t
+from app.words import legend_html, method_card
 from app.worker import Job
 from hdmole import figures
 from hdmole.audio import SAMPLE_RATE
 
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+_PAGE = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}
 body {{ font: 16px/1.5 Arial, Helvetica, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #23272e; }}
 h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }} audio {{ width: 100%; }}
@@ -41,21 +42,23 @@ def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure
     samples, words = job.audio.samples[: round(end * SAMPLE_RATE)], [w for w in best.words if w.start < end]
     found = {}
     sound = figures.sound(samples, SAMPLE_RATE, words, start)
-    found["sound"] = "The sound, with the words where they were heard", sound, figures.envelope(samples, SAMPLE_RATE)
+    found["sound"] = t("The sound, with the words where they were heard"), sound, figures.envelope(samples, SAMPLE_RATE)
     if len(best.accent) > 1:
         accents = pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())})
-        found["accent"] = "The accent it hears", figures.accent_posterior(best.accent), accents
+        found["accent"] = t("The accent it hears"), figures.accent_posterior(best.accent), accents
     table = job.routing()
     if table is not None:
         name = figures.layer_label(layer)
         gates, active = figures.gate_data(table, layer, which), figures.active_data(table)
         cut, overview = figures.threshold_data(table, layer), figures.overview_data(table, which)
         heat = figures.gate_heatmap(gates, which, words)
-        found["gates"] = f"{figures.GATES[which]} of {name}: which expert worked when", heat, gates
-        found["thresholds"] = f"Thresholds of {name} and what they cut", figures.threshold_bars(cut), cut
-        found["layers"] = f"All layers: {figures.GATES[which].lower()}, mean", figures.layer_overview(overview, which), overview
+        gate = t(figures.GATES[which])
+        found["gates"] = t("{gate} of {layer}: which expert worked when", gate=gate, layer=name), heat, gates
+        found["thresholds"] = t("Thresholds of {layer} and what they cut", layer=name), figures.threshold_bars(cut), cut
+        mean = t("All layers: {gate}, mean", gate=gate.lower())
+        found["layers"] = mean, figures.layer_overview(overview, which), overview
         dense = figures.active_heatmap(active, table.expert.nunique(), words, figures.ACTIVE[which])
-        found["active"] = "All layers: experts at work, over time", dense, active
+        found["active"] = t("All layers: experts at work, over time"), dense, active
     return found
 
 
@@ -64,42 +67,48 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
     utterance = job.utterance
     kind = mimetypes.guess_type(utterance.name)[0] or "audio/wav"
     audio = base64.b64encode(utterance.data).decode()
-    cards = "".join(method_card(method, job.transcripts.get(method), reference, "not transcribed") for method in job.methods)
-    parts = [f"<h1>{escape(utterance.name)}: who heard what, and which expert did the work</h1>"]
+    cards = "".join(method_card(method, job.transcripts.get(method), reference, t("not transcribed")) for method in job.methods)
+    title = t("{name}: who heard what, and which expert did the work", name=utterance.name)
+    parts = [f"<h1>{escape(title)}</h1>"]
     verdict = next(iter(job.transcripts.values())).in_domain
     if verdict.get("verdict") is False:
-        reasons = escape("; ".join(verdict.get("reasons") or []))
-        parts.append(f"<p class='warning'>This does not sound like what the model was made for. {reasons}</p>")
+        reasons = t("; ").join(map(t, verdict.get("reasons") or []))
+        warning = t("This does not sound like what the model was made for. {reasons}", reasons=reasons)
+        parts.append(f"<p class='warning'>{escape(warning)}</p>")
     parts.append(f"<audio controls src='data:{kind};base64,{audio}'></audio>")
     if reference.strip():
-        parts.append(f"<p><b>What was said:</b> {escape(reference)}</p>")
-    legend = f"{LEGEND_DIFFERENCE}<br>{LEGEND_CONFIDENCE}" if reference.strip() else LEGEND_CONFIDENCE
-    parts.append(f"<div class='cards'>{cards}</div><div class='legend'>{legend}</div>")
+        parts.append(f"<p>{t('<b>What was said:</b> {words}', words=escape(reference))}</p>")
+    parts.append(f"<div class='cards'>{cards}</div>{legend_html(reference)}")
     shown = [(title, plot) for title, plot, _ in pictures(job, layer, which).values()]
     if summary:
         rates, cost = figures.error_rate_data(summary), figures.forgetting_data(summary)
-        shown.append(("Word error rate by accent, on a whole test set", figures.error_rates(rates)))
+        shown.append((t("Word error rate by accent, on a whole test set"), figures.error_rates(rates)))
         if len(cost):
-            shown.append(("What adapting cost on general speech", figures.forgetting(cost)))
+            shown.append((t("What adapting cost on general speech"), figures.forgetting(cost)))
     for title, plot in shown:
-        parts.append(f"<h2>{escape(title)}</h2>{plot.to_html(full_html=False, include_plotlyjs=False)}")
+        parts.append(f"<h2>{escape(title)}</h2>{drawn(plot).to_html(full_html=False, include_plotlyjs=False)}")
     if summary:
-        parts.append(f"<h2>Results</h2>{_table(summary)}")
+        parts.append(f"<h2>{t('Results')}</h2>{_table(summary)}")
         for claim in summary.get("claims", []):
             low, high = claim["interval"]
-            answer = "yes" if claim["holds"] else "no"
-            parts.append(
-                f"<p>{escape(claim['claim'])}: <b>{answer}</b>, {claim['points']:+.1f} points [{low:+.1f}, {high:+.1f}]</p>"
-            )
+            answer = t(
+                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(t(claim["claim"])),
+                answer=t("yes" if claim["holds"] else "no"), points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
+            )  # fmt: skip
+            parts.append(f"<p>{answer}</p>")
     origin = {k: v for k, v in summary.get("provenance", {}).items() if k != "config" and not isinstance(v, dict)}
     lines = {**about, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")} | {
         f"results: {k}": v for k, v in origin.items()
     }
     parts.append(
-        "<footer><h2>Where this comes from</h2>" + "<br>".join(f"{escape(k)}: {escape(str(v))}" for k, v in lines.items())
+        f"<footer><h2>{t('Where this comes from')}</h2>" + "<br>".join(f"{escape(k)}: {escape(str(v))}" for k, v in lines.items())
     )
     return _PAGE.format(
-        title=escape(utterance.name), style=STYLE.read_text(), plotly=get_plotlyjs(), body="".join(parts) + "</footer>"
+        title=escape(utterance.name),
+        language=language(),
+        style=STYLE.read_text(),
+        plotly=get_plotlyjs(),
+        body="".join(parts) + "</footer>",
     )
 
 
@@ -108,11 +117,12 @@ def _table(summary: dict[str, Any]) -> str:
     labels, rows = figures.method_labels(summary), []
     for method in dict.fromkeys(figures.error_rate_data(summary).method):
         entry = summary["methods"][method]
-        row = {"Method": labels[method], "Trainable": f"{entry.get('trainable') or 0:,}"}
+        row = {t("Method"): t(labels[method]), t("Trainable"): f"{entry.get('trainable') or 0:,}"}
         for domain, values in entry["domains"].items():
             wer, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
             low, high = values[interval]
-            row[f"WER {domain.replace('_', ' ')} (%)"] = f"{values[wer]:.1f} [{low:.1f}, {high:.1f}]"
+            name = t("WER {speech} (%)", speech=Text(domain.replace("_", " ")))
+            row[name] = f"{values[wer]:.1f} [{low:.1f}, {high:.1f}]"
         rows.append(row)
     return str(pd.DataFrame(rows).to_html(index=False, border=0))
 

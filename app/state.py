@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from app.texts import language, t
 from app.worker import Job, Trial, Utterance, Worth
 from hdmole.figures import error_rate_data, layer_label, mel_spectrogram
 
@@ -30,7 +31,7 @@ class Sample:
     speaker: str
 
 
-@st.cache_resource(show_spinner="Loading the model …")
+@st.cache_resource(show_spinner=False)
 def _load(model: str) -> Any:
     from hdmole.asr import ASR
 
@@ -51,8 +52,10 @@ def load_model() -> Any:
         st.error(str(error))
         if model == "demo":
             st.info(
-                "The demo model comes with the repository, in assets/demo. Where it is missing, train it with "
-                "`hdmole demo build`, or start the app with another model: `HDMOLE_MODEL=FOLDER make app`."
+                t(
+                    "The demo model comes with the repository, in assets/demo. Where it is missing, train it with "
+                    "`hdmole demo build`, or start the app with another model: `HDMOLE_MODEL=FOLDER make app`."
+                )
             )
         st.stop()
 
@@ -132,7 +135,7 @@ def choose(chosen: Utterance) -> None:
 
 def choose_sample(sample: Sample) -> None:
     if not sample.path.is_file():
-        st.error(f"The sample {sample.name} is missing from the model's folder; choose another one.")
+        st.error(t("The sample {name} is missing from the model's folder; choose another one.", name=sample.name))
         return
     choose(Utterance(sample.path.name, sample.path.read_bytes(), sample.text, sample.accent, sample.name))
 
@@ -199,7 +202,7 @@ def read_deep_link(clips: list[Sample], folder: Path) -> None:
             measured = {}
         choose_sample(names.get(wanted) or opening_sample(clips, measured))
     if wanted and wanted not in names:
-        note(f"This link names the sample {wanted!r}, which this model does not have; here is another one.")
+        note(t("This link names the sample {name}, which this model does not have; here is another one.", name=repr(wanted)))
     for name in ("layer", "gate"):
         if name in st.query_params:
             st.session_state[f"linked_{name}"] = st.query_params[name]
@@ -216,8 +219,10 @@ def show_notes() -> None:
 
 
 def write_deep_link(**values: str) -> None:
-    """Make the address lead back to what is shown; names without a value leave it."""
+    """Make the address lead back to what is shown, in the language shown; names without a value leave it."""
     wanted = {name: value for name, value in values.items() if value}
+    if language() != "en":
+        wanted["lang"] = language()
     if st.query_params.to_dict() != wanted:
         st.query_params.from_dict(wanted)
 
@@ -242,7 +247,12 @@ def prepare_choice(name: str, options: list[str]) -> None:
     found = next((option for option in options if linked in (option, layer_label(option))), None)
     if linked and found is None:
         st.warning(
-            f"This link names the {name} {linked!r}, which is not there; the choices are {', '.join(map(layer_label, options))}."
+            t(
+                "This link names the {choice} {name}, which is not there; the choices are {choices}.",
+                choice=t(name),
+                name=repr(linked),
+                choices=t(", ").join(map(layer_label, options)),
+            )
         )
     if found is not None or st.session_state.get(name) not in options:
         st.session_state[name] = found or options[0]
@@ -251,11 +261,11 @@ def prepare_choice(name: str, options: list[str]) -> None:
 def trained_share(asr: Any) -> str:
     """Parameters that HDMoLE trains, as a share of full fine-tuning's where the model has both."""
     if "hdmole" not in asr.methods:
-        return "no adapter"
+        return t("no adapter")
     trained = asr.trainable("hdmole")
     if "full" not in asr.methods:
-        return f"{trained:,} parameters"
-    return f"{100 * trained / asr.trainable('full'):.1f} % of full"
+        return t("{count} parameters", count=f"{trained:,}")
+    return t("{share} % of full", share=f"{100 * trained / asr.trainable('full'):.1f}")
 
 
 def model_card(path: Path) -> str:

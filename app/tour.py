@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.texts import Text, t
+
 STEPS = [
-    ("transcribe", "Hear an accent", "The same utterance by the frozen base and three adaptations of it: read what each makes of the words."),
-    ("routing", "See which expert worked", "Each row is an expert, each column a moment: bright cells did the work, empty ones were under their threshold."),
-    ("thresholds", "Move a threshold", "Raise a threshold until experts fall silent, and read what happens to the words."),
-    ("correspondence", "Does each expert serve its accent?", "Over a whole test corpus: the global router is told the accent; what did the local one learn?"),
-    ("compare", "Is it better, and how sure are we?", "Against LoRA and full fine-tuning, on the same speech, with intervals."),
+    ("transcribe", Text("Hear an accent"), Text("The same utterance by the frozen base and three adaptations of it: read what each makes of the words.")),
+    ("routing", Text("See which expert worked"), Text("Each row is an expert, each column a moment: bright cells did the work, empty ones were under their threshold.")),
+    ("thresholds", Text("Move a threshold"), Text("Raise a threshold until experts fall silent, and read what happens to the words.")),
+    ("correspondence", Text("Does each expert serve its accent?"), Text("Over a whole test corpus: the global router is told the accent; what did the local one learn?")),
+    ("compare", Text("Is it better, and how sure are we?"), Text("Against LoRA and full fine-tuning, on the same speech, with intervals.")),
 ]  # fmt: skip
-LEAVE = "The button at the lower right leaves it."
+LEAVE = Text("The button at the lower right leaves it.")
 _PRESENT = """<style>
 html { font-size: 118%; }
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"], .modebar-container,
@@ -36,12 +38,12 @@ def bar() -> None:
     _, title, text = STEPS[step]
     with st.container(border=True, key="tour"):
         words, back, on, leave = st.columns([6, 1, 1, 1], vertical_alignment="center")
-        words.markdown(f"**{step + 1} of {len(STEPS)}: {title}.** {text}")
-        if back.button("Back", key="tour_back", disabled=step == 0, width="stretch"):
+        words.markdown(t("**{step} of {steps}: {title}.** {text}", step=step + 1, steps=len(STEPS), title=title, text=text))
+        if back.button(t("Back"), key="tour_back", disabled=step == 0, width="stretch"):
             go(step - 1)
-        if step + 1 < len(STEPS) and on.button("Next", key="tour_next", type="primary", width="stretch"):
+        if step + 1 < len(STEPS) and on.button(t("Next"), key="tour_next", type="primary", width="stretch"):
             go(step + 1)
-        if leave.button("End" if step + 1 < len(STEPS) else "Done", key="tour_leave", width="stretch"):
+        if leave.button(t("End" if step + 1 < len(STEPS) else "Done"), key="tour_leave", width="stretch"):
             st.session_state.tour = None
             st.rerun()
 
@@ -53,7 +55,8 @@ def presentation() -> None:
         st.session_state.present = False
 
     with st.sidebar:
-        st.toggle("Presentation mode", key="present", help=f"Large type, no controls. {LEAVE}", persist_state="session")
+        text = t("Large type, no controls. {leave}", leave=LEAVE)
+        st.toggle(t("Presentation mode"), key="present", help=text, persist_state="session")
     if st.session_state.get("present"):
         st.html(_PRESENT)
-        st.button("Leave presentation mode", key="present_off", on_click=off)
+        st.button(t("Leave presentation mode"), key="present_off", on_click=off)

@@ -9,25 +9,37 @@ from typing import Any
 
 import jiwer
 
-from hdmole.figures import METHOD_COLOURS, METHOD_NAMES
+from app import texts
+from app.texts import Text, t
+from hdmole.figures import METHOD_COLOURS
 from hdmole.results import count_errors, normalise
 
 SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
-LEGEND_CONFIDENCE = (
+LEGEND_CONFIDENCE = Text(
     "The model's confidence in a word: <span class='word unsure' style='--method: currentColor'>word</span> "
-    f"under {SURE} · <span class='word doubtful' style='--method: currentColor'>word</span> under {UNSURE} · "
-    "point at a word for its number and time"
+    "under {sure} · <span class='word doubtful' style='--method: currentColor'>word</span> under {unsure} · "
+    "point at a word for its number and time",
+    sure=SURE,
+    unsure=UNSURE,
 )
-LEGEND_DIFFERENCE = (
+LEGEND_DIFFERENCE = Text(
     "Against the reference: <span><span class='said'>said</span><span class='wrong'>heard</span></span> substituted · "
     "<span class='extra'>heard</span> inserted · <span class='missing'>said</span> deleted"
 )
 
 
+def legend_html(reference: str = "") -> str:
+    """What the marks on words mean; those of the difference only where there is a reference."""
+    difference = f"{t(LEGEND_DIFFERENCE)}<br>" if reference.strip() else ""
+    return f"<div class='legend'>{difference}{t(LEGEND_CONFIDENCE)}</div>"
+
+
 def word_html(word: Any, kind: str = "") -> str:
     """One heard word (`word`, `start`, `end`, `confidence`), underlined the more the less sure the model was of it."""
     mark = "sure" if word.confidence >= SURE else "unsure" if word.confidence >= UNSURE else "doubtful"
-    title = f"title='confidence {word.confidence:.2f}, {word.start:.2f} to {word.end:.2f} s'" if word.end else ""
+    sure, start, end = (f"{number:.2f}" for number in (word.confidence, word.start, word.end))
+    hint = t("confidence {sure}, {start} to {end} s", sure=sure, start=start, end=end)
+    title = f"title='{hint}'" if word.end else ""
     return f"<span class='word {mark} {kind}' {title}>{escape(word.word)}</span>"
 
 
@@ -39,6 +51,7 @@ def heard_html(words: Sequence[Any], reference: str = "") -> str:
     # a heard word that normalises to several or to none stays one word here
     heard = [normalise(word.word).replace(" ", "") or word.word for word in words]
     parts: list[str] = []
+    unheard = t("said, not heard")
     for chunk in jiwer.process_words([" ".join(said)], [" ".join(heard)]).alignments[0]:
         mine = words[chunk.hyp_start_idx : chunk.hyp_end_idx]
         theirs = said[chunk.ref_start_idx : chunk.ref_end_idx]
@@ -47,10 +60,10 @@ def heard_html(words: Sequence[Any], reference: str = "") -> str:
         elif chunk.type == "insert":
             parts += [word_html(word, "extra") for word in mine]
         elif chunk.type == "delete":
-            parts += [f"<span class='missing' title='said, not heard'>{escape(word)}</span>" for word in theirs]
+            parts += [f"<span class='missing' title='{unheard}'>{escape(word)}</span>" for word in theirs]
         else:
             parts += [
-                f"<span title='said: {escape(s)}'><span class='said'>{escape(s)}</span>{word_html(word, 'wrong')}</span>"
+                f"<span title='{t('said: {word}', word=escape(s))}'><span class='said'>{escape(s)}</span>{word_html(word, 'wrong')}</span>"
                 for s, word in zip(theirs, mine, strict=True)
             ]
     return " ".join(parts)
@@ -60,11 +73,12 @@ def text_card(method: str, heard: str, reference: str) -> str:
     """What one method heard where only the text was kept, against what was said."""
     words = [SimpleNamespace(word=word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
     errors, count = count_errors(normalise(reference), normalise(heard))
-    body = heard_html(words, reference) or "<span class='nothing'>no words heard</span>"
+    body = heard_html(words, reference) or f"<span class='nothing'>{t('no words heard')}</span>"
+    foot = t("{errors} errors in {words} words", errors=errors, words=count)
     return (
         f"<article class='card' style='--method: {METHOD_COLOURS.get(method, '#8A8A8A')}'>"
-        f"<header><span>{METHOD_NAMES.get(method, method)}</span></header>"
-        f"<div class='heard'>{body}</div><footer>{errors} errors in {count} words</footer></article>"
+        f"<header><span>{texts.method(method)}</span></header>"
+        f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
     )
 
 
@@ -74,15 +88,19 @@ def method_card(method: str, transcript: Any | None, reference: str = "", missin
     if transcript is None:
         body, foot = f"<span class='nothing'>{missing}</span>", ""
     else:
-        body = heard_html(transcript.words, reference) or "<span class='nothing'>no words heard</span>"
-        foot = f"{transcript.rtf:.2f} × real time"
+        body = heard_html(transcript.words, reference) or f"<span class='nothing'>{t('no words heard')}</span>"
+        foot = t("{factor} × real time", factor=f"{transcript.rtf:.2f}")
         if normalise(reference):
             errors, words = count_errors(normalise(reference), normalise(transcript.text))
             rate = f"WER {100 * errors / max(words, 1):.0f} %"
-            foot = f"{errors} {'error' if errors == 1 else 'errors'} in {words} words · {foot}"
+            counted = t(
+                "{errors} error in {words} words" if errors == 1 else "{errors} errors in {words} words",
+                errors=errors, words=words,
+            )  # fmt: skip
+            foot = f"{counted} · {foot}"
     waiting, colour = "waiting" if transcript is None else "", METHOD_COLOURS.get(method, "#8A8A8A")
     return (
         f"<article class='card {waiting}' style='--method: {colour}'>"
-        f"<header><span>{title or METHOD_NAMES.get(method, method)}</span><span class='rate'>{rate}</span></header>"
+        f"<header><span>{title or texts.method(method)}</span><span class='rate'>{rate}</span></header>"
         f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
     )

@@ -3,7 +3,7 @@
 * one `Job` transcribes one utterance by every method, one `Trial` does it once more by HDMoLE with changed routing, one
   `Evaluation` judges methods on a corpus; each in its own thread, which a page polls
 * what is finished stays: after an error or a cancel the results so far can still be read
-* the thread never calls Streamlit, and never sees another session's utterance
+* the thread never calls Streamlit: what it says is a `Text`, which a page translates; and it never sees another session's utterance
 * the model is shared by all sessions; `_TURNS` keeps the machine from running more jobs than it has cores for
 """
 
@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import pandas as pd
 
+from app.texts import Text, t
 from hdmole.asr import ModelError
 from hdmole.audio import Audio, AudioError, decode
 from hdmole.evaluate import Cancelled, ManifestError, evaluate
@@ -62,7 +63,7 @@ class _Task:
     def __init__(self, asr: Any, name: str) -> None:
         self.name = name
         self.error = ""
-        self.step = "Waiting for a free turn on the model"
+        self.step: str = Text("Waiting for a free turn on the model")
         self._asr, self._stop = asr, threading.Event()
         self._share = 0.0  # of the running step
         self._thread = threading.Thread(target=self._run, name="transcribe", daemon=True)
@@ -105,7 +106,8 @@ class _Task:
         except (AudioError, ManifestError, ModelError) as error:
             self.error = str(error)
         except Exception as error:  # the page lives on, whatever happens in here
-            self.error = f"The transcription of {self.name} failed: {str(error) or type(error).__name__}"
+            reason = str(error) or type(error).__name__
+            self.error = Text("The transcription of {name} failed: {reason}", name=self.name, reason=reason)
         finally:
             _TURNS.release()
 
@@ -142,19 +144,19 @@ class Job(_Task):
         return self._tables.get(segment)
 
     def _work(self) -> None:
-        self.step = "Reading the audio"
+        self.step = Text("Reading the audio")
         audio = decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
         self.audio = audio
         for method in self.methods:
             self._advance(0.0)
-            self.step = f"{METHOD_NAMES.get(method, method)} is listening"
+            self.step = Text("{method} is listening", method=Text(METHOD_NAMES.get(method, method)))
             self.encoded = self._asr.encode(audio) if self.encoded is None else self.encoded
             transcript = self._asr.transcribe(
                 audio, method=method, want_trace=method == "hdmole", encoded=self.encoded, progress=self._advance
             )
             self._share = 0.0
             self.transcripts[method] = transcript
-        self.step = "Done"
+        self.step = Text("Done")
 
 
 class Trial(_Task):
@@ -166,7 +168,7 @@ class Trial(_Task):
         super().__init__(asr, job.utterance.name)
 
     def _work(self) -> None:
-        self.step = "HDMoLE is listening again"
+        self.step = Text("HDMoLE is listening again")
         self._advance(0.0)
         self.transcript = self._asr.transcribe(
             self._job.audio, method="hdmole", intervention=self._change, encoded=self._job.encoded, progress=self._advance
@@ -182,7 +184,7 @@ class Worth(_Task):
         super().__init__(asr, job.utterance.name)
 
     def _work(self) -> None:
-        self.step = "Leaving out one expert after the other"
+        self.step = Text("Leaving out one expert after the other")
         self.words = self._asr.attribution(self._encoded)
 
 
@@ -196,7 +198,8 @@ class Evaluation(_Task):
         super().__init__(asr, manifest.name)
 
     def _progress(self, done: int, total: int) -> None:
-        self.step, self._share = f"{done} of {total} recordings heard", done / max(1, total)
+        self.step = Text("{done} of {total} recordings heard", done=done, total=total)
+        self._share = done / max(1, total)
         if self.cancelled and done < total:
             raise Cancelled
 
@@ -213,17 +216,22 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
         with zipfile.ZipFile(file) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]
             if sum(e.file_size for e in entries) > MOST_UNPACKED:
-                raise ManifestError(f"The ZIP unpacks to more than {MOST_UNPACKED / 1e9:g} GB; give the manifest's path instead.")
+                raise ManifestError(
+                    t(
+                        "The ZIP unpacks to more than {size} GB; give the manifest's path instead.",
+                        size=f"{MOST_UNPACKED / 1e9:g}",
+                    )
+                )
             manifests = [e for e in entries if e.filename.endswith(".jsonl")]
             if not manifests:
                 raise ManifestError(
-                    "The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it."
+                    t("The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.")
                 )
             for entry in entries:
                 archive.extract(entry, folder)
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "password" in str(error):
-            raise ManifestError("The ZIP is locked with a password; make one without.") from None
-        raise ManifestError("The file is not a ZIP that can be read; make it again.") from None
+            raise ManifestError(t("The ZIP is locked with a password; make one without.")) from None
+        raise ManifestError(t("The file is not a ZIP that can be read; make it again.")) from None
     first = min(manifests, key=lambda e: (e.filename.count("/"), e.filename))
     return folder / first.filename

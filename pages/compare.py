@@ -5,105 +5,126 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import parts, state
+from app import parts, state, texts
+from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, text_card
 from hdmole import figures
-from hdmole.results import DOMAIN_LABELS, markdown_table, verdict
+from hdmole.results import DOMAIN_LABELS, verdict
 
 asr = state.load_model()
 
-st.title("Is HDMoLE better, by how much, and how sure are we?")
+st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
 folder, summary = parts.choose_results(asr, "methods")
-labels = figures.method_labels(summary)
+labels = {name: t(label) for name, label in figures.method_labels(summary).items()}
 
 parts.headline(asr, summary)
 for claim in summary.get("claims", []):
     low, high = claim["interval"]
     icon = ":material/check_circle:" if claim["holds"] else ":material/cancel:"
-    st.markdown(
-        f"{icon} **{claim['claim']}: {'yes' if claim['holds'] else 'no'}**, {claim['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    )
+    answer = t(
+        "**{claim}: {answer}**, {points} points [{interval}]", claim=t(claim["claim"]), answer=t("yes" if claim["holds"] else "no"),
+        points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
+    )  # fmt: skip
+    st.markdown(f"{icon} {answer}")
 bars, plane = st.columns([1.6, 1])
 with bars:
-    st.header("Word error rate by accent")
+    st.header(t("Word error rate by accent"))
     rates = figures.error_rate_data(summary)
     parts.figure(
         figures.error_rates(rates), "word-error-rates", rates,
-        "lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals.", "rates",
+        t("lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals."), "rates",
     )  # fmt: skip
 with plane:
-    st.header("What it cost on general speech")
+    st.header(t("What it cost on general speech"))
     cost = figures.forgetting_data(summary)
     if len(cost):
         parts.figure(
-            figures.forgetting(cost), "accents-against-general", cost,
-            "down is better on accents, right of the dotted line the general domain was forgotten.", "forgetting",
+            figures.forgetting(cost.assign(label=cost.label.map(t))), "accents-against-general", cost,
+            t("down is better on accents, right of the dotted line the general domain was forgotten."), "forgetting",
         )  # fmt: skip
 main = {name: entry for name, entry in summary["methods"].items() if name in figures.MAIN_METHODS} or summary["methods"]
-st.markdown(markdown_table({"methods": main}, labels))
+st.markdown(texts.table({"methods": main}, labels))
 if len(main) < len(labels):
-    with st.expander(f"All {len(labels)} methods"):
-        st.markdown(markdown_table(summary, labels))
+    with st.expander(t("All {count} methods", count=len(labels))):
+        st.markdown(texts.table(summary, labels))
 
 curves = figures.curve_data(summary)
 if len(curves):
-    st.header("Learning accents, forgetting general speech")
+    st.header(t("Learning accents, forgetting general speech"))
     parts.figure(
         figures.curves(curves), "forgetting-curves", curves,
-        "left, how fast a method learns the accents; right, what happens to general speech meanwhile.", "curves",
+        t("left, how fast a method learns the accents; right, what happens to general speech meanwhile."), "curves",
     )  # fmt: skip
 found = summary.get("differences", [])
 names = list(summary["methods"])
 if len(names) < 2 or not found:
     st.stop()
 
-st.header("Is the difference real?")
+st.header(t("Is the difference real?"))
 left, right, middle = st.columns(3)
 label = labels.__getitem__
 method = left.selectbox(
-    "Method", names, index=names.index("hdmole") if "hdmole" in names else len(names) - 1, format_func=label, key="compared"
+    t("Method"), names, index=names.index("hdmole") if "hdmole" in names else len(names) - 1, format_func=label, key="compared"
 )
 others = [name for name in names if name != method]
-against = right.selectbox("Against", others, format_func=label, key="against")
+against = right.selectbox(t("Against"), others, format_func=label, key="against")
 pair = [d for d in found if (d["method"], d["against"]) == (method, against)]
-st.markdown("\n".join(f"- **{DOMAIN_LABELS.get(d['domain'], d['domain'])}.** {verdict(d, labels)}" for d in pair))
+st.markdown(
+    "\n".join(
+        t("- **{speech}.** {verdict}", speech=Text(DOMAIN_LABELS.get(d["domain"], d["domain"])), verdict=Text(verdict(d, labels)))
+        for d in pair
+    )
+)
 st.caption(
-    "Points of word error rate with 95 % intervals from a bootstrap over speakers, both methods on the same speech; "
-    "below zero is better. It says how far other speakers would move the difference, not other training seeds."
+    t(
+        "Points of word error rate with 95 % intervals from a bootstrap over speakers, both methods on the same speech; "
+        "below zero is better. It says how far other speakers would move the difference, not other training seeds."
+    )
 )
 if len(names) > len(main):
     variants = figures.variant_data(summary, str(method))
     parts.figure(
-        figures.variants(variants, label(method)), "variants", variants,
-        f"left of zero a method is better than {label(method)}; a ring says that no difference is established.", "variants",
+        figures.variants(variants.assign(label=variants.label.map(t)), label(method)), "variants", variants,
+        t("left of zero a method is better than {method}; a ring says that no difference is established.", method=label(method)),
+        "variants",
     )  # fmt: skip
 trials = pd.DataFrame(summary.get("trials", []))
 if len(trials):
-    with st.expander("Learning rates tried on dev speech"):
-        st.dataframe(
-            trials.rename(columns={"accent": "accents, WER (%)", "general": "general, WER (%)", "rate": "learning rate"}),
-            hide_index=True,
-        )
+    with st.expander(t("Learning rates tried on dev speech")):
+        trials = trials.rename(columns={"accent": "accents, WER (%)", "general": "general, WER (%)", "rate": "learning rate"})
+        st.dataframe(trials, hide_index=True, column_config={name: t(name) for name in trials.columns})
 
 file = folder / "utterances.parquet"
 if file.is_file():
-    st.header("Utterance by utterance")
+    st.header(t("Utterance by utterance"))
     table = figures.pair_data(pd.read_parquet(file), method, against)
-    accent = middle.selectbox("Accent", sorted(set(table.accent)), index=None, placeholder="all", key="compared_accent")
+    accent = middle.selectbox(
+        t("Accent"),
+        sorted(set(table.accent)),
+        index=None,
+        placeholder=t("all"),
+        format_func=texts.accent_name,
+        key="compared_accent",
+    )
     table = table[table.accent == accent].reset_index(drop=True) if accent else table
+    shown = {name: t(name) for name in ("fewer errors", "accent", "speaker", "reference")}
+    shown |= {f"hypothesis {name}": t("hypothesis {method}", method=name) for name in (str(method), str(against))}
     event = st.dataframe(
         table, hide_index=True, height=300, on_select="rerun", selection_mode="single-row", key="utterances",
-        column_order=["fewer errors", "accent", "speaker", "reference", f"hypothesis {method}", f"hypothesis {against}"],
+        column_order=list(shown), column_config=shown,
     )  # fmt: skip
     st.caption(
-        f"**How to read this:** sorted by how many fewer word errors {label(method)} made; choose a row to see where they "
-        "differ. The audio of the test set is not part of the results."
+        t(
+            "**How to read this:** sorted by how many fewer word errors {method} made; choose a row to see where they differ. "
+            "The audio of the test set is not part of the results.",
+            method=label(method),
+        )
     )
     st.download_button(
-        "All utterances (CSV)", table.to_csv(index=False), f"{method}-{against}.csv", "text/csv", on_click="ignore"
+        t("All utterances (CSV)"), table.to_csv(index=False), f"{method}-{against}.csv", "text/csv", on_click="ignore"
     )
     if event.selection.rows:
         row = table.iloc[event.selection.rows[0]]
         heard = [text_card(name, row[f"hypothesis {name}"], row.reference) for name in (method, against)]
-        st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{LEGEND_DIFFERENCE}</div>")
+        st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
 parts.origin(summary)

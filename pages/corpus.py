@@ -10,30 +10,36 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import parts, state
+from app import parts, state, texts
+from app.texts import t
 from app.words import LEGEND_DIFFERENCE, text_card
 from app.worker import Evaluation, unpack
 from hdmole import figures
 from hdmole.evaluate import ManifestError
-from hdmole.results import markdown_table
 
 asr = state.load_model()
 
-st.title("How well are your own recordings heard?")
+st.title(t("How well are your own recordings heard?"))
 st.caption(
-    "Give recordings with what was said in them. The work goes on while you visit other pages; what is done is kept when you cancel."
+    t(
+        "Give recordings with what was said in them. The work goes on while you visit other pages; "
+        "what is done is kept when you cancel."
+    )
 )
 task: Evaluation | None = st.session_state.get("evaluation")
-with st.expander("The recordings", expanded=task is None, icon=":material/folder_open:"):
+with st.expander(t("The recordings"), expanded=task is None, icon=":material/folder_open:"):
     st.markdown(
-        "A manifest has one line a recording: `{\"audio\": \"clip.wav\", \"text\": \"what was said\", \"accent\": \"indian\", "
-        "\"speaker\": \"s1\"}`, the audio's path being relative to the manifest, `general` the accent of general speech."
-    )  # fmt: skip
+        t(
+            "A manifest has one line a recording: {line}, the audio's path being relative to the manifest, `general` the accent of "
+            "general speech.",
+            line='`{"audio": "clip.wav", "text": "what was said", "accent": "indian", "speaker": "s1"}`',
+        )
+    )
     left, right = st.columns(2)
-    file = left.file_uploader("A ZIP with the recordings and a .jsonl manifest", type="zip", key="corpus_zip")
-    path = right.text_input("or the path of a manifest on the app's machine", key="corpus_path", placeholder="data/test.jsonl")
-    methods = st.multiselect("Methods", asr.methods, asr.methods, format_func=lambda m: figures.METHOD_NAMES.get(m, m))
-    if st.button("Start", type="primary", disabled=not methods or not (file or path.strip())):
+    file = left.file_uploader(t("A ZIP with the recordings and a .jsonl manifest"), type="zip", key="corpus_zip")
+    path = right.text_input(t("or the path of a manifest on the app's machine"), key="corpus_path", placeholder="data/test.jsonl")
+    methods = st.multiselect(t("Methods"), asr.methods, asr.methods, format_func=texts.method)
+    if st.button(t("Start"), type="primary", disabled=not methods or not (file or path.strip())):
         folder = Path(tempfile.mkdtemp(prefix="hdmole-corpus-"))
         try:
             manifest = unpack(file, folder / "speech") if file else Path(path.strip())
@@ -50,35 +56,40 @@ if task.running:
     parts.watch(task, None)
     st.stop()
 if task.error:
-    st.error(task.error)
+    st.error(t(task.error))
 if task.summary is None:
     if not task.error:
-        st.info("Cancelled before anything was heard.")
+        st.info(t("Cancelled before anything was heard."))
     st.stop()
 
 summary = task.summary
 made = summary["provenance"]
 if made["recordings"] < made["of"]:
-    st.warning(f"Cancelled after {made['recordings']} of {made['of']} recordings; the numbers are of these.")
+    st.warning(
+        t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=made["recordings"], all=made["of"])
+    )
 if task.failed:
-    with st.expander(f"{len(task.failed)} recordings could not be read", icon=":material/error:"):
-        st.dataframe(pd.DataFrame(task.failed), hide_index=True)
-labels = figures.method_labels(summary)
+    with st.expander(t("{count} recordings could not be read", count=len(task.failed)), icon=":material/error:"):
+        st.dataframe(pd.DataFrame(task.failed), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
+labels = {name: t(label) for name, label in figures.method_labels(summary).items()}
 rates = figures.error_rate_data(summary)
 bars, table = st.columns([1.3, 1])
 with bars:
     parts.figure(
         figures.error_rates(rates), "corpus-error-rates", rates,
-        "lower is better; thin lines are 95 % intervals over speakers.", "corpus_rates",
+        t("lower is better; thin lines are 95 % intervals over speakers."), "corpus_rates",
     )  # fmt: skip
 with table:
-    st.markdown(markdown_table(summary, labels))
+    st.markdown(texts.table(summary, labels))
     st.page_link(
-        "../pages/compare.py", label="Compare the methods", icon=":material/bar_chart:", query_params={"results": str(task.out)}
+        "../pages/compare.py",
+        label=t("Compare the methods"),
+        icon=":material/bar_chart:",
+        query_params={"results": str(task.out)},
     )
     if "routing" in summary:
         st.page_link(
-            "../pages/correspondence.py", label="Experts and accents", icon=":material/grid_on:",
+            "../pages/correspondence.py", label=t("Experts and accents"), icon=":material/grid_on:",
             query_params={"results": str(task.out)},
         )  # fmt: skip
 
@@ -90,7 +101,7 @@ with table:
         return content.getvalue()
 
     st.download_button(
-        "All results (ZIP)", archive, "results.zip", "application/zip", on_click="ignore", icon=":material/download:"
+        t("All results (ZIP)"), archive, "results.zip", "application/zip", on_click="ignore", icon=":material/download:"
     )
 
 
@@ -107,12 +118,14 @@ def recordings(out: str) -> pd.DataFrame:
     return known.join(first).join(wide.round(1)).reset_index()
 
 
-st.header("Recording by recording")
+st.header(t("Recording by recording"))
 rows = recordings(str(task.out))
 accent_box, word_box, worst_box = st.columns([1, 2, 1])
-accents = accent_box.multiselect("Accents", sorted(set(rows.accent)), placeholder="all", key="corpus_accents")
-text = word_box.text_input("Said or file name contains", key="corpus_text")
-least = worst_box.number_input("WER of some method at least (%)", 0, 100, 0, 10, key="corpus_least")
+accents = accent_box.multiselect(
+    t("Accents"), sorted(set(rows.accent)), placeholder=t("all"), format_func=texts.accent_name, key="corpus_accents"
+)
+text = word_box.text_input(t("Said or file name contains"), key="corpus_text")
+least = worst_box.number_input(t("WER of some method at least (%)"), 0, 100, 0, 10, key="corpus_least")
 shown = rows[rows.accent.isin(accents)] if accents else rows
 if text.strip():
     found = shown.reference.str.contains(text.strip(), case=False, regex=False)
@@ -123,13 +136,18 @@ event = st.dataframe(
     shown, hide_index=True, height=320, on_select="rerun", selection_mode="single-row", key="corpus_rows",
     column_order=["utterance", "accent", *rates_of, "reference", "words", "seconds", "level", "clipped", "in_domain", "speaker"],
     column_config={
-        "seconds": st.column_config.NumberColumn("length (s)"), "level": st.column_config.NumberColumn("level (dBFS)"),
-        "clipped": st.column_config.NumberColumn("clipped samples", format="percent"),
-        "in_domain": st.column_config.NumberColumn("in-domain score"),
+        **{name: t(name) for name in ("utterance", "accent", "reference", "words", "speaker")},
+        "seconds": st.column_config.NumberColumn(t("length (s)")), "level": st.column_config.NumberColumn(t("level (dBFS)")),
+        "clipped": st.column_config.NumberColumn(t("clipped samples"), format="percent"),
+        "in_domain": st.column_config.NumberColumn(t("in-domain score")),
     },
 )  # fmt: skip
 st.caption(
-    f"**How to read this:** {len(shown):,} of {len(rows):,} recordings; sort by a column's head, choose a row to hear it and see the words."
+    t(
+        "**How to read this:** {shown} of {all} recordings; sort by a column's head, choose a row to hear it and see the words.",
+        shown=f"{len(shown):,}",
+        all=f"{len(rows):,}",
+    )
 )
 if event.selection.rows:
     row = shown.iloc[event.selection.rows[0]]
@@ -137,4 +155,4 @@ if event.selection.rows:
         st.audio(row.audio)
     of = pd.read_parquet(task.out / "utterances.parquet", filters=[("utterance", "==", row.utterance)])
     cards = [text_card(r["method"], r["hypothesis"], r["reference"]) for r in of.to_dict("records")]
-    st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{LEGEND_DIFFERENCE}</div>")
+    st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")

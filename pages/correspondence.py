@@ -5,16 +5,17 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from app import parts, state
+from app import parts, state, texts
+from app.texts import t
 from hdmole import figures
 
 asr = state.load_model()
 
-st.title("Does each expert serve its accent?")
+st.title(t("Does each expert serve its accent?"))
 folder, summary = parts.choose_results(asr, "routing")
 file = folder / "routing.parquet"
 if "routing" not in summary or not file.is_file():
-    st.info("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do.")
+    st.info(t("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do."))
     st.stop()
 
 measured = summary["routing"]
@@ -24,50 +25,58 @@ names = {"combined": "gate", "global": "global_gate", "local": "local_probabilit
 columns = st.columns(3)
 for column, router in zip(columns, names, strict=True):
     purity, nmi = (measured["routers"][router]["all"][name] for name in ("purity", "nmi"))
-    title = figures.ROUTERS[names[router]]
+    title = t(figures.ROUTERS[names[router]])
     column.metric(
-        f"{title}: purity",
+        t("{router}: purity", router=title),
         f"{purity['value']:.2f}",
         f"[{purity['interval'][0]:.2f}, {purity['interval'][1]:.2f}]",
         delta_color="off",
         delta_arrow="off",
     )
-    column.caption(f"Mutual information {nmi['value']:.2f} [{nmi['interval'][0]:.2f}, {nmi['interval'][1]:.2f}]")
+    information = f"{nmi['value']:.2f} [{nmi['interval'][0]:.2f}, {nmi['interval'][1]:.2f}]"
+    column.caption(t("Mutual information {value}", value=information))
 st.caption(
-    "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "
-    "expert and accent tell each other, 0 where they know nothing of each other. The global router is given the accent by its "
-    "recogniser, so its correspondence is no discovery; the local router's would be."
+    t(
+        "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "
+        "expert and accent tell each other, 0 where they know nothing of each other. The global router is given the accent by its "
+        "recogniser, so its correspondence is no discovery; the local router's would be."
+    )
 )
 which, where = st.columns(2)
 router = which.segmented_control(
-    "Router", list(figures.ROUTERS), default="gate", required=True, format_func=figures.ROUTERS.__getitem__, key="router"
+    t("Router"), list(figures.ROUTERS), default="gate", required=True, format_func=lambda r: t(figures.ROUTERS[r]), key="router"
 )
-layer = where.selectbox("Layer", list(layers), index=None, placeholder="mean over all", key="corpus_layer")
+layer = where.selectbox(t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer")
 left, right = st.columns(2)
 with left:
     data = figures.correspondence_data(routing, str(router), layers[layer] if layer else None)
     parts.figure(
         figures.correspondence(data), "correspondence", data,
-        "a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent.", "matrix",
+        t("a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent."),
+        "matrix",
     )  # fmt: skip
     unseen = sorted(set(routing[routing.domain == "unseen"].spoken))
     if unseen:
         st.caption(
-            f"No expert was trained on {', '.join(map(figures.accent_label, unseen))}: their rows say whom they are taken for."
+            t(
+                "No expert was trained on {accents}: their rows say whom they are taken for.",
+                accents=t(", ").join(map(texts.accent, unseen)),
+            )
         )
 with right:
     points = figures.map_data(routing, str(router))
     parts.figure(
         figures.utterance_map(points), "utterance-map", points,
-        "a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on.", "map",
+        t("a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on."), "map",
     )  # fmt: skip
 
 worth = figures.attribution_data(summary)
 if len(worth):
-    st.header("What an expert is worth")
+    st.header(t("What an expert is worth"))
     parts.figure(
         figures.attribution(worth), "attribution", worth,
-        "leave one expert out and score the right words again: below zero they become less likely, so the expert helped.", "worth",
+        t("leave one expert out and score the right words again: below zero they become less likely, so the expert helped."),
+        "worth",
     )  # fmt: skip
 per_layer = pd.DataFrame(
     [
@@ -84,7 +93,13 @@ per_layer = pd.DataFrame(
         for name in layers.values()
     ]
 )
-with st.expander("Layer by layer"):
-    st.dataframe(per_layer, hide_index=True)
-    st.download_button("Layers (CSV)", per_layer.to_csv(index=False), "layers.csv", "text/csv", on_click="ignore")
+with st.expander(t("Layer by layer")):
+    heads = {"layer": t("layer")}
+    for router in map(figures.ROUTERS.__getitem__, names.values()):
+        heads[f"{router}: purity"] = t("{router}: purity", router=t(router))
+        heads[f"{router}: nmi"] = t("{router}: nmi", router=t(router))
+    for domain in measured["active"]:
+        heads[f"experts at work, {domain}"] = t("experts at work, {speech}", speech=t(domain))
+    st.dataframe(per_layer, hide_index=True, column_config=heads)
+    st.download_button(t("Layers (CSV)"), per_layer.to_csv(index=False), "layers.csv", "text/csv", on_click="ignore")
 parts.origin(summary)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import streamlit as st
 
 from app import parts, report, state
+from app.texts import keep_language, t
 from hdmole import figures
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
 state.read_deep_link(clips, state.model_folder(asr))
 
-st.title("Take it away")
+st.title(t("Take it away"))
 st.caption(
-    "One HTML file with the audio, the transcripts, the figures (interactive) and the results; it opens without a network."
+    t("One HTML file with the audio, the transcripts, the figures (interactive) and the results; it opens without a network.")
 )
 chosen = state.utterance()
 if chosen is None:
-    st.info("Choose, upload or record an utterance first.")
-    st.page_link("../pages/transcribe.py", label="To the page Transcribe", icon=":material/graphic_eq:")
+    st.info(t("Choose, upload or record an utterance first."))
+    st.page_link("../pages/transcribe.py", label=t("To the page Transcribe"), icon=":material/graphic_eq:")
     st.stop()
-parts.sample_select(clips, "Utterance")
+parts.sample_select(clips, t("Utterance"))
 job = state.job_of(asr, chosen)
 job.wait(0.3)
 if job.running:
@@ -37,12 +38,17 @@ if table is not None:
     state.prepare_choice("layer", layers)
     layer = str(
         st.selectbox(
-            "Layer whose routing is shown", layers, key="layer", format_func=figures.layer_label, persist_state="session"
+            t("Layer whose routing is shown"), layers, key="layer", format_func=figures.layer_label, persist_state="session"
         )
     )
 folders = state.results_folders(asr)
 name = st.selectbox(
-    "Results", list(folders), index=len(folders) - 1 if folders else None, placeholder="none", key="report_results"
+    t("Results"),
+    list(folders),
+    index=len(folders) - 1 if folders else None,
+    placeholder=t("none"),
+    format_func=t,
+    key="report_results",
 )
 state.write_deep_link(sample=chosen.sample)
 folder = folders.get(str(name))
@@ -50,13 +56,16 @@ about = {"model": state.model_folder(asr).name, "device": state.device_name(asr)
 summary = parts.summary_of(folder) if folder else {}
 with st.container(horizontal=True):
     st.download_button(
-        "Report (HTML)", lambda: report.html(job, reference, layer, which, summary, about), f"{chosen.stem}-report.html",
-        "text/html", type="primary", icon=":material/download:", on_click="ignore",
+        t("Report (HTML)"), keep_language(lambda: report.html(job, reference, layer, which, summary, about)),
+        f"{chosen.stem}-report.html", "text/html", type="primary", icon=":material/download:", on_click="ignore",
     )  # fmt: skip
     st.download_button(
-        "Data (ZIP)", lambda: report.data(job, layer, which, folder), f"{chosen.stem}-data.zip", "application/zip",
+        t("Data (ZIP)"), lambda: report.data(job, layer, which, folder), f"{chosen.stem}-data.zip", "application/zip",
         icon=":material/folder_zip:", on_click="ignore",
     )  # fmt: skip
 st.markdown(
-    "**In it:** " + ", ".join(title[0].lower() + title[1:] for title, _, _ in report.pictures(job, layer, which).values())
+    t(
+        "**In it:** {titles}",
+        titles=t(", ").join(title[0].lower() + title[1:] for title, _, _ in report.pictures(job, layer, which).values()),
+    )
 )

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import parts, state
+from app import parts, state, texts
 from app.moment import choose_word, clicked_moment, remember_click, show_moment
+from app.texts import t
 from hdmole import figures
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
 state.read_deep_link(clips, state.model_folder(asr))
 
-st.title("Which expert worked when")
+st.title(t("Which expert worked when"))
 st.caption(
-    "Each layer has one expert per accent. A global router weighs them by the accent heard, a local one by each moment of sound; "
-    "an expert whose weight stays under a router's threshold is off."
+    t(
+        "Each layer has one expert per accent. A global router weighs them by the accent heard, a local one by each moment of sound; "
+        "an expert whose weight stays under a router's threshold is off."
+    )
 )
 chosen = parts.routed_utterance(asr)
 
 sample, layer_box, gate_box = st.columns([2.2, 1.2, 1.6])
 with sample:
-    parts.sample_select(clips, "Utterance")
+    parts.sample_select(clips, t("Utterance"))
 job = state.job_of(asr, chosen)
 job.wait(0.3)
 if job.running:
@@ -39,14 +42,14 @@ layers = state.layers_of(table)
 state.prepare_choice("layer", layers)
 state.prepare_choice("gate", list(figures.GATES))
 with layer_box:
-    layer = st.selectbox("Layer", layers, key="layer", format_func=figures.layer_label, persist_state="session")
+    layer = st.selectbox(t("Layer"), layers, key="layer", format_func=figures.layer_label, persist_state="session")
 with gate_box:
     picked = st.segmented_control(
-        "Gate",
+        t("Gate"),
         list(figures.GATES),
         key="gate",
         required=True,
-        format_func=lambda g: figures.GATES[g].split()[0],
+        format_func=lambda g: t(figures.GATES[g]).split()[0],
         persist_state="session",
     )
 which = picked or "gate"
@@ -59,29 +62,31 @@ choose_word(chosen.key, words)
 moment = clicked_moment(chosen.key, words, stretch.start, stretch.end)
 show_moment(moment, job.audio, table, layer, which)
 span = (moment.start, moment.end) if moment else None
-label = figures.layer_label(layer)
-st.header(f"{figures.GATES[which]} of {label}, over time")
+label, gate = figures.layer_label(layer), t(figures.GATES[which])
+st.header(t("{gate} of {layer}, over time", gate=gate, layer=label))
 data = figures.gate_data(table, layer, which)
 parts.figure(
     figures.gate_heatmap(data, which, words, span), f"{chosen.stem}-{label}-{which}", data,
-    "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
-    "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own.",
+    t(
+        "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
+        "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own."
+    ),
     f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, words),
 )  # fmt: skip
 
 left, right = st.columns(2)
 with left:
-    st.header(f"Thresholds of {label} and what they cut")
+    st.header(t("Thresholds of {layer} and what they cut", layer=label))
     at = moment.time if moment else None
     cut = figures.threshold_data(table, layer, at)
-    when = f"at {at:.2f} s" if at is not None else "averaged over the utterance, with its range"
+    when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
     parts.figure(
         figures.threshold_bars(cut), f"{chosen.stem}-{label}-thresholds", cut,
-        f"each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).",
+        t("each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).", when=when),
         f"thresholds-{key}",
     )  # fmt: skip
 with right:
-    st.header(f"All layers: {figures.GATES[which].lower()}, mean")
+    st.header(t("All layers: {gate}, mean", gate=gate.lower()))
     overview = figures.overview_data(table, which)
 
     def choose_layer() -> None:
@@ -92,31 +97,31 @@ with right:
 
     parts.figure(
         figures.layer_overview(overview, which), f"{chosen.stem}-layers", overview,
-        "a row is a layer, the encoder's side on top; bright experts did most there. Click a cell to see its layer above.",
+        t("a row is a layer, the encoder's side on top; bright experts did most there. Click a cell to see its layer above."),
         f"overview-{key}", on_select=choose_layer,
     )  # fmt: skip
 
-st.header("All layers: experts at work, over time")
+st.header(t("All layers: experts at work, over time"))
 active = figures.active_data(table)
 count = figures.ACTIVE[which]
 parts.figure(
     figures.active_heatmap(active, table.expert.nunique(), words, count, span), f"{chosen.stem}-active", active,
-    f"how many experts are on at each layer and moment ({figures.GATES[which].lower()}); dark is none. Click a cell to hear it.",
+    t("how many experts are on at each layer and moment ({gate}); dark is none. Click a cell to hear it.", gate=gate.lower()),
     f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key, words),
 )  # fmt: skip
 
-st.header("Word by word")
+st.header(t("Word by word"))
 view = st.segmented_control(
-    "What is shown", ["gate", "worth"], default="gate", required=True, key="word_view",
-    format_func={"gate": f"{figures.GATES[which]}, mean over layers", "worth": "What each expert was worth"}.__getitem__,
+    t("What is shown"), ["gate", "worth"], default="gate", required=True, key="word_view",
+    format_func={"gate": t("{gate}, mean over layers", gate=gate), "worth": t("What each expert was worth")}.__getitem__,
 )  # fmt: skip
 if not words:
-    st.caption("No words were heard here.")
+    st.caption(t("No words were heard here."))
 elif view == "gate":
     carried = figures.word_data(table, words, which)
     parts.figure(
         figures.word_heatmap(carried), f"{chosen.stem}-words", carried,
-        "a column is a word, a row an expert; bright experts carried the word.", f"words-{key}",
+        t("a column is a word, a row an expert; bright experts carried the word."), f"words-{key}",
     )  # fmt: skip
 else:
     asked = state.worth_of(asr, job, stretch.number)
@@ -125,21 +130,25 @@ else:
         parts.watch(asked, None)
         st.stop()
     if asked.error:
-        st.error(asked.error)
+        st.error(t(asked.error))
     if asked.words:
         worth = figures.worth_data(asked.words)
         parts.figure(
             figures.word_heatmap(worth, worth=True), f"{chosen.stem}-worth", worth,
-            "one expert is left out at a time and the same words are scored again: brown, the word became less likely without the "
-            "expert, which so helped; purple, it became likelier.", f"worth-{key}",
+            t(
+                "one expert is left out at a time and the same words are scored again: brown, the word became less likely without "
+                "the expert, which so helped; purple, it became likelier."
+            ),
+            f"worth-{key}",
         )  # fmt: skip
 
-st.header("Beside another utterance")
+st.header(t("Beside another utterance"))
 others = [clip for clip in clips if clip.name != chosen.sample]
 same = [clip for clip in others if chosen.reference and clip.text == chosen.reference]
 beside = st.selectbox(
-    "Another sample, for instance the same sentence in another accent", [*same, *[c for c in others if c not in same]], index=None,
-    format_func=lambda clip: f"{figures.accent_label(clip.accent)}: {clip.text}", key=f"beside-{chosen.key}", placeholder="none",
+    t("Another sample, for instance the same sentence in another accent"), [*same, *[c for c in others if c not in same]],
+    index=None, format_func=lambda clip: f"{texts.accent(clip.accent)}: {clip.text}", key=f"beside-{chosen.key}",
+    placeholder=t("none"),
 )  # fmt: skip
 if beside is not None:
     other = state.beside(asr, beside)
@@ -158,5 +167,5 @@ if beside is not None:
                 shown = figures.gate_data(rows, layer, which)
                 parts.figure(
                     figures.gate_heatmap(shown, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,
-                    "the same layer and gate of both; rows are experts.", f"beside-{name}-{key}",
+                    t("the same layer and gate of both; rows are experts."), f"beside-{name}-{key}",
                 )  # fmt: skip

@@ -6,19 +6,22 @@ from typing import Any
 
 import streamlit as st
 
-from app import parts, state
+from app import parts, state, texts
+from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, method_card
 from hdmole import figures
 from hdmole.results import count_errors, normalise
 
-CHOICES = {"dynamic": "Thresholds", "top_k": "Top-k", "top_p": "Top-p", "dense": "All"}
+CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
 state.read_deep_link(clips, state.model_folder(asr))
 
-st.title("What if the routing were different?")
-st.caption("Change how experts are chosen; the utterance is decoded again, next to the untouched run. The model stays as it is.")
+st.title(t("What if the routing were different?"))
+st.caption(
+    t("Change how experts are chosen; the utterance is decoded again, next to the untouched run. The model stays as it is.")
+)
 chosen = parts.routed_utterance(asr)
 job = state.job_of(asr, chosen)
 job.wait(0.3)
@@ -49,45 +52,51 @@ def number_from_link(name: str, default: float, low: float, high: float) -> floa
 
 
 with controls:
-    parts.sample_select(clips, "Utterance")
+    parts.sample_select(clips, t("Utterance"))
     how = st.segmented_control(
-        "Experts chosen by", list(CHOICES), default=(from_link("choose", list(CHOICES)) or ["dynamic"])[0], required=True,
-        format_func=CHOICES.__getitem__, key="choose", persist_state="session",
+        t("Experts chosen by"), list(CHOICES), default=(from_link("choose", list(CHOICES)) or ["dynamic"])[0], required=True,
+        format_func=lambda choice: t(CHOICES[choice]), key="choose", persist_state="session",
     )  # fmt: skip
     change: dict[str, Any] = {}
     link: dict[str, str] = {}
     where = st.session_state.get("change_layers") or list(layers)
     if how == "dynamic":
-        for name, label in (("tau_global", "Global threshold τ"), ("tau_local", "Local threshold τ")):
+        for name, label in (("tau_global", t("Global threshold τ")), ("tau_local", t("Local threshold τ"))):
             trained = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
             most = max(0.5, trained)
             value = st.slider(
                 label, 0.0, most, number_from_link(name, trained, 0, most), 0.005, format="%.3f", key=f"{name}-{chosen.key}-{'-'.join(where)}",
-                help=f"As trained: {trained:.3f} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most.",
+                help=t(
+                    "As trained: {trained} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most.",
+                    trained=f"{trained:.3f}",
+                ),
             )  # fmt: skip
             if value != trained:
                 change[name], link[name] = value, f"{value:g}"
     else:
         change["thresholds"], link["choose"] = how, str(how)
         if how == "top_k":
-            change["top_k"] = st.slider("Experts kept", 1, len(experts), int(number_from_link("k", 2, 1, len(experts))), key="k")
+            change["top_k"] = st.slider(
+                t("Experts kept"), 1, len(experts), int(number_from_link("k", 2, 1, len(experts))), key="k"
+            )
             link["k"] = str(change["top_k"])
         elif how == "top_p":
-            change["top_p"] = st.slider("Weight kept", 0.05, 1.0, number_from_link("p", 0.9, 0.05, 1), 0.05, key="p")
+            change["top_p"] = st.slider(t("Weight kept"), 0.05, 1.0, number_from_link("p", 0.9, 0.05, 1), 0.05, key="p")
             link["p"] = f"{change['top_p']:g}"
     heard = next(iter(from_link("accent", asr.accents)), None)
     accent = st.selectbox(
-        "Route as if the accent were", asr.accents, index=asr.accents.index(heard) if heard else None,
-        placeholder="as it is heard", format_func=figures.accent_label, key="change_accent", persist_state="session",
+        t("Route as if the accent were"), asr.accents, index=asr.accents.index(heard) if heard else None,
+        placeholder=t("as it is heard"), format_func={name: texts.accent(name) for name in asr.accents}.__getitem__,
+        key="change_accent", persist_state="session",
     )  # fmt: skip
     picked: dict[str, list[str]] = {}
-    for name, label in (("mask", "Switch off"), ("force", "Use only")):
+    for name, label in (("mask", t("Switch off")), ("force", t("Use only"))):
         picked[name] = st.multiselect(
-            label, experts, from_link(name, experts), format_func=figures.accent_label, placeholder="no expert",
+            label, experts, from_link(name, experts), format_func=texts.accent, placeholder=t("no expert"),
             key=f"change_{name}", persist_state="session",
         )  # fmt: skip
     only = st.multiselect(
-        "At layers", list(layers), from_link("layers", list(layers)), placeholder="all", key="change_layers",
+        t("At layers"), list(layers), from_link("layers", list(layers)), placeholder=t("all"), key="change_layers",
         persist_state="session",
     )  # fmt: skip
 
@@ -109,9 +118,9 @@ with outcome:
             parts.watch(trial, None)
             st.stop()
         if trial.error:
-            st.error(trial.error)
+            st.error(t(trial.error))
         if trial.transcript is None:
-            if st.button("Hear it again"):
+            if st.button(t("Hear it again")):
                 st.session_state.pop("stopped", None)
                 st.session_state.trials.clear()
                 st.rerun()
@@ -119,31 +128,31 @@ with outcome:
         after = trial.transcript
     st.html(
         "<div class='cards'>"
-        + method_card("hdmole", untouched, reference, title="As trained")
-        + method_card("hdmole", after, reference, title="Changed" if change else "Changed: nothing yet")
+        + method_card("hdmole", untouched, reference, title=t("As trained"))
+        + method_card("hdmole", after, reference, title=t("Changed" if change else "Changed: nothing yet"))
         + "</div>"
     )
     if reference:
-        st.html(f"<div class='legend'>{LEGEND_DIFFERENCE}</div>")
+        st.html(f"<div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
     differing, _ = count_errors(normalise(untouched.text), normalise(after.text))
     active = [sum(entry["active_experts"] for entry in t.layers) / max(1, len(t.layers)) for t in (untouched, after)]
     seconds = [t.rtf * t.seconds for t in (untouched, after)]
     words, work, time = st.columns(3)
-    words.metric("Words that changed", differing)
-    work.metric("Experts at work, mean", f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
-    time.metric("Time to decode", f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
+    words.metric(t("Words that changed"), differing)
+    work.metric(t("Experts at work, mean"), f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
+    time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
     measured = [f for f in map(parts.summary_of, state.results_folders(asr).values()) if f.get("frontier")]
     if measured:
-        st.header("More experts or fewer: what it does over a corpus")
+        st.header(t("More experts or fewer: what it does over a corpus"))
         points = figures.frontier_data(measured[-1])
         parts.figure(
             figures.frontier(points, active[1]), "threshold-frontier", points,
-            "word error rate on accents when thresholds are scaled, or replaced; the dashed line is where this utterance stands now.",
+            t("word error rate on accents when thresholds are scaled, or replaced; the dashed line is where this utterance stands now."),
             "frontier",
         )  # fmt: skip
-    st.header("Experts at work, layer by layer")
+    st.header(t("Experts at work, layer by layer"))
     data = figures.change_data(untouched.layers, after.layers)
     parts.figure(
         figures.change_dots(data, len(experts)), f"{chosen.stem}-change", data,
-        "each row is a layer; the ring is the model as trained, the disc is your change.", "change",
+        t("each row is a layer; the ring is the model as trained, the disc is your change."), "change",
     )  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Callable
 
 import pandas as pd
 import streamlit as st
 
-from app import parts, state
+from app import parts, state, texts
+from app.texts import Text, t
 from hdmole import figures
 from hdmole.audio import SAMPLE_RATE
 
@@ -15,12 +17,12 @@ asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
 state.read_deep_link(clips, state.model_folder(asr))
 
-st.title("What each method hears in accented speech")
-st.caption("One small speech model, four times: as it was trained on general speech, and adapted to accents in three ways.")
+st.title(t("What each method hears in accented speech"))
+st.caption(t("One small speech model, four times: as it was trained on general speech, and adapted to accents in three ways."))
 parts.choose_utterance(clips)
 chosen = state.utterance()
 if chosen is None:
-    st.info("Upload a file or record a sentence: it is then transcribed by every method this model has.")
+    st.info(t("Upload a file or record a sentence: it is then transcribed by every method this model has."))
     st.stop()
 state.write_deep_link(sample=chosen.sample)
 
@@ -48,27 +50,28 @@ if job.audio is None:
 best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()), None)
 sound, accent = st.columns([1.7, 1])
 with sound:
-    st.header("The sound")
+    st.header(t("The sound"))
     stretch = parts.choose_stretch(job, best)
     samples = stretch.samples
-    tables = {
-        "Waveform": lambda: figures.envelope(samples, SAMPLE_RATE),
-        "Mel spectrogram": lambda: figures.spectrogram_data(samples, SAMPLE_RATE),
+    tables: dict[str, Callable[[], pd.DataFrame]] = {
+        Text("Waveform"): lambda: figures.envelope(samples, SAMPLE_RATE),
+        Text("Mel spectrogram"): lambda: figures.spectrogram_data(samples, SAMPLE_RATE),
     }
     plot = figures.sound(samples, SAMPLE_RATE, stretch.words, stretch.start)
     parts.figure(
         plot, f"{chosen.stem}-sound", tables,
-        "loudness over time, above how strong each frequency is (bright is strong); words stand where they were heard.", "sound",
+        t("loudness over time, above how strong each frequency is (bright is strong); words stand where they were heard."),
+        "sound",
     )  # fmt: skip
 if best is not None and len(best.accent) > 1:
     with accent:
-        st.header("The accent it hears")
-        told = f" This sample is {figures.accent_label(chosen.accent)}." if chosen.accent else ""
+        st.header(t("The accent it hears"))
+        told = t(" This sample is {accent}.", accent=texts.accent(chosen.accent)) if chosen.accent else ""
         parts.figure(
             figures.accent_posterior(best.accent), f"{chosen.stem}-accent",
             pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())}),
-            f"how sure the accent recogniser is; this routes HDMoLE.{told}", "accent",
+            t("how sure the accent recogniser is; this routes HDMoLE.{told}", told=told), "accent",
         )  # fmt: skip
 if job.transcripts:
     parts.transcript_downloads(job)
-    st.page_link("../pages/routing.py", label="See which experts worked on this utterance", icon=":material/account_tree:")
+    st.page_link("../pages/routing.py", label=t("See which experts worked on this utterance"), icon=":material/account_tree:")

@@ -14,8 +14,17 @@ from tiny import speech_like
 
 from hdmole.compare import compare
 from hdmole.demo import build as recipe
-from hdmole.demo.corpus import Sizes, mel, read_real, split_speakers
-from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, augment, other_language_sentences, out_of_domain_noise, speakers
+from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
+from hdmole.demo.synth import (
+    ACCENTS,
+    GENERAL,
+    Synthesiser,
+    augment,
+    other_language_sentences,
+    out_of_domain_noise,
+    say_again,
+    speakers,
+)
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 
 
@@ -143,6 +152,13 @@ def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch:
     second = recipe.build(out, [real], work=work, report=said.append)
     assert second["methods"] == first["methods"] and second["accent_recogniser"] == first["accent_recogniser"]
     assert not any("step" in line for line in said[count:])
+    job = next(
+        j for j in recipe.Build(work, [real], 0, small, said.append).jobs if j["domain"] == "accent" and j["split"] == "test"
+    )
+    with Synthesiser() as synthesiser:
+        wave = render(job, synthesiser)
+    assert np.array_equal(say_again(job["text"], job["accent"], job["speaker"].name), wave)
+    assert say_again(job["text"], job["accent"], "nobody") is None
     config = tmp_path / "compare.toml"  # the work folder is what a comparison starts from
     rates = "".join(f"{m} = [1e-3]\n" for m in ("full", "gated_lora", "hdmole"))
     config.write_text(f'data = "{work}"\nmethods = ["full", "gated_lora", "hdmole"]\nhdmole = {{r = 1}}\n[rates]\n{rates}')

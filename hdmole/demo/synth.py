@@ -142,6 +142,19 @@ def speakers(split: str, count: int, seed: int) -> list[Speaker]:
     return people
 
 
+def say_again(text: str, accent: str, speaker: str, seed: int = 0) -> np.ndarray | None:
+    """The sound of a synthetic test utterance, from what a results file says of it; None where no such speaker says it.
+
+    Test speech is not kept: it is made again, sample for sample, from text, accent and the speaker's name.
+    """
+    person = next((p for p in speakers("test", 12, seed) if p.name == speaker), None)
+    known = {**ACCENTS, **UNSEEN}
+    if person is None or accent not in known:
+        return None
+    with Synthesiser() as synthesiser:
+        return synthesiser.say_language(text, known[accent].voice, person)
+
+
 def other_language_sentences() -> list[tuple[str, str]]:
     """(language, sentence) pairs in ten other languages, languages taking turns."""
     longest = max(len(v) for v in _OTHER_LANGUAGES.values())

@@ -1,0 +1,142 @@
+"""The texts of the app: every one has its Chinese, none is left over, and the pages open in both languages."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import texts
+from app.texts import Text, drawn, keep_language, t
+from hdmole import figures
+from hdmole.results import verdict
+
+ROOT = Path(__file__).resolve().parent.parent
+CHINESE = json.loads(texts.FILE.read_text(encoding="utf-8"))
+APP = sorted([*(ROOT / "app").glob("*.py"), *(ROOT / "pages").glob("*.py")])
+LIBRARY = [ROOT / "hdmole" / f for f in ("figures.py", "compare.py", "domain.py", "results.py", "demo/synth.py")]
+HAN = re.compile("[\u4e00-\u9fff]")
+PAGES = ("home", "transcribe", "routing", "thresholds", "correspondence", "compare", "corpus", "report", "about")
+
+
+def nodes(file: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def given(argument: ast.expr) -> list[str]:
+    """The literals an argument may be; something put together of pieces has no entry and is an error."""
+    assert not isinstance(argument, ast.JoinedStr | ast.BinOp), ast.unparse(argument)
+    if isinstance(argument, ast.IfExp):
+        return given(argument.body) + given(argument.orelse)
+    return [argument.value] if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else []
+
+
+def test_every_text_has_its_chinese() -> None:
+    wanted = {
+        text
+        for file in APP
+        for node in nodes(file)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("t", "Text") and node.args
+        for text in given(node.args[0])
+    }
+    assert len(wanted) > 200 and not wanted - set(CHINESE)
+
+
+def test_no_text_is_left_over() -> None:
+    literals = {
+        node.value
+        for file in (*APP, *LIBRARY)
+        for node in nodes(file)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    drawing = re.findall(r">([^<>]+)</text>", (ROOT / "assets" / "ui" / "method.svg").read_text())
+    used = {*literals, *map(figures.accent_label, literals), *(text.replace("_", " ") for text in literals), *drawing}
+    assert not set(CHINESE) - used
+
+
+def test_both_languages_have_the_same_places_for_values() -> None:
+    for english, chinese in CHINESE.items():
+        assert chinese.strip(), english
+        places = [sorted(re.findall(r"%?\{[^{}]*\}", text)) for text in (english, chinese)]
+        assert places[0] == places[1], english
+        assert english.count("`") == chinese.count("`") and english.count("**") == chinese.count("**"), english
+
+
+def test_texts_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Text("{method} is listening", method=Text("Frozen base"))
+    assert step == t(step) == "Frozen base is listening" and t("a {b}") == "a {b}"
+    monkeypatch.setattr(texts, "language", lambda: "zh")
+    assert t(step) == "冻结的基座模型 正在识别" and t("not a text of the app") == "not a text of the app"
+    difference = {"method": "lora", "against": "base", "interval": [-2.0, -1.0], "points": -1.5}
+    labels = {"lora": "LoRA", "base": t("Frozen base")}
+    assert t(verdict(difference, labels)) == "LoRA 相对 冻结的基座模型：更好，-1.5 个百分点 [-2.0, -1.0]"
+    kept = keep_language(lambda: t("Save"))
+    monkeypatch.undo()
+    assert kept() == "保存" and t("Save") == "Save"
+
+
+def test_figures_are_translated_and_their_data_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    word = dict(position=0, word="German", start=0.0, end=1.0, expert=0, accent="german", value=0.5)
+    changes = pd.DataFrame({"layer": ["a", "a"], "run": ["as trained", "changed"], "experts": [1.0, 2.0]})
+    english = figures.word_heatmap(pd.DataFrame([word]))
+    assert drawn(english) == figures.word_heatmap(pd.DataFrame([word]))
+    monkeypatch.setattr(texts, "language", lambda: "zh")
+    words, dots = drawn(english), drawn(figures.change_dots(changes, 3))
+    assert words.layout.xaxis.ticktext == ("German",) and words.layout.yaxis.ticktext == ("德国",)
+    assert words.data[0].y == ("german",) and words.data[0].colorbar.title.text == "门控"
+    assert dots.data[-1].name == "更改后" and "，更改后：" in dots.data[-1].hovertemplate
+    assert dots.layout.xaxis.title.text == "工作专家数（平均）" and "CJK" in dots.layout.font.family
+
+
+@pytest.fixture
+def open_page(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
+    monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
+    here = texts._kept.set("zh")  # the driver labels options outside the session; the pages run in threads of their own
+
+    def opened(page: str, locale: str = "", **query: str) -> AppTest:
+        at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
+        at.query_params.update(query)
+        if locale:
+            at.context["locale"] = locale
+        return finished(at.switch_page(f"../pages/{page}.py").run())
+
+    yield opened
+    texts._kept.reset(here)
+
+
+def finished(at: AppTest) -> AppTest:
+    """Run until no work is going on any more."""
+    for _ in range(200):
+        if not any(button.key == "cancel" for button in at.button):
+            break
+        at.session_state.jobs[at.session_state.utterance.key].wait(5)
+        at.run()
+    assert not at.exception, [e.message for e in at.exception]
+    return at
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_opens_in_chinese(open_page: Callable[..., AppTest], page: str) -> None:
+    at = open_page(page, lang="zh")
+    assert HAN.search(at.title[0].value)
+    said = [element.value for kind in (at.header, at.caption, at.info, at.warning) for element in kind]
+    said += [element.label for kind in (at.button, at.metric, at.selectbox, at.text_input) for element in kind]
+    assert [text for text in said if not HAN.search(text)] == []
+    assert at.query_params["lang"] == "zh"
+
+
+def test_the_language_is_chosen_and_stays(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("transcribe", locale="zh-CN")
+    assert HAN.search(at.title[0].value) and at.query_params["lang"] == "zh"
+    at.query_params.clear()  # as a link to another page does
+    finished(at.switch_page("../pages/routing.py").run())
+    assert HAN.search(at.title[0].value) and at.query_params["lang"] == "zh" and "layer" in at.query_params
+    at.segmented_control(key="language").set_value("en").run()
+    assert at.title[0].value == "Which expert worked when" and "lang" not in at.query_params
+    assert open_page("about", locale="de-DE").title[0].value == "What the model can hear, and what it cannot"
