@@ -127,6 +127,17 @@ def origin(summary: dict[str, Any]) -> None:
         st.caption(t("Where these numbers come from: {origin}", origin=said))
 
 
+def listen(text: str, accent: str, speaker: str) -> None:
+    """A player for a synthetic test utterance of the demo corpus, made again from what the results say of it."""
+    from hdmole.demo.synth import say_again
+
+    wave = say_again(text, accent, speaker)
+    if wave is None:
+        st.caption(t("The audio of this utterance is not part of the results."))
+    else:
+        st.audio(wave, sample_rate=SAMPLE_RATE)
+
+
 def routed_utterance(asr: Any) -> Utterance:
     """The session's utterance; ends the page with a sentence where there is none, or no routing in this model."""
     chosen = state.utterance()

@@ -47,6 +47,7 @@ class Text(str):
 MADE = (
     Text("{method} against {against}: {said}, {points} points [{interval}]"),
     Text("points of WER against {method}"),
+    Text("word errors, {method}"),
     Text("Global, τ = {tau}"),
     Text("Local, τ = {tau}"),
     Text("{method}<br>general %{x:.1f} %<br>accents %{y:.1f} %<extra></extra>"),

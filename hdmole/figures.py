@@ -292,7 +292,7 @@ def word_heatmap(data: pd.DataFrame, worth: bool = False) -> go.Figure:
         autotickangles=[0, -90], automargin=True, showgrid=False,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", automargin=True, **_accent_ticks(accents))
-    return figure.update_layout(**_LAYOUT, height=340)
+    return figure.update_layout(**_LAYOUT, height=360).update_layout(margin_t=72)  # the tools over it cover no word
 
 
 def active_heatmap(
@@ -490,6 +490,28 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
     if len(base):
         figure.add_vline(x=float(base.general.iloc[0]), line=dict(color=METHOD_COLOURS["base"], dash="dot", width=1))
     figure.update_xaxes(title="WER on general speech (%)")
+    figure.update_yaxes(title="WER on accents, mean (%)")
+    return figure.update_layout(**_LAYOUT, height=340)
+
+
+def parameters(data: pd.DataFrame) -> go.Figure:
+    """`forgetting_data`: word error rate on accents against the parameters a method trains."""
+    figure = go.Figure()
+    for row in data[data.trainable > 0].to_dict("records"):
+        figure.add_scatter(
+            x=[row["trainable"]], y=[row["accents"]], mode="markers+text", text=row["label"], textposition="top center",
+            name=row["label"], marker=dict(size=13, color=METHOD_COLOURS.get(row["method"])), showlegend=False,
+            error_y=dict(symmetric=False, array=[row["accents_high"] - row["accents"]], arrayminus=[row["accents"] - row["accents_low"]],
+                         thickness=1, width=3),
+            hovertemplate="%{x:,} parameters<br>accents %{y:.1f} %",
+        )  # fmt: skip
+    base = data[data.method == "base"]
+    if len(base):
+        figure.add_hline(y=float(base.accents.iloc[0]), line=dict(color=METHOD_COLOURS["base"], dash="dot", width=1))
+    trained = data.trainable[data.trainable > 0]
+    figure.update_xaxes(title="trained parameters", type="log")
+    if len(trained):
+        figure.update_xaxes(range=[np.log10(trained.min()) - 0.6, np.log10(trained.max()) + 0.6])
     figure.update_yaxes(title="WER on accents, mean (%)")
     return figure.update_layout(**_LAYOUT, height=340)
 
@@ -697,6 +719,32 @@ def pair_data(utterances: pd.DataFrame, method: str, against: str) -> pd.DataFra
     table = mine.join(theirs, how="inner").reset_index()
     table.insert(len(keys), "fewer errors", table[f"errors {against}"] - table[f"errors {method}"])
     return table.sort_values("fewer errors", ascending=False, ignore_index=True, kind="stable")
+
+
+def pair_counts(table: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
+    """How many utterances of `pair_data` have so many errors by one method and so many by the other: `mine`, `theirs`, `utterances`."""
+    columns = {f"errors {method}": "mine", f"errors {against}": "theirs"}
+    return table.rename(columns=columns).groupby(["mine", "theirs"]).size().rename("utterances").reset_index()
+
+
+def pair_scatter(data: pd.DataFrame, mine: str, theirs: str) -> go.Figure:
+    """`pair_counts` as discs: below the diagonal are utterances that the first method hears better."""
+    better = data.mine < data.theirs
+    colours = np.where(
+        better, METHOD_COLOURS["hdmole"], np.where(data.mine > data.theirs, METHOD_COLOURS["gated_lora"], "#8A8A8A")
+    )
+    figure = go.Figure(
+        go.Scatter(
+            x=data.theirs, y=data.mine, mode="markers", customdata=data.utterances, showlegend=False,
+            marker=dict(size=np.sqrt(data.utterances), sizemin=3, sizeref=np.sqrt(data.utterances.max()) / 40, color=colours),
+            hovertemplate="%{customdata} utterances: %{y} errors against %{x}<extra></extra>",
+        )
+    )  # fmt: skip
+    most = int(max(data.mine.max(), data.theirs.max(), 1))
+    figure.add_shape(type="line", x0=0, y0=0, x1=most, y1=most, line=dict(color="#8A8A8A", dash="dot", width=1))
+    figure.update_xaxes(title=f"word errors, {theirs}", range=[-0.7, most + 0.7])
+    figure.update_yaxes(title=f"word errors, {mine}", range=[-0.7, most + 0.7])
+    return figure.update_layout(**_LAYOUT, height=340)
 
 
 def confusion_data(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> pd.DataFrame:

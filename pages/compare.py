@@ -35,13 +35,23 @@ with bars:
         t("lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals."), "rates",
     )  # fmt: skip
 with plane:
-    st.header(t("What it cost on general speech"))
     cost = figures.forgetting_data(summary)
     if len(cost):
-        parts.figure(
-            figures.forgetting(cost.assign(label=cost.label.map(t))), "accents-against-general", cost,
-            t("down is better on accents, right of the dotted line the general domain was forgotten."), "forgetting",
+        against_what = st.segmented_control(
+            t("Accents against"), ["general", "parameters"], default="general", required=True, key="plane",
+            format_func={"general": t("Cost on general speech"), "parameters": t("Trained parameters")}.__getitem__,
         )  # fmt: skip
+        named = cost.assign(label=cost.label.map(t))
+        if against_what == "general":
+            parts.figure(
+                figures.forgetting(named), "accents-against-general", cost,
+                t("down is better on accents, right of the dotted line the general domain was forgotten."), "forgetting",
+            )  # fmt: skip
+        else:
+            parts.figure(
+                figures.parameters(named), "accents-against-parameters", cost,
+                t("down is better on accents, left is smaller; the dotted line is the frozen base."), "parameters",
+            )  # fmt: skip
 main = {name: entry for name, entry in summary["methods"].items() if name in figures.MAIN_METHODS} or summary["methods"]
 st.markdown(texts.table({"methods": main}, labels))
 if len(main) < len(labels):
@@ -107,6 +117,12 @@ if file.is_file():
         key="compared_accent",
     )
     table = table[table.accent == accent].reset_index(drop=True) if accent else table
+    counts = figures.pair_counts(table, str(method), str(against))
+    parts.figure(
+        figures.pair_scatter(counts, label(method), label(against)), f"{method}-{against}-errors", counts,
+        t("a disc is as many utterances as it is large; below the diagonal {method} makes fewer errors.", method=label(method)),
+        "pairs",
+    )  # fmt: skip
     shown = {name: t(name) for name in ("fewer errors", "accent", "speaker", "reference")}
     shown |= {f"hypothesis {name}": t("hypothesis {method}", method=name) for name in (str(method), str(against))}
     event = st.dataframe(
@@ -115,8 +131,8 @@ if file.is_file():
     )  # fmt: skip
     st.caption(
         t(
-            "**How to read this:** sorted by how many fewer word errors {method} made; choose a row to see where they differ. "
-            "The audio of the test set is not part of the results.",
+            "**How to read this:** sorted by how many fewer word errors {method} made; choose a row to hear it and see where they "
+            "differ.",
             method=label(method),
         )
     )
@@ -126,5 +142,6 @@ if file.is_file():
     if event.selection.rows:
         row = table.iloc[event.selection.rows[0]]
         heard = [text_card(name, row[f"hypothesis {name}"], row.reference) for name in (method, against)]
+        parts.listen(row.reference, row.accent, row.speaker)
         st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
 parts.origin(summary)

@@ -65,10 +65,22 @@ with left:
         )
 with right:
     points = figures.map_data(routing, str(router))
-    parts.figure(
+    event = parts.figure(
         figures.utterance_map(points), "utterance-map", points,
-        t("a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on."), "map",
+        t(
+            "a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on. Click one "
+            "to hear it."
+        ),
+        "map", on_select="rerun",
     )  # fmt: skip
+    if chosen := event.selection.points:
+        name = chosen[0]["customdata"][0]
+        file = folder / "utterances.parquet"
+        said = pd.read_parquet(file, filters=[("utterance", "==", name)]) if file.is_file() else pd.DataFrame()
+        if len(said):
+            row = said.iloc[0]
+            st.markdown(f"**{texts.accent(row.accent)}**, {row.speaker}: {row.reference}")
+            parts.listen(row.reference, row.accent, row.speaker)
 
 worth = figures.attribution_data(summary)
 if len(worth):
