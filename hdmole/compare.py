@@ -234,10 +234,10 @@ class Runner:
             _remove(folder, *(folder.with_name(f"{folder.name}-{part}") for part in ("training", "warming")))
         return file
 
-    def dev(self, model: Any, method: Method, most: int = 100_000) -> dict[str, float]:
-        """Word error rates in % on dev speech: mean over accents, general domain."""
+    def dev(self, model: Any, method: Method, every: int = 1) -> dict[str, float]:
+        """Word error rates in % on every so manieth utterance of dev speech: mean over accents, general domain."""
         model.eval()
-        rows = [i for domain in ("accent", GENERAL) for i in self.speech.corpus.select("dev", domain)[:most]]
+        rows = [i for domain in ("accent", GENERAL) for i in self.speech.corpus.select("dev", domain)[::every]]
         rates = self.errors(self.speech, model, method, rows)
         of = rates.groupby(["domain", "accent"])[["errors", "words"]].sum()
         wer = (100 * of.errors / of.words).groupby("domain").mean()
@@ -272,7 +272,7 @@ class Runner:
         callbacks = []
         if name in self.comparison.watched and seed == self.comparison.seeds[name][0]:
             holder: list[Any] = []
-            callbacks = [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, 160))]
+            callbacks = [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, every=2))]
         model = adapt(
             self.speech, method, folder / "adapter", epochs=self.comparison.epochs, rate=rates.get(method.rate or name, 0.0),
             seed=seed, report=self.report, callbacks=callbacks, device=self.device,
