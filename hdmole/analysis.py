@@ -100,8 +100,7 @@ def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
 
         runner.errors(speech, model, method, chosen(speech, domains), around)
     table = pd.concat(tables, ignore_index=True)
-    runner.work.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(runner.work / "routing.parquet", index=False)
+    table.to_parquet(runner.analysed / "routing.parquet", index=False)
     return routing_summary(table)
 
 

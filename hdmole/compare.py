@@ -192,6 +192,42 @@ def _write(file: Path, value: Any) -> None:
     part.replace(file)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One piece of work: a folder, the file that is there when it is done, and the settings it was made with."""
+
+    folder: Path
+    result: str
+    settings: dict[str, Any]
+
+    @property
+    def done(self) -> Path:
+        return self.folder / self.result
+
+    @property
+    def finished(self) -> bool:
+        return self.done.is_file() and self._same()
+
+    def _same(self) -> bool:
+        file = self.folder / "settings.json"
+        return file.is_file() and json.loads(file.read_text()) == self.settings
+
+    def begin(self, report: Callable[[str], None]) -> bool:
+        """Whether there is something to do; what was made with other settings is thrown away first."""
+        if self.folder.is_dir() and not self._same():
+            report(f"{self.folder.name}: its settings have changed, so it is made anew")
+            shutil.rmtree(self.folder)
+        if not self.finished:
+            _write(self.folder / "settings.json", self.settings)
+        return not self.finished
+
+
+def _settings(method: Method, epochs: float, rate: float, seed: int) -> dict[str, Any]:
+    """What decides how a run comes out, for JSON."""
+    kept = {name: getattr(method, name) for name in ("kind", "replay", "place", "true_accent", "warm_share")}
+    return {**kept, "options": dict(method.options), "epochs": epochs, "rate": rate, "seed": seed}
+
+
 class Runner:
     """The steps of one comparison; `rank` of `world` processes share them."""
 
@@ -213,26 +249,27 @@ class Runner:
         """This process' part of the steps."""
         return list(jobs)[self.rank :: self.world]
 
-    def wait(self, files: list[Path]) -> None:
-        """Until the other processes have written theirs."""
-        while missing := [f for f in files if not f.is_file()]:
-            self.report(f"waiting for {len(missing)} results of other processes")
+    def wait(self, done: Callable[[], list[bool]]) -> None:
+        """Until the other processes have done their part."""
+        while missing := done().count(False):
+            self.report(f"waiting for {missing} results of other processes")
             time.sleep(20)
 
     # -- learning rates -----------------------------------------------------------------------------------------------
 
-    def trial(self, family: str, rate: float) -> Path:
-        file = self.work / "trials" / f"{family}-{rate:g}.json"
-        if not file.is_file():
-            folder = file.with_suffix("")
-            method = self.methods[family]
+    def trial(self, family: str, rate: float) -> None:
+        method, step = self.methods[family], self.trial_step(family, rate)
+        if step.begin(self.report):
             model = adapt(
-                self.speech, method, folder, epochs=self.comparison.trial_epochs, rate=rate, seed=0, report=self.report,
-                device=self.device,
+                self.speech, method, step.folder / "adapter", epochs=self.comparison.trial_epochs, rate=rate, seed=0,
+                report=self.report, device=self.device,
             )  # fmt: skip
-            _write(file, {"method": family, "rate": rate, **self.dev(model, method)})
-            _remove(folder, *(folder.with_name(f"{folder.name}-{part}") for part in ("training", "warming")))
-        return file
+            _write(step.done, {"method": family, "rate": rate, **self.dev(model, method)})
+            _remove(step.folder / "adapter", step.folder / "adapter-training")
+
+    def trial_step(self, family: str, rate: float) -> Step:
+        settings = _settings(self.methods[family], self.comparison.trial_epochs, rate, 0)
+        return Step(self.work / "trials" / f"{family}-{rate:g}", "dev.json", settings)
 
     def dev(self, model: Any, method: Method, every: int = 1) -> dict[str, float]:
         """Word error rates in % on every so manieth utterance of dev speech: mean over accents, general domain."""
@@ -257,25 +294,29 @@ class Runner:
         """The learning rate with the fewest errors on dev accents, per family; all trials must be there."""
         best = {}
         for family, rates in self.comparison.rates.items():
-            found = [json.loads((self.work / "trials" / f"{family}-{r:g}.json").read_text()) for r in rates]
+            found = [json.loads(self.trial_step(family, r).done.read_text()) for r in rates]
             best[family] = min(found, key=lambda t: t["accent"])["rate"]
         return best
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def run(self, name: str, seed: int, rates: dict[str, float]) -> Path:
-        folder = self.work / f"{name}-{seed}"
-        file = folder / "utterances.parquet"
-        if file.is_file():
-            return file
-        method, started = self.methods[name], time.time()
+    def run_step(self, name: str, seed: int, rates: dict[str, float]) -> Step:
+        rate = rates.get(self.methods[name].rate or name, 0.0)
+        settings = _settings(self.methods[name], self.comparison.epochs, rate, seed)
+        return Step(self.work / f"{name}-{seed}", "utterances.parquet", settings)
+
+    def run(self, name: str, seed: int, rates: dict[str, float]) -> None:
+        step, method, started = self.run_step(name, seed, rates), self.methods[name], time.time()
+        folder = step.folder
+        if not step.begin(self.report):
+            return
         callbacks = []
         if name in self.comparison.watched and seed == self.comparison.seeds[name][0]:
             holder: list[Any] = []
             callbacks = [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, every=2))]
         model = adapt(
-            self.speech, method, folder / "adapter", epochs=self.comparison.epochs, rate=rates.get(method.rate or name, 0.0),
-            seed=seed, report=self.report, callbacks=callbacks, device=self.device,
+            self.speech, method, folder / "adapter", epochs=self.comparison.epochs, rate=step.settings["rate"], seed=seed,
+            report=self.report, callbacks=callbacks, device=self.device,
         )  # fmt: skip
         tables = [self.errors(self.speech, model, method, self.test_rows())]
         for domain, speech in self.extra.items():
@@ -285,30 +326,32 @@ class Runner:
         count = 0 if method.kind == "base" else trainable(prepare(load_base(self.speech.base), method, self.speech.recogniser))
         _write(folder / "run.json", {"trainable": count, "seconds": round(time.time() - started)})
         _remove(folder / "adapter-training", folder / "adapter-warming")
-        part = file.with_suffix(".part")
+        part = step.done.with_suffix(".part")
         table.to_parquet(part, index=False)
-        part.replace(file)
+        part.replace(step.done)
         wer = table.groupby("domain")[["errors", "words"]].sum()
         self.report(f"{name}, seed {seed}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
-        return file
 
     def test_rows(self) -> list[int]:
         return self.speech.corpus.select("test", "accent", GENERAL, "real_digits")
 
     # -- analysis -----------------------------------------------------------------------------------------------------
 
-    def analyse(self, kind: str) -> Path:
-        """One of the analyses of the first HDMoLE run: routing, frontier or attribution."""
-        file = self.work / f"{kind}.json"
+    @property
+    def analysed(self) -> Path:
+        """The folder of the HDMoLE run that is analysed, the first."""
+        return self.work / f"hdmole-{self.comparison.seeds['hdmole'][0]}"
+
+    def analyse(self, kind: str) -> None:
+        """One of the analyses: routing, frontier or attribution."""
+        file = self.analysed / f"{kind}.json"
         if not file.is_file():
-            method, seed = self.methods["hdmole"], self.comparison.seeds["hdmole"][0]
+            method = self.methods["hdmole"]
             model = adapt(
-                self.speech, method, self.work / f"hdmole-{seed}" / "adapter", epochs=0, rate=0, seed=seed, report=self.report,
-                device=self.device,
-            )  # fmt: skip
+                self.speech, method, self.analysed / "adapter", epochs=0, rate=0, seed=0, report=self.report, device=self.device
+            )
             _write(file, getattr(analysis, kind)(self, model, method))
             self.report(f"{kind} done")
-        return file
 
     def everything(self) -> dict[str, Any] | None:
         """Run what is missing; the first process returns the summary, the others None."""
@@ -316,18 +359,18 @@ class Runner:
         trials = [(family, rate) for family, rates in self.comparison.rates.items() for rate in rates]
         for family, rate in self.mine(trials):
             self.trial(family, rate)
-        self.wait([self.work / "trials" / f"{family}-{rate:g}.json" for family, rate in trials])
+        self.wait(lambda: [self.trial_step(family, rate).finished for family, rate in trials])
         rates = self.rates()
         jobs = self.comparison.jobs()
         for name, seed in self.mine(jobs):
             self.run(name, seed, rates)
-        self.wait([self.work / f"{name}-{seed}" / "utterances.parquet" for name, seed in jobs])
+        self.wait(lambda: [self.run_step(name, seed, rates).finished for name, seed in jobs])
         kinds = ["routing", "frontier", "attribution"] if "hdmole" in self.comparison.methods else []
         for kind in self.mine(kinds):
             self.analyse(kind)
         if self.rank:
             return None
-        self.wait([self.work / f"{kind}.json" for kind in kinds])
+        self.wait(lambda: [(self.analysed / f"{kind}.json").is_file() for kind in kinds])
         return self.publish(rates, kinds, time.time() - started)
 
     # -- results ------------------------------------------------------------------------------------------------------
@@ -349,14 +392,18 @@ class Runner:
             for domain, values in entry["domains"].items():
                 of = rows[(rows.method == name) & (rows.domain == domain)].groupby("seed")[["errors", "words"]].sum()
                 values["per_seed"] = {str(s): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}
-        summary["trials"] = [json.loads(f.read_text()) for f in sorted((self.work / "trials").glob("*.json"))]
+        summary["trials"] = [
+            json.loads(self.trial_step(family, rate).done.read_text())
+            for family, tried in self.comparison.rates.items()
+            for rate in tried
+        ]
         summary["curves"] = {
             name: json.loads(f.read_text())
             for name in self.comparison.watched
             if (f := folders[name, self.comparison.seeds[name][0]] / "curve.json").is_file()
         }
         for kind in kinds:
-            summary[kind] = json.loads((self.work / f"{kind}.json").read_text())
+            summary[kind] = json.loads((self.analysed / f"{kind}.json").read_text())
         summary["claims"] = claims(summary)
         digest = hashlib.sha256()
         for column in ("utterance", "split", "text", "speaker"):
@@ -366,8 +413,8 @@ class Runner:
             run_seconds=sum(n["seconds"] for n in notes.values()), last_session_seconds=round(seconds), config=self.comparison.text,
         )  # fmt: skip
         write(self.out, rows, summary)
-        if (self.work / "routing.parquet").is_file():
-            shutil.copy(self.work / "routing.parquet", self.out / "routing.parquet")
+        if kinds:
+            shutil.copy(self.analysed / "routing.parquet", self.out / "routing.parquet")
         return summary
 
 

@@ -134,7 +134,24 @@ def test_a_second_call_trains_nothing_and_says_the_same(made: tuple[Path, Path, 
     before, count = json.loads((out / "summary.json").read_text()), len(said)
     again = compare(config, out, said.append)
     assert again is not None and not any("step" in line for line in said[count:])
-    assert all(again[k] == before[k] for k in before if k not in ("provenance", "trials"))
+    assert all(again[k] == before[k] for k in before if k != "provenance")
+
+
+def test_what_was_made_with_other_settings_is_made_anew(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    config, out, _ = made
+    shutil.copytree(out, tmp_path / "out")
+    said: list[str] = []
+    kept = config.read_text()
+    try:
+        config.write_text(kept.replace(json.dumps(METHODS), '["full", "hdmole"]').replace("\nr = 1\n", "\nr = 2\n"))
+        again = compare(config, tmp_path / "out", said.append)
+    finally:
+        config.write_text(kept)
+    before = json.loads((out / "summary.json").read_text())
+    assert again is not None and again["methods"]["full"] == before["methods"]["full"]
+    assert again["methods"]["hdmole"]["trainable"] > before["methods"]["hdmole"]["trainable"]
+    assert "hdmole-0: its settings have changed, so it is made anew" in said
+    assert again["attribution"] != before["attribution"] and not any(line.startswith("full-0: its") for line in said)
 
 
 def test_what_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: Path) -> None:
