@@ -67,9 +67,9 @@ class Recipe:
             "llm": 2e-3,
             "base": 1e-3,
             "recogniser": 1.5e-3,
-            "full": 5e-4,
-            "lora": 2e-3,
-            "hdmole": 2e-3,
+            "full": 0.001,
+            "lora": 0.002,
+            "hdmole": 0.001,
         }
     )
 
