@@ -194,24 +194,23 @@ def evaluate(
 def compare_command(
     config: Annotated[Path, typer.Option(help="TOML file: speech, methods, seeds, learning rates; runs/main.toml is one.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; run again to go on where it was cut off.")],
+    readme: Annotated[Path | None, typer.Option(help="Bring the comparison's table in this README up to date.")] = None,
 ) -> None:
     """Train every method over seeds from one frozen base and say which is better, by how much, and how sure."""
     _make_folder(out)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from hdmole.compare import compare
-    from hdmole.results import markdown_table
+    from hdmole.results import claim_lines, markdown_table, update_readme
 
     try:
         summary = compare(config, out, report=lambda text: errors.print(text, markup=False))
+        if summary is not None:
+            labels = {name: entry["label"] for name, entry in summary["methods"].items()}
+            typer.echo(f"{markdown_table(summary, labels)}\n\n{claim_lines(summary)}")
+            if readme is not None:
+                update_readme(readme, out / "summary.json", labels, "comparison")
     except (ValueError, OSError) as error:
         _fail(error)
-    if summary is not None:
-        typer.echo(markdown_table(summary, {name: entry["label"] for name, entry in summary["methods"].items()}))
-        for claim in summary["claims"]:
-            low, high = claim["interval"]
-            typer.echo(
-                f"{claim['claim']}: {'yes' if claim['holds'] else 'no'}, {claim['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
-            )
 
 
 @app.command("bench")

@@ -222,20 +222,28 @@ def accent_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def update_readme(readme: Path, summary: Path, labels: dict[str, str]) -> None:
-    """Put the table of a results file between the README's `<!-- results -->` and `<!-- /results -->`.
+def claim_lines(summary: dict[str, Any]) -> str:
+    """The claims that a comparison judged, as a markdown list with verdict, difference and 95 % interval."""
+    return "\n".join(
+        f"- {c['claim']}: **{'yes' if c['holds'] else 'no'}**, {c['points']:+.1f} points "
+        f"[{c['interval'][0]:+.1f}, {c['interval'][1]:+.1f}]"
+        for c in summary.get("claims", [])
+    )
+
+
+def update_readme(readme: Path, summary: Path, labels: dict[str, str], place: str = "results") -> None:
+    """Put the table and the claims of a results file between the README's `<!-- PLACE -->` and `<!-- /PLACE -->`.
 
     Raises ValueError where the README has no such place, and OSError where a file cannot be read or written.
     """
-    text = readme.read_text()
-    if not 0 <= text.find("<!-- results -->") < text.find("<!-- /results -->"):
-        raise ValueError(f"{readme} has no place for the table; mark it with <!-- results --> and <!-- /results -->.")
+    text, start, end = readme.read_text(), f"<!-- {place} -->", f"<!-- /{place} -->"
+    if not 0 <= text.find(start) < text.find(end):
+        raise ValueError(f"{readme} has no place for the table; mark it with {start} and {end}.")
     values = json.loads(summary.read_text())
     origin = values["provenance"]
-    table = markdown_table(values, labels)
-    made = (
-        f"Measured {origin['date']} by `{origin['command']}` (seed {origin['seed']}) on {origin['machine']}, {origin['device']}."
-    )
-    head, rest = text.split("<!-- results -->")
-    tail = rest.split("<!-- /results -->")[1]
-    readme.write_text(f"{head}<!-- results -->\n{table}\n\n{made}\n<!-- /results -->{tail}")
+    seeds = ", ".join(map(str, origin.get("seeds", [origin["seed"]])))
+    made = f"Measured {origin['date']} by `{origin['command']}` (seed {seeds}) on {origin['machine']}, {origin['device']}."
+    parts = [markdown_table(values, labels), claim_lines(values), made]
+    head, rest = text.split(start)
+    body = "\n\n".join(filter(None, parts))
+    readme.write_text(f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}")

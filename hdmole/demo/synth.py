@@ -145,7 +145,8 @@ def speakers(split: str, count: int, seed: int) -> list[Speaker]:
 def say_again(text: str, accent: str, speaker: str, seed: int = 0) -> np.ndarray | None:
     """The sound of a synthetic test utterance, from what a results file says of it; None where no such speaker says it.
 
-    Test speech is not kept: it is made again, sample for sample, from text, accent and the speaker's name.
+    Test speech is not kept: it is made again from text, accent and the speaker's name. espeak-ng carries a little over from what it
+    said before, so that lengths differ by milliseconds.
     """
     person = next((p for p in speakers("test", 12, seed) if p.name == speaker), None)
     known = {**ACCENTS, **UNSEEN}
