@@ -23,11 +23,14 @@ BROWSER_FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 PAGES = {
-    "transcribe": "",
+    "home": "",
+    "transcribe": "transcribe",
     "routing": "routing",
     "thresholds": "thresholds",
     "correspondence": "correspondence",
     "compare": "compare",
+    "corpus": "corpus",
+    "report": "report",
     "about": "about",
 }
 SIZES = {"wide": (1280, 800), "narrow": (400, 800)}

@@ -75,8 +75,8 @@ def layer_label(name: str) -> str:
 
 
 def accent_label(name: str) -> str:
-    """An accent's name as it is shown: with a capital letter."""
-    return name[:1].upper() + name[1:]
+    """An accent's name as it is shown: with a capital letter, and without underscores."""
+    return name[:1].upper() + name[1:].replace("_", " ")
 
 
 # -- the sound -----------------------------------------------------------------------------------------------------------
@@ -664,12 +664,14 @@ def map_data(routing: pd.DataFrame, router: str = "gate") -> pd.DataFrame:
     return vectors.index.to_frame(index=False).assign(x=points[:, 0], y=points[:, 1])
 
 
-def utterance_map(data: pd.DataFrame) -> go.Figure:
-    """`map_data`: one mark an utterance, in the colour of its accent; accents without an expert as crosses."""
+def utterance_map(data: pd.DataFrame, experts: Sequence[str]) -> go.Figure:
+    """`map_data`: one mark an utterance, in the colour of its accent's expert; accents without an expert as crosses."""
     known = list(data[data.domain != "unseen"].spoken.unique())
-    colours = accent_colours(known)
+    colours = accent_colours(experts)
     figure = go.Figure()
-    for spoken in data.spoken.unique():
+    for spoken in sorted(
+        data.spoken.unique(), key=lambda name: ([*colours].index(name) if name in colours else len(colours), name)
+    ):
         rows = data[data.spoken == spoken]
         figure.add_scatter(
             x=rows.x, y=rows.y, mode="markers", name=accent_label(spoken), customdata=rows[["utterance", "speaker"]],

@@ -66,7 +66,7 @@ with left:
 with right:
     points = figures.map_data(routing, str(router))
     event = parts.figure(
-        figures.utterance_map(points), "utterance-map", points,
+        figures.utterance_map(points, list(routing.sort_values("expert").accent.unique())), "utterance-map", points,
         t(
             "a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on. Click one "
             "to hear it."
