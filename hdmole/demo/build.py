@@ -55,7 +55,7 @@ class Recipe:
     llm_epochs: float = 4
     base_epochs: float = 6
     recogniser_epochs: tuple[float, float, float] = (9, 4.5, 6)
-    adapter_epochs: float = 2
+    adapter_epochs: float = 4
     rank: int = 2
     shared_rank: int = 10
     rates: dict[str, float] = field(
