@@ -248,7 +248,7 @@ def demo_build(
     scale: Annotated[float, typer.Option(help="Share of the recipe's data, for a quick trial.")] = 1.0,
     work: Annotated[Path, typer.Option(help="Where stages keep what they made; run again to resume.")] = Path("build/demo"),
 ) -> None:
-    """Train the demo model from nothing (two to three hours on 2 cores); resumes where it was cut off."""
+    """Train the demo model from nothing (three to four hours on 2 cores); resumes where it was cut off."""
     _make_folder(work, "--work")
     from hdmole.demo.build import build
 
