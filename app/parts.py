@@ -127,28 +127,55 @@ def origin(summary: dict[str, Any]) -> None:
         st.caption(t("Where these numbers come from: {origin}", origin=said))
 
 
-def listen(text: str, accent: str, speaker: str) -> None:
-    """A player for a synthetic test utterance of the demo corpus, made again from what the results say of it."""
+@st.cache_data(show_spinner=False, max_entries=32)
+def _said_again(text: str, accent: str, speaker: str) -> np.ndarray | None:
     from hdmole.demo.synth import say_again
 
-    wave = say_again(text, accent, speaker)
+    return say_again(text, accent, speaker)
+
+
+def listen(text: str, accent: str, speaker: str) -> None:
+    """A player for a synthetic test utterance of the demo corpus, made again from what the results say of it."""
+    wave = _said_again(text, accent, speaker)
     if wave is None:
         st.caption(t("The audio of this utterance is not part of the results."))
     else:
         st.audio(wave, sample_rate=SAMPLE_RATE)
 
 
-def routed_utterance(asr: Any) -> Utterance:
-    """The session's utterance; ends the page with a sentence where there is none, or no routing in this model."""
+def chosen_utterance() -> Utterance:
+    """The session's utterance; ends the page with a sentence where there is none."""
     chosen = state.utterance()
     if chosen is None:
         st.info(t("Choose, upload or record an utterance first."))
         st.page_link("../pages/transcribe.py", label=t("To the page Transcribe"), icon=":material/graphic_eq:")
         st.stop()
+    return chosen
+
+
+def routed_utterance(asr: Any) -> Utterance:
+    """The same, on a page that needs routing; ends it where this model has none."""
+    chosen = chosen_utterance()
     if "hdmole" not in asr.methods:
         st.info(t("This model has no HDMoLE adapter, so there is no routing to show or change."))
         st.stop()
     return chosen
+
+
+def heard_job(asr: Any, chosen: Utterance) -> Job:
+    """The utterance's job once it has ended; until then, the page shows its progress and ends there."""
+    job = state.job_of(asr, chosen)
+    ended(job)
+    show_trouble(job)
+    return job
+
+
+def ended(task: Job | Trial | Worth | Evaluation, seconds: float = 0.3) -> None:
+    """Go on if the work ends within so many seconds, which saves a flicker; else show its progress and end the page."""
+    task.wait(seconds)
+    if task.running:
+        watch(task, None)
+        st.stop()
 
 
 @dataclass(frozen=True)

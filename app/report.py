@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from app.texts import Text, drawn, language, t
 from app.words import legend_html, method_card
 from app.worker import Job
-from hdmole import figures
+from hdmole import figures, result_figures
 from hdmole.audio import SAMPLE_RATE
 
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
@@ -81,10 +81,10 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
     parts.append(f"<div class='cards'>{cards}</div>{legend_html(reference)}")
     shown = [(title, plot) for title, plot, _ in pictures(job, layer, which).values()]
     if summary:
-        rates, cost = figures.error_rate_data(summary), figures.forgetting_data(summary)
-        shown.append((t("Word error rate by accent, on a whole test set"), figures.error_rates(rates)))
+        rates, cost = result_figures.error_rate_data(summary), result_figures.forgetting_data(summary)
+        shown.append((t("Word error rate by accent, on a whole test set"), result_figures.error_rates(rates)))
         if len(cost):
-            shown.append((t("What adapting cost on general speech"), figures.forgetting(cost)))
+            shown.append((t("What adapting cost on general speech"), result_figures.forgetting(cost)))
     for title, plot in shown:
         parts.append(f"<h2>{escape(title)}</h2>{drawn(plot).to_html(full_html=False, include_plotlyjs=False)}")
     if summary:
@@ -114,8 +114,8 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
 
 def _table(summary: dict[str, Any]) -> str:
     """The main methods as an HTML table."""
-    labels, rows = figures.method_labels(summary), []
-    for method in dict.fromkeys(figures.error_rate_data(summary).method):
+    labels, rows = result_figures.method_labels(summary), []
+    for method in dict.fromkeys(result_figures.error_rate_data(summary).method):
         entry = summary["methods"][method]
         row = {t("Method"): t(labels[method]), t("Trainable"): f"{entry.get('trainable') or 0:,}"}
         for domain, values in entry["domains"].items():

@@ -14,7 +14,8 @@ import streamlit as st
 
 from app.texts import language, t
 from app.worker import Job, Trial, Utterance, Worth
-from hdmole.figures import error_rate_data, layer_label, mel_spectrogram
+from hdmole.figures import layer_label, mel_spectrogram
+from hdmole.result_figures import error_rate_data
 
 ROOT = Path(__file__).resolve().parent.parent
 _KEPT = 4  # utterances whose results a session keeps
@@ -109,6 +110,16 @@ def results_folders(asr: Any) -> dict[str, Path]:
     return found
 
 
+def read_table(file: Path, utterance: str | None = None) -> pd.DataFrame:
+    """A parquet file of results, or its rows of one utterance; read once as long as it stays the same."""
+    return _read_table(file, utterance, file.stat().st_mtime_ns)
+
+
+@st.cache_data(show_spinner=False, max_entries=8)
+def _read_table(file: Path, utterance: str | None, _changed: int) -> pd.DataFrame:
+    return pd.read_parquet(file, filters=[("utterance", "==", utterance)] if utterance else None)
+
+
 def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
     """The first clip of the accent the base model hears worst by its own results: there adaptation has something to show."""
     rates: Any = error_rate_data(summary).query("method == 'base'").set_index("accent").wer if summary else {}
@@ -137,7 +148,12 @@ def choose_sample(sample: Sample) -> None:
     if not sample.path.is_file():
         st.error(t("The sample {name} is missing from the model's folder; choose another one.", name=sample.name))
         return
-    choose(Utterance(sample.path.name, sample.path.read_bytes(), sample.text, sample.accent, sample.name))
+    choose(utterance_of(sample))
+
+
+def utterance_of(sample: Sample) -> Utterance:
+    """A sample as something to transcribe."""
+    return Utterance(sample.path.name, sample.path.read_bytes(), sample.text, sample.accent, sample.name)
 
 
 def job_of(asr: Any, chosen: Utterance) -> Job:
@@ -177,11 +193,6 @@ def worth_of(asr: Any, job: Job, segment: int) -> Worth:
     for old in list(asked)[:-_KEPT]:
         asked.pop(old).cancel()
     return asked[key]
-
-
-def beside(asr: Any, sample: Sample) -> Job:
-    """The job of a sample that is shown beside the session's utterance."""
-    return job_of(asr, Utterance(sample.path.name, sample.path.read_bytes(), sample.text, sample.accent, sample.name))
 
 
 def _jobs() -> dict[str, Job]:

@@ -173,6 +173,10 @@ def _targets(base: SpeechLLM, place: str) -> list[nn.Module]:
     """What full fine-tuning trains: the whole projector, or the linear layers of another place."""
     if place == "projector":
         return [base.multi_modal_projector]
+    return _linears(base, place)
+
+
+def _linears(base: SpeechLLM, place: str) -> list[Any]:
     return [m for n, m in base.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(PLACES[place], n)]
 
 
@@ -181,9 +185,9 @@ def trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def equal_rank(base: SpeechLLM, parameters: int, place: str = "projector") -> int:
-    """The rank at which LoRA trains nearest to so many `parameters`."""
-    linears: list[Any] = [m for n, m in base.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(PLACES[place], n)]
+def equal_rank(base: SpeechLLM, parameters: int) -> int:
+    """The rank at which LoRA on the projector trains nearest to so many `parameters`."""
+    linears = _linears(base, "projector")
     return max(1, round(parameters / sum(m.in_features + m.out_features for m in linears)))
 
 
@@ -268,7 +272,7 @@ def hear(
     model: Any,
     method: Method,
     rows: Sequence[int],
-    around: Callable[[list[int], list[int]], Any] = lambda rows, lengths: nullcontext(),
+    around: Callable[[list[int], list[int]], Any] | None = None,
 ) -> list[str]:
     """Greedy transcripts of utterances, in the order of `rows`.
 
@@ -281,7 +285,7 @@ def hear(
         part = ordered[k : k + 48]
         posterior = speech.posterior(part, method).to(device) if method.routed else None
         states = encoder_states(speech, model, method, part)
-        with around(part, [len(s) for s in states]):
+        with around(part, [len(s) for s in states]) if around else nullcontext():
             heard = greedy(model, states, speech.tokenizer, posterior)
         texts.update({i: d.text for i, d in zip(part, heard, strict=True)})
     return [texts[i] for i in rows]

@@ -22,7 +22,7 @@ from hdmole.routing import route
 from hdmole.tracing import Trace, trace
 
 PER_ACCENT = 60  # utterances an analysis looks at
-ROUTERS = {"global": "global_gate", "local": "local_probability", "combined": "gate"}
+ROUTERS = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 TOP_K = (1, 2, 3, 4, 6, 8)
 TOP_P = (0.3, 0.5, 0.7, 0.9)

@@ -283,7 +283,7 @@ class Runner:
     def errors(self, speech: Speech, model: Any, method: Method, rows: list[int], around: Any = None) -> pd.DataFrame:
         """One row per utterance, with what was heard and the errors."""
         index = speech.corpus.index.iloc[rows]
-        heard = hear(speech, model, method, rows, around) if around else hear(speech, model, method, rows)
+        heard = hear(speech, model, method, rows, around)
         counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
         table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
         return table.assign(
@@ -481,5 +481,6 @@ def processes() -> tuple[int, int]:
     rank, world = int(os.environ.pop("RANK", 0)), int(os.environ.pop("WORLD_SIZE", 1))
     local = os.environ.pop("LOCAL_RANK", None)
     if local is not None:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", local)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(local)] if visible else local
     return rank, world

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hdmole.analysis import routing_summary, routing_table
+from hdmole.analysis import NUMBERS, routing_summary, routing_table
 from hdmole.asr import ASR, GENERAL, ModelError
 from hdmole.audio import AudioError, decode
 from hdmole.results import count_errors, normalise, provenance, summarise, write
@@ -168,9 +168,8 @@ def evaluate(
     pd.DataFrame(recordings).to_parquet(out / "recordings.parquet", index=False)
     if routed:
         routing = pd.concat(routed)
-        numbers = list(routing.select_dtypes("number").columns.difference(["expert", "layer_index"]))
-        keys = [c for c in routing.columns if c not in numbers]
-        routing = routing.groupby(keys, as_index=False, sort=False)[numbers].mean()  # of a recording's segments
+        keys = [c for c in routing.columns if c not in NUMBERS]
+        routing = routing.groupby(keys, as_index=False, sort=False)[NUMBERS].mean()  # of a recording's segments
         routing.to_parquet(out / "routing.parquet", index=False)
         if (routing.domain == "accent").any():
             summary["routing"] = routing_summary(routing)

@@ -88,7 +88,7 @@ def train_recogniser(
     labels : the classes, "general" first; an accent that is not among them counts as general
     stages : name, training rows, whether their features are masked (SpecAugment), epochs
     """
-    if (folder / "posteriors.npy").is_file() and (folder / "config.json").is_file():
+    if (folder / "posteriors.npy").is_file():
         return AccentRecogniser.load(folder), np.load(folder / "posteriors.npy")
     index = corpus.index
     torch.manual_seed(seed)

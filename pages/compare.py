@@ -8,14 +8,14 @@ import streamlit as st
 from app import parts, state, texts
 from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, text_card
-from hdmole import figures
+from hdmole import result_figures
 from hdmole.results import DOMAIN_LABELS, verdict
 
 asr = state.load_model()
 
 st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
 folder, summary = parts.choose_results(asr, "methods")
-labels = {name: t(label) for name, label in figures.method_labels(summary).items()}
+labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
 
 parts.headline(asr, summary)
 for claim in summary.get("claims", []):
@@ -29,13 +29,13 @@ for claim in summary.get("claims", []):
 bars, plane = st.columns([1.6, 1])
 with bars:
     st.header(t("Word error rate by accent"))
-    rates = figures.error_rate_data(summary)
+    rates = result_figures.error_rate_data(summary)
     parts.figure(
-        figures.error_rates(rates), "word-error-rates", rates,
+        result_figures.error_rates(rates), "word-error-rates", rates,
         t("lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals."), "rates",
     )  # fmt: skip
 with plane:
-    cost = figures.forgetting_data(summary)
+    cost = result_figures.forgetting_data(summary)
     if len(cost):
         against_what = st.segmented_control(
             t("Accents against"), ["general", "parameters"], default="general", required=True, key="plane",
@@ -44,25 +44,25 @@ with plane:
         named = cost.assign(label=cost.label.map(t))
         if against_what == "general":
             parts.figure(
-                figures.forgetting(named), "accents-against-general", cost,
+                result_figures.forgetting(named), "accents-against-general", cost,
                 t("down is better on accents, right of the dotted line the general domain was forgotten."), "forgetting",
             )  # fmt: skip
         else:
             parts.figure(
-                figures.parameters(named), "accents-against-parameters", cost,
+                result_figures.parameters(named), "accents-against-parameters", cost,
                 t("down is better on accents, left is smaller; the dotted line is the frozen base."), "parameters",
             )  # fmt: skip
-main = {name: entry for name, entry in summary["methods"].items() if name in figures.MAIN_METHODS} or summary["methods"]
+main = {name: entry for name, entry in summary["methods"].items() if name in result_figures.MAIN_METHODS} or summary["methods"]
 st.markdown(texts.table({"methods": main}, labels))
 if len(main) < len(labels):
     with st.expander(t("All {count} methods", count=len(labels))):
         st.markdown(texts.table(summary, labels))
 
-curves = figures.curve_data(summary)
+curves = result_figures.curve_data(summary)
 if len(curves):
     st.header(t("Learning accents, forgetting general speech"))
     parts.figure(
-        figures.curves(curves), "forgetting-curves", curves,
+        result_figures.curves(curves), "forgetting-curves", curves,
         t("left, how fast a method learns the accents; right, what happens to general speech meanwhile."), "curves",
     )  # fmt: skip
 found = summary.get("differences", [])
@@ -92,9 +92,9 @@ st.caption(
     )
 )
 if len(names) > len(main):
-    variants = figures.variant_data(summary, str(method))
+    variants = result_figures.variant_data(summary, str(method))
     parts.figure(
-        figures.variants(variants.assign(label=variants.label.map(t)), label(method)), "variants", variants,
+        result_figures.variants(variants.assign(label=variants.label.map(t)), label(method)), "variants", variants,
         t("left of zero a method is better than {method}; a ring says that no difference is established.", method=label(method)),
         "variants",
     )  # fmt: skip
@@ -107,7 +107,7 @@ if len(trials):
 file = folder / "utterances.parquet"
 if file.is_file():
     st.header(t("Utterance by utterance"))
-    table = figures.pair_data(pd.read_parquet(file), method, against)
+    table = result_figures.pair_data(state.read_table(file), method, against)
     accent = middle.selectbox(
         t("Accent"),
         sorted(set(table.accent)),
@@ -117,9 +117,9 @@ if file.is_file():
         key="compared_accent",
     )
     table = table[table.accent == accent].reset_index(drop=True) if accent else table
-    counts = figures.pair_counts(table, str(method), str(against))
+    counts = result_figures.pair_counts(table, str(method), str(against))
     parts.figure(
-        figures.pair_scatter(counts, label(method), label(against)), f"{method}-{against}-errors", counts,
+        result_figures.pair_scatter(counts, label(method), label(against)), f"{method}-{against}-errors", counts,
         t("a disc is as many utterances as it is large; below the diagonal {method} makes fewer errors.", method=label(method)),
         "pairs",
     )  # fmt: skip

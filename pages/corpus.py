@@ -14,7 +14,7 @@ from app import parts, state, texts
 from app.texts import t
 from app.words import LEGEND_DIFFERENCE, text_card
 from app.worker import Evaluation, unpack
-from hdmole import figures
+from hdmole import result_figures
 from hdmole.evaluate import ManifestError
 
 asr = state.load_model()
@@ -52,9 +52,7 @@ with st.expander(t("The recordings"), expanded=task is None, icon=":material/fol
         st.rerun()
 if task is None:
     st.stop()
-if task.running:
-    parts.watch(task, None)
-    st.stop()
+parts.ended(task)
 if task.error:
     st.error(t(task.error))
 if task.summary is None:
@@ -71,12 +69,12 @@ if made["recordings"] < made["of"]:
 if task.failed:
     with st.expander(t("{count} recordings could not be read", count=len(task.failed)), icon=":material/error:"):
         st.dataframe(pd.DataFrame(task.failed), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
-labels = {name: t(label) for name, label in figures.method_labels(summary).items()}
-rates = figures.error_rate_data(summary)
+labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
+rates = result_figures.error_rate_data(summary)
 bars, table = st.columns([1.3, 1])
 with bars:
     parts.figure(
-        figures.error_rates(rates), "corpus-error-rates", rates,
+        result_figures.error_rates(rates), "corpus-error-rates", rates,
         t("lower is better; thin lines are 95 % intervals over speakers."), "corpus_rates",
     )  # fmt: skip
 with table:
@@ -108,7 +106,7 @@ with table:
 @st.cache_data(show_spinner=False, max_entries=4)
 def recordings(out: str) -> pd.DataFrame:
     """One row a recording: its length, level, clipping, in-domain score and each method's WER."""
-    heard = pd.read_parquet(Path(out) / "utterances.parquet")
+    heard = state.read_table(Path(out) / "utterances.parquet")
     wide = heard.assign(wer=100 * heard.errors / heard.words.clip(lower=1)).pivot(
         index="utterance", columns="method", values="wer"
     )
@@ -153,6 +151,6 @@ if event.selection.rows:
     row = shown.iloc[event.selection.rows[0]]
     if Path(row.audio).is_file():
         st.audio(row.audio)
-    of = pd.read_parquet(task.out / "utterances.parquet", filters=[("utterance", "==", row.utterance)])
+    of = state.read_table(task.out / "utterances.parquet", row.utterance)
     cards = [text_card(r["method"], r["hypothesis"], r["reference"]) for r in of.to_dict("records")]
     st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")

@@ -7,7 +7,8 @@ import streamlit as st
 
 from app import parts, state, texts
 from app.texts import t
-from hdmole import figures
+from hdmole import figures, result_figures
+from hdmole.analysis import ROUTERS
 
 asr = state.load_model()
 
@@ -19,13 +20,12 @@ if "routing" not in summary or not file.is_file():
     st.stop()
 
 measured = summary["routing"]
-routing = pd.read_parquet(file)
+routing = state.read_table(file)
 layers = {figures.layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
-names = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
 columns = st.columns(3)
-for column, router in zip(columns, names, strict=True):
+for column, router in zip(columns, ROUTERS, strict=True):
     purity, nmi = (measured["routers"][router]["all"][name] for name in ("purity", "nmi"))
-    title = t(figures.ROUTERS[names[router]])
+    title = t(result_figures.ROUTERS[ROUTERS[router]])
     column.metric(
         t("{router}: purity", router=title),
         f"{purity['value']:.2f}",
@@ -44,14 +44,19 @@ st.caption(
 )
 which, where = st.columns(2)
 router = which.segmented_control(
-    t("Router"), list(figures.ROUTERS), default="gate", required=True, format_func=lambda r: t(figures.ROUTERS[r]), key="router"
+    t("Router"),
+    list(result_figures.ROUTERS),
+    default="gate",
+    required=True,
+    format_func=lambda r: t(result_figures.ROUTERS[r]),
+    key="router",
 )
 layer = where.selectbox(t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer")
 left, right = st.columns(2)
 with left:
-    data = figures.correspondence_data(routing, str(router), layers[layer] if layer else None)
+    data = result_figures.correspondence_data(routing, str(router), layers[layer] if layer else None)
     parts.figure(
-        figures.correspondence(data), "correspondence", data,
+        result_figures.correspondence(data), "correspondence", data,
         t("a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent."),
         "matrix",
     )  # fmt: skip
@@ -64,9 +69,9 @@ with left:
             )
         )
 with right:
-    points = figures.map_data(routing, str(router))
+    points = result_figures.map_data(routing, str(router))
     event = parts.figure(
-        figures.utterance_map(points, list(routing.sort_values("expert").accent.unique())), "utterance-map", points,
+        result_figures.utterance_map(points, list(routing.sort_values("expert").accent.unique())), "utterance-map", points,
         t(
             "a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on. Click one "
             "to hear it."
@@ -76,17 +81,17 @@ with right:
     if chosen := event.selection.points:
         name = chosen[0]["customdata"][0]
         file = folder / "utterances.parquet"
-        said = pd.read_parquet(file, filters=[("utterance", "==", name)]) if file.is_file() else pd.DataFrame()
+        said = state.read_table(file, name) if file.is_file() else pd.DataFrame()
         if len(said):
             row = said.iloc[0]
             st.markdown(f"**{texts.accent(row.accent)}**, {row.speaker}: {row.reference}")
             parts.listen(row.reference, row.accent, row.speaker)
 
-worth = figures.attribution_data(summary)
+worth = result_figures.attribution_data(summary)
 if len(worth):
     st.header(t("What an expert is worth"))
     parts.figure(
-        figures.attribution(worth), "attribution", worth,
+        result_figures.attribution(worth), "attribution", worth,
         t("leave one expert out and score the right words again: below zero they become less likely, so the expert helped."),
         "worth",
     )  # fmt: skip
@@ -95,8 +100,8 @@ per_layer = pd.DataFrame(
         {
             "layer": figures.layer_label(name),
             **{
-                f"{figures.ROUTERS[column]}: {kind}": f"{values[name][kind]['value']:.2f} [{values[name][kind]['interval'][0]:.2f}, {values[name][kind]['interval'][1]:.2f}]"
-                for r, column in names.items()
+                f"{result_figures.ROUTERS[column]}: {kind}": f"{values[name][kind]['value']:.2f} [{values[name][kind]['interval'][0]:.2f}, {values[name][kind]['interval'][1]:.2f}]"
+                for r, column in ROUTERS.items()
                 if (values := measured["routers"][r]["layers"])
                 for kind in ("purity", "nmi")
             },
@@ -107,7 +112,7 @@ per_layer = pd.DataFrame(
 )
 with st.expander(t("Layer by layer")):
     heads = {"layer": t("layer")}
-    for router in map(figures.ROUTERS.__getitem__, names.values()):
+    for router in map(result_figures.ROUTERS.__getitem__, ROUTERS.values()):
         heads[f"{router}: purity"] = t("{router}: purity", router=t(router))
         heads[f"{router}: nmi"] = t("{router}: nmi", router=t(router))
     for domain in measured["active"]:

@@ -16,18 +16,9 @@ st.title(t("Take it away"))
 st.caption(
     t("One HTML file with the audio, the transcripts, the figures (interactive) and the results; it opens without a network.")
 )
-chosen = state.utterance()
-if chosen is None:
-    st.info(t("Choose, upload or record an utterance first."))
-    st.page_link("../pages/transcribe.py", label=t("To the page Transcribe"), icon=":material/graphic_eq:")
-    st.stop()
+chosen = parts.chosen_utterance()
 parts.sample_select(clips, t("Utterance"))
-job = state.job_of(asr, chosen)
-job.wait(0.3)
-if job.running:
-    parts.watch(job, None)
-    st.stop()
-parts.show_trouble(job)
+job = parts.heard_job(asr, chosen)
 if not job.transcripts or job.audio is None:
     st.stop()
 reference = parts.reference_input(chosen)
@@ -63,9 +54,3 @@ with st.container(horizontal=True):
         t("Data (ZIP)"), lambda: report.data(job, layer, which, folder), f"{chosen.stem}-data.zip", "application/zip",
         icon=":material/folder_zip:", on_click="ignore",
     )  # fmt: skip
-st.markdown(
-    t(
-        "**In it:** {titles}",
-        titles=t(", ").join(title[0].lower() + title[1:] for title, _, _ in report.pictures(job, layer, which).values()),
-    )
-)

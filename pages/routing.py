@@ -25,12 +25,7 @@ chosen = parts.routed_utterance(asr)
 sample, layer_box, gate_box = st.columns([2.2, 1.2, 1.6])
 with sample:
     parts.sample_select(clips, t("Utterance"))
-job = state.job_of(asr, chosen)
-job.wait(0.3)
-if job.running:
-    parts.watch(job, None)
-    st.stop()
-parts.show_trouble(job)
+job = parts.heard_job(asr, chosen)
 if "hdmole" not in job.transcripts or job.audio is None:
     st.stop()
 
@@ -125,10 +120,7 @@ elif view == "gate":
     )  # fmt: skip
 else:
     asked = state.worth_of(asr, job, stretch.number)
-    asked.wait(1.0)
-    if asked.running:
-        parts.watch(asked, None)
-        st.stop()
+    parts.ended(asked, 1.0)
     if asked.error:
         st.error(t(asked.error))
     if asked.words:
@@ -151,12 +143,7 @@ beside = st.selectbox(
     placeholder=t("none"),
 )  # fmt: skip
 if beside is not None:
-    other = state.beside(asr, beside)
-    other.wait(0.5)
-    if other.running:
-        parts.watch(other, None)
-        st.stop()
-    parts.show_trouble(other)
+    other = parts.heard_job(asr, state.utterance_of(beside))
     second = other.routing(0)
     if second is not None:
         for column, name, rows, text in zip(

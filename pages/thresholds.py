@@ -9,7 +9,7 @@ import streamlit as st
 from app import parts, state, texts
 from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, method_card
-from hdmole import figures
+from hdmole import figures, result_figures
 from hdmole.results import count_errors, normalise
 
 CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
@@ -23,12 +23,7 @@ st.caption(
     t("Change how experts are chosen; the utterance is decoded again, next to the untouched run. The model stays as it is.")
 )
 chosen = parts.routed_utterance(asr)
-job = state.job_of(asr, chosen)
-job.wait(0.3)
-if job.running:
-    parts.watch(job, None)
-    st.stop()
-parts.show_trouble(job)
+job = parts.heard_job(asr, chosen)
 if "hdmole" not in job.transcripts:
     st.stop()
 
@@ -113,10 +108,7 @@ with outcome:
     after, reference = untouched, chosen.reference
     if change:
         trial = state.trial_of(asr, job, change)
-        trial.wait(1.0)
-        if trial.running:
-            parts.watch(trial, None)
-            st.stop()
+        parts.ended(trial, 1.0)
         if trial.error:
             st.error(t(trial.error))
         if trial.transcript is None:
@@ -144,9 +136,9 @@ with outcome:
     measured = [f for f in map(parts.summary_of, state.results_folders(asr).values()) if f.get("frontier")]
     if measured:
         st.header(t("More experts or fewer: what it does over a corpus"))
-        points = figures.frontier_data(measured[-1])
+        points = result_figures.frontier_data(measured[-1])
         parts.figure(
-            figures.frontier(points, active[1]), "threshold-frontier", points,
+            result_figures.frontier(points, active[1]), "threshold-frontier", points,
             t("word error rate on accents when thresholds are scaled, or replaced; the dashed line is where this utterance stands now."),
             "frontier",
         )  # fmt: skip

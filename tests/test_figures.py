@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from hdmole import figures
+from hdmole import figures, result_figures
 
 ACCENTS = ["british", "scottish", "caribbean", "indian", "german", "spanish", "french", "mandarin"]
 LAYERS = ["multi_modal_projector.linear_1", "multi_modal_projector.layers.0.q_proj"]
@@ -243,15 +243,15 @@ def test_error_rates_are_read_from_the_summary_with_their_intervals() -> None:
             },
         }
     }
-    data = figures.error_rate_data(summary)
+    data = result_figures.error_rate_data(summary)
     assert list(data[data.method == "hdmole"].accent) == ["indian", "german", "general"]
-    first = figures.error_rates(data).data[0]
+    first = result_figures.error_rates(data).data[0]
     assert list(first.y) == [30, 10, 4]
     assert list(first.error_y.array) == [2, 2, 2] and list(first.error_y.arrayminus) == [1, 1, 1]
 
 
 def test_the_confusion_matrix_is_in_percent_of_what_was_spoken() -> None:
-    data = figures.confusion_data([[3, 1], [0, 0]], ["indian", "german"])
-    shown = heatmap(figures.confusion_matrix(data))
+    data = result_figures.confusion_data([[3, 1], [0, 0]], ["indian", "german"])
+    shown = heatmap(result_figures.confusion_matrix(data))
     np.testing.assert_allclose(shown.z, [[75, 25], [0, 0]])
     assert list(shown.x) == list(shown.y) == ["indian", "german"]

@@ -20,7 +20,9 @@ from hdmole.results import verdict
 ROOT = Path(__file__).resolve().parent.parent
 CHINESE = json.loads(texts.FILE.read_text(encoding="utf-8"))
 APP = sorted([*(ROOT / "app").glob("*.py"), *(ROOT / "pages").glob("*.py")])
-LIBRARY = [ROOT / "hdmole" / f for f in ("figures.py", "compare.py", "domain.py", "results.py", "demo/synth.py")]
+LIBRARY = [
+    ROOT / "hdmole" / f for f in ("figures.py", "result_figures.py", "compare.py", "domain.py", "results.py", "demo/synth.py")
+]
 HAN = re.compile("[\u4e00-\u9fff]")
 PAGES = ("home", "transcribe", "routing", "thresholds", "correspondence", "compare", "corpus", "report", "about")
 
