@@ -194,7 +194,6 @@ class Evaluation(_Task):
     def __init__(self, asr: Any, manifest: Path, methods: list[str], out: Path) -> None:
         self.manifest, self.methods, self.out = manifest, methods, out
         self.summary: dict[str, Any] | None = None
-        self.failed: list[dict[str, str]] = []
         super().__init__(asr, manifest.name)
 
     def _progress(self, done: int, total: int) -> None:
@@ -205,7 +204,7 @@ class Evaluation(_Task):
 
     def _work(self) -> None:
         try:
-            self.summary, self.failed = evaluate(self._asr, self.manifest, self.methods, self.out, progress=self._progress)
+            self.summary, _ = evaluate(self._asr, self.manifest, self.methods, self.out, progress=self._progress)
         except Cancelled:
             raise _Stopped from None
 

@@ -48,6 +48,7 @@ class Method:
     options : of HDMoLEConfig or LoraConfig
     rate : the method whose tuned learning rate it takes
     replay : share of the training utterances that are general speech, in place of accented ones
+    share : share of the training utterances it may learn from, in as many steps
     place : projector, encoder or llm
     true_accent : route by the true accent in place of what the recogniser heard, an upper bound
     warm_share : share of the steps in which each expert learns its own accent alone, as one LoRA per accent
@@ -58,6 +59,7 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     rate: str = ""
     replay: float = 0.0
+    share: float = 1.0
     place: str = "projector"
     true_accent: bool = False
     warm_share: float = 0.0
@@ -69,6 +71,8 @@ class Method:
             raise ValueError(f"The place of a method is one of {', '.join(PLACES)}; not {self.place!r}.")
         if not 0 <= self.replay < 1 or not 0 <= self.warm_share < 1:
             raise ValueError("replay and warm_share are shares: at least 0, below 1.")
+        if not 0 < self.share <= 1:
+            raise ValueError("share is more than 0 and at most 1.")
 
     @property
     def routed(self) -> bool:
@@ -219,9 +223,11 @@ def adapt(
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         return model.eval()
     report(f"{folder.name}: {trainable(model):,} trainable parameters")
-    rows = speech.corpus.select("train", "accent")
+    rows, rng = speech.corpus.select("train", "accent"), np.random.default_rng(seed)
+    if method.share < 1:
+        rows = rng.permutation(rows)[: max(1, round(method.share * len(rows)))].tolist()
     if method.replay:
-        rng, general = np.random.default_rng(seed), speech.corpus.select("train", GENERAL)
+        general = speech.corpus.select("train", GENERAL)
         count = min(len(general), round(method.replay * len(rows)))
         rows = [*rng.permutation(rows)[count:].tolist(), *rng.permutation(general)[:count].tolist()]
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -234,7 +240,7 @@ def adapt(
             mels=part.place == "encoder",
         )  # fmt: skip
         fit(
-            model, batches, smoothed_objective, folder.with_name(f"{folder.name}-{name}"), epochs=share * epochs, rate=rate,
+            model, batches, smoothed_objective, folder.with_name(f"{folder.name}-{name}"), epochs=share * epochs / method.share, rate=rate,
             report=report, groups=groups, seed=seed, callbacks=callbacks,
         )  # fmt: skip
 

@@ -52,8 +52,11 @@ def known_methods(hdmole: dict[str, Any]) -> dict[str, Method]:
             warm_share=warm_share,
         )  # fmt: skip
 
+    def tenth(method: Method) -> Method:
+        return replace(method, label=f"{method.label}, a tenth of the speech", share=0.1)
+
     r = hdmole.get("r", 2)
-    return {
+    known = {
         "base": Method("Frozen base", "base"),
         "full": Method("Full fine-tuning", "full"),
         "lora": Method("LoRA, equal parameters", "lora", {"r": "equal"}),
@@ -86,6 +89,7 @@ def known_methods(hdmole: dict[str, Any]) -> dict[str, Method]:
         "encoder": variant("in the encoder", place="encoder"),
         "llm": variant("in the LLM", place="llm"),
     }
+    return known | {f"{name}_tenth": tenth(replace(known[name], rate=name)) for name in ("full", "lora", "gated_lora", "hdmole")}
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ class Step:
 def _settings(method: Method, epochs: float, rate: float, seed: int) -> dict[str, Any]:
     """What decides how a run comes out, for JSON."""
     kept = {name: getattr(method, name) for name in ("kind", "replay", "place", "true_accent", "warm_share")}
+    kept |= {"share": method.share} if method.share < 1 else {}
     return {**kept, "options": dict(method.options), "epochs": epochs, "rate": rate, "seed": seed}
 
 

@@ -74,8 +74,8 @@ def layer_label(name: str) -> str:
 
 
 def accent_label(name: str) -> str:
-    """An accent's name as it is shown: with a capital letter, and without underscores."""
-    return name[:1].upper() + name[1:].replace("_", " ")
+    """An accent's name as it is shown: with capital letters, and without underscores."""
+    return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
 # -- the sound -----------------------------------------------------------------------------------------------------------

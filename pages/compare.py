@@ -9,6 +9,7 @@ from app import parts, state, texts
 from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, text_card
 from hdmole import result_figures
+from hdmole.asr import GENERAL
 from hdmole.results import DOMAIN_LABELS, verdict
 
 asr = state.load_model()
@@ -28,8 +29,12 @@ for claim in summary.get("claims", []):
     st.markdown(f"{icon} {answer}")
 bars, plane = st.columns([1.6, 1])
 with bars:
-    st.header(t("Word error rate by accent"))
-    rates = result_figures.error_rate_data(summary)
+    domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m["domains"] for m in summary["methods"].values())]
+    speech = st.segmented_control(
+        t("Word error rate by accent"), domains or ["accent"], default=(domains or ["accent"])[0], required=True, key="speech",
+        format_func=lambda domain: t(DOMAIN_LABELS[domain]),
+    )  # fmt: skip
+    rates = result_figures.error_rate_data(summary, str(speech))
     parts.figure(
         result_figures.error_rates(rates), "word-error-rates", rates,
         t("lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals."), "rates",
@@ -85,6 +90,12 @@ st.markdown(
         for d in pair
     )
 )
+by_seed = {
+    name: summary["methods"][name]["domains"].get("accent", {}).get("per_seed", {}) for name in (str(method), str(against))
+}
+if all(len(rates) > 1 for rates in by_seed.values()):
+    said = "; ".join(f"{label(name)} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
+    st.markdown(t("- **By training seed**, WER on accents in %: {rates}.", rates=said))
 st.caption(
     t(
         "Points of word error rate with 95 % intervals from a bootstrap over speakers, both methods on the same speech; "

@@ -26,8 +26,15 @@ st.caption(
         "what is done is kept when you cancel."
     )
 )
-task: Evaluation | None = st.session_state.get("evaluation")
-with st.expander(t("The recordings"), expanded=task is None, icon=":material/folder_open:"):
+if st.session_state.pop("corpus_started", False) or "corpus_results" not in st.session_state:
+    st.session_state.corpus_results = "" if "evaluation" in st.session_state else st.query_params.get("results", "")
+with st.sidebar:
+    earlier = st.text_input(
+        t("Results of an earlier evaluation"), key="corpus_results", placeholder="results/mine", persist_state="session",
+        help=t("A folder on the app's machine that `hdmole evaluate` or this page wrote; this page's address names it."),
+    ).strip()  # fmt: skip
+task: Evaluation | None = None if earlier else st.session_state.get("evaluation")
+with st.expander(t("The recordings"), expanded=not (task or earlier), icon=":material/folder_open:"):
     st.markdown(
         t(
             "A manifest has one line a recording: {line}, the audio's path being relative to the manifest, `general` the accent of "
@@ -39,36 +46,53 @@ with st.expander(t("The recordings"), expanded=task is None, icon=":material/fol
     file = left.file_uploader(t("A ZIP with the recordings and a .jsonl manifest"), type="zip", key="corpus_zip")
     path = right.text_input(t("or the path of a manifest on the app's machine"), key="corpus_path", placeholder="data/test.jsonl")
     methods = st.multiselect(t("Methods"), asr.methods, asr.methods, format_func=texts.method)
-    if st.button(t("Start"), type="primary", disabled=not methods or not (file or path.strip())):
+    with st.container(horizontal=True):
+        start = st.button(
+            t("Start"), type="primary", disabled=not methods or not (file or path.strip()), key="corpus_start"
+        )  # fmt: skip
+        samples = asr.folder / "samples" / "manifest.jsonl"
+        try_it = samples.is_file() and st.button(t("Try it with the samples"), disabled=not methods, key="corpus_samples")
+    if start or try_it:
         folder = Path(tempfile.mkdtemp(prefix="hdmole-corpus-"))
         try:
-            manifest = unpack(file, folder / "speech") if file else Path(path.strip())
+            manifest = samples if try_it else unpack(file, folder / "speech") if file else Path(path.strip())
         except ManifestError as error:
             st.error(str(error))
             st.stop()
-        if task is not None:
-            task.cancel()
+        if "evaluation" in st.session_state:
+            st.session_state.evaluation.cancel()
         st.session_state.evaluation = Evaluation(asr, manifest, methods, folder / "results")
+        st.session_state.corpus_started = True
         st.rerun()
-if task is None:
+if task is not None:
+    parts.ended(task)
+    if task.error:
+        st.error(t(task.error))
+    if task.summary is None:
+        if not task.error:
+            st.info(t("Cancelled before anything was heard."))
+        st.stop()
+elif not earlier:
     st.stop()
-parts.ended(task)
-if task.error:
-    st.error(t(task.error))
-if task.summary is None:
-    if not task.error:
-        st.info(t("Cancelled before anything was heard."))
+out = task.out if task is not None else Path(earlier)
+state.write_deep_link(results=str(out))
+try:
+    summary = state.results(out)
+except ValueError as error:
+    st.error(str(error))
+    st.stop()
+if not (out / "recordings.parquet").is_file():
+    st.error(t("{folder} has no recordings.parquet; name a folder that `hdmole evaluate` wrote.", folder=out))
     st.stop()
 
-summary = task.summary
 made = summary["provenance"]
 if made["recordings"] < made["of"]:
     st.warning(
         t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=made["recordings"], all=made["of"])
     )
-if task.failed:
-    with st.expander(t("{count} recordings could not be read", count=len(task.failed)), icon=":material/error:"):
-        st.dataframe(pd.DataFrame(task.failed), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
+if summary["failed"]:
+    with st.expander(t("{count} recordings could not be read", count=len(summary["failed"])), icon=":material/error:"):
+        st.dataframe(pd.DataFrame(summary["failed"]), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
 labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
 rates = result_figures.error_rate_data(summary)
 bars, table = st.columns([1.3, 1])
@@ -83,15 +107,15 @@ with table:
         "../pages/compare.py",
         label=t("Compare the methods"),
         icon=":material/bar_chart:",
-        query_params={"results": str(task.out)},
+        query_params={"results": str(out)},
     )
     if "routing" in summary:
         st.page_link(
             "../pages/correspondence.py", label=t("Experts and accents"), icon=":material/grid_on:",
-            query_params={"results": str(task.out)},
+            query_params={"results": str(out)},
         )  # fmt: skip
 
-    def archive(folder: Path = task.out) -> bytes:
+    def archive(folder: Path = out) -> bytes:
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
             for name in sorted(folder.iterdir()):
@@ -104,53 +128,62 @@ with table:
 
 
 @st.cache_data(show_spinner=False, max_entries=4)
-def recordings(out: str) -> pd.DataFrame:
+def recordings(out: str, _changed: int) -> pd.DataFrame:
     """One row a recording: its length, level, clipping, in-domain score and each method's WER."""
-    heard = state.read_table(Path(out) / "utterances.parquet")
+    heard = state.read_table(Path(out) / "utterances.parquet").drop_duplicates(["utterance", "method"])
     wide = heard.assign(wer=100 * heard.errors / heard.words.clip(lower=1)).pivot(
         index="utterance", columns="method", values="wer"
-    )
+    )[heard.method.unique()]
     first = heard.drop_duplicates("utterance").set_index("utterance")[["reference", "words"]]
-    known = pd.read_parquet(Path(out) / "recordings.parquet").set_index("utterance")
+    known = pd.read_parquet(Path(out) / "recordings.parquet").drop_duplicates("utterance").set_index("utterance")
     wide.columns = [f"WER {name} (%)" for name in wide.columns]
-    return known.join(first).join(wide.round(1)).reset_index()
+    table = known.join(first).join(wide.round(1)).reset_index()
+    small = {name: "category" for name in ("accent", "speaker")}  # half as much to send to the browser
+    return table.astype(small | {name: "float32" for name in table.select_dtypes("number")} | {"words": "int32"})
 
 
 st.header(t("Recording by recording"))
-rows = recordings(str(task.out))
-accent_box, word_box, worst_box = st.columns([1, 2, 1])
-accents = accent_box.multiselect(
-    t("Accents"), sorted(set(rows.accent)), placeholder=t("all"), format_func=texts.accent_name, key="corpus_accents"
-)
-text = word_box.text_input(t("Said or file name contains"), key="corpus_text")
-least = worst_box.number_input(t("WER of some method at least (%)"), 0, 100, 0, 10, key="corpus_least")
-shown = rows[rows.accent.isin(accents)] if accents else rows
-if text.strip():
-    found = shown.reference.str.contains(text.strip(), case=False, regex=False)
-    shown = shown[found | shown.utterance.str.contains(text.strip(), case=False, regex=False)]
-rates_of = [c for c in rows.columns if c.startswith("WER ")]
-shown = shown[shown[rates_of].max(axis=1) >= least].reset_index(drop=True)
-event = st.dataframe(
-    shown, hide_index=True, height=320, on_select="rerun", selection_mode="single-row", key="corpus_rows",
-    column_order=["utterance", "accent", *rates_of, "reference", "words", "seconds", "level", "clipped", "in_domain", "speaker"],
-    column_config={
-        **{name: t(name) for name in ("utterance", "accent", "reference", "words", "speaker")},
-        "seconds": st.column_config.NumberColumn(t("length (s)")), "level": st.column_config.NumberColumn(t("level (dBFS)")),
-        "clipped": st.column_config.NumberColumn(t("clipped samples"), format="percent"),
-        "in_domain": st.column_config.NumberColumn(t("in-domain score")),
-    },
-)  # fmt: skip
-st.caption(
-    t(
-        "**How to read this:** {shown} of {all} recordings; sort by a column's head, choose a row to hear it and see the words.",
-        shown=f"{len(shown):,}",
-        all=f"{len(rows):,}",
+rows = recordings(str(out), (out / "recordings.parquet").stat().st_mtime_ns)
+
+
+@st.fragment  # choosing a row of a hundred thousand runs this alone
+def one_by_one() -> None:
+    accent_box, word_box, worst_box = st.columns([1, 2, 1])
+    accents = accent_box.multiselect(
+        t("Accents"), sorted(set(rows.accent)), placeholder=t("all"), format_func=texts.accent_name, key="corpus_accents"
     )
-)
-if event.selection.rows:
-    row = shown.iloc[event.selection.rows[0]]
-    if Path(row.audio).is_file():
-        st.audio(row.audio)
-    of = state.read_table(task.out / "utterances.parquet", row.utterance)
-    cards = [text_card(r["method"], r["hypothesis"], r["reference"]) for r in of.to_dict("records")]
-    st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
+    text = word_box.text_input(t("Said or file name contains"), key="corpus_text")
+    least = worst_box.number_input(t("WER of some method at least (%)"), 0, 100, 0, 10, key="corpus_least")
+    shown = rows[rows.accent.isin(accents)] if accents else rows
+    if text.strip():
+        found = shown.reference.str.contains(text.strip(), case=False, regex=False)
+        shown = shown[found | shown.utterance.str.contains(text.strip(), case=False, regex=False)]
+    rates_of = [c for c in rows.columns if c.startswith("WER ")]
+    shown = shown[shown[rates_of].max(axis=1) >= least].reset_index(drop=True)
+    event = st.dataframe(
+        shown.drop(columns="audio"), hide_index=True, height=320, on_select="rerun", selection_mode="single-row", key="corpus_rows",
+        column_order=["utterance", "accent", *rates_of, "reference", "words", "seconds", "level", "clipped", "in_domain", "speaker"],
+        column_config={
+            **{name: t(name) for name in ("utterance", "accent", "reference", "words", "speaker")},
+            "seconds": st.column_config.NumberColumn(t("length (s)")), "level": st.column_config.NumberColumn(t("level (dBFS)")),
+            "clipped": st.column_config.NumberColumn(t("clipped samples"), format="percent"),
+            "in_domain": st.column_config.NumberColumn(t("in-domain score")),
+        },
+    )  # fmt: skip
+    st.caption(
+        t(
+            "**How to read this:** {shown} of {all} recordings; sort by a column's head, choose a row to hear it and see the words.",
+            shown=f"{len(shown):,}",
+            all=f"{len(rows):,}",
+        )
+    )
+    if event.selection.rows:
+        row = shown.iloc[event.selection.rows[0]]
+        if Path(row.audio).is_file():
+            st.audio(row.audio)
+        of = state.read_table(out / "utterances.parquet", row.utterance)
+        cards = [text_card(r["method"], r["hypothesis"], r["reference"]) for r in of.to_dict("records")]
+        st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
+
+
+one_by_one()

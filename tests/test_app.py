@@ -290,7 +290,7 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(open_app: Callabl
     at = open_app("corpus")
     assert_no_exception(at)
     at.text_input(key="corpus_path").set_value(str(tiny_model / "samples" / "manifest.jsonl")).run()
-    settle(at.button[0].click().run())
+    settle(at.button(key="corpus_start").click().run())
     assert_no_exception(at)
     task = at.session_state.evaluation
     assert task.summary["provenance"]["recordings"] == 4 and set(task.summary["methods"]) == {"base", "lora", "full", "hdmole"}
@@ -300,16 +300,22 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(open_app: Callabl
     assert len(rows) == 4 and set(rows.seconds) == {2.0} and (rows.level < 0).all()
     at.text_input(key="corpus_text").set_value("jazz").run()
     assert list(at.dataframe[0].value.accent) == ["indian"]
-    for page in ("compare", "correspondence"):
+    for page in ("compare", "correspondence", "corpus"):
         other = open_app(page, results=str(task.out))
         assert_no_exception(other)
         assert other.get("plotly_chart")
+    assert len(other.dataframe[0].value) == 4  # of another session, from the link
+    settle(other.button(key="corpus_samples").click().run())
+    assert_no_exception(other)
+    assert other.session_state.evaluation.out != task.out and other.session_state.corpus_results == ""
+    other.text_input(key="corpus_results").set_value(str(tiny_model / "results")).run()
+    assert "has no recordings.parquet" in other.error[0].value and not other.exception
 
 
 def test_a_corpus_that_cannot_be_read_gets_a_sentence(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
     at = open_app("corpus")
     at.text_input(key="corpus_path").set_value(str(tmp_path / "none.jsonl")).run()
-    settle(at.button[0].click().run())
+    settle(at.button(key="corpus_start").click().run())
     assert "There is no manifest" in at.error[0].value and not at.exception
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

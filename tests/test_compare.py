@@ -17,13 +17,27 @@ from streamlit.testing.v1 import AppTest
 from tiny import ACCENTS, SENTENCES, speech_like
 from typer.testing import CliRunner
 
+from hdmole import adapt as adapting
 from hdmole import analysis
 from hdmole import compare as comparing
 from hdmole.cli import app
 from hdmole.compare import ConfigError, compare, known_methods, read_config
+from hdmole.preparation import speech_of
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ["full", "lora", "gated_lora", "hdmole", "full_replay", "warm", "true_accent", "input_thresholds", "encoder", "llm"]
+METHODS = [
+    "full",
+    "lora",
+    "gated_lora",
+    "hdmole",
+    "full_replay",
+    "full_tenth",
+    "warm",
+    "true_accent",
+    "input_thresholds",
+    "encoder",
+    "llm",
+]
 CONFIG = """
 model = "{model}"
 methods = {methods}
@@ -94,6 +108,20 @@ def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, lis
     assert {"accent", "general"} <= set(next(iter(summary["curves"]["hdmole"].values())))
     assert {c["claim"].split()[0] for c in summary["claims"]} == {"Accents", "Better", "At"}
     assert summary["provenance"]["data_sha256"] and "epochs = 1" in summary["provenance"]["config"]
+
+
+def test_methods_that_learn_from_less_speech_take_as_many_steps(
+    made: tuple[Path, Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out, _ = made
+    comparison = read_config(config)
+    speech, _ = speech_of(comparison, out / "work", lambda text: None, 0)
+    asked = []
+    monkeypatch.setattr(adapting, "fit", lambda model, batches, *rest, epochs, **more: asked.append((batches.batches, epochs)))
+    for name in ("full", "full_tenth"):
+        adapting.adapt(speech, comparison.known[name], tmp_path / name, epochs=2, rate=0, seed=0, report=lambda text: None)
+    (all_of, twice), (few, often) = (({i for batch in batches for i in batch}, epochs) for batches, epochs in asked)
+    assert few < all_of and len(few) == round(0.1 * len(all_of)) and often == 10 * twice
 
 
 def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
