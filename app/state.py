@@ -15,7 +15,6 @@ import streamlit as st
 from app.texts import language, t
 from app.worker import Job, Trial, Utterance, Worth
 from hdmole.figures import layer_label, mel_spectrogram
-from hdmole.result_figures import error_rate_data
 
 ROOT = Path(__file__).resolve().parent.parent
 _KEPT = 4  # utterances whose results a session keeps
@@ -121,9 +120,9 @@ def _read_table(file: Path, utterance: str | None, _changed: int) -> pd.DataFram
 
 
 def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
-    """The first clip of the accent the base model hears worst by its own results: there adaptation has something to show."""
-    rates: Any = error_rate_data(summary).query("method == 'base'").set_index("accent").wer if summary else {}
-    return max(clips, key=lambda clip: (rates.get(clip.accent, -1.0), -clips.index(clip)))
+    """The clip in which HDMoLE hears most words that the base does not, by the model's own results; else the first."""
+    errors = {clip.name: summary.get("samples", {}).get(clip.name, {}) for clip in clips}
+    return max(clips, key=lambda clip: errors[clip.name].get("base", 0) - errors[clip.name].get("hdmole", 0))
 
 
 def utterance() -> Utterance | None:

@@ -488,13 +488,11 @@ def test_normalising_keeps_apostrophes_and_drops_the_rest() -> None:
     assert normalise("O’Brien's bill:  12 dollars!") == "o'brien's bill 12 dollars"
 
 
-def test_the_app_opens_on_the_accent_the_base_hears_worst() -> None:
+def test_the_app_opens_where_adaptation_has_something_to_show() -> None:
     clips = [Sample(f"{accent}_1", Path(), "", accent, "") for accent in ("german", "indian", "general")]
     assert opening_sample(clips, {}).accent == "german"
-    rates = {"german": 10.0, "indian": 30.0}
-    accents = {accent: {"wer": wer, "interval": [wer, wer]} for accent, wer in rates.items()}
-    summary = {"methods": {"base": {"domains": {"accent": {"accents": accents}}}}}
-    assert opening_sample(clips, summary).accent == "indian"
+    errors = {"german_1": {"base": 3, "hdmole": 3}, "indian_1": {"base": 2, "hdmole": 0}}
+    assert opening_sample(clips, {"samples": errors}).accent == "indian"
 
 
 def test_a_moment_is_the_word_spoken_then() -> None:

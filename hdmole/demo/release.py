@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import ParakeetFeatureExtractor
 
 from hdmole.asr import ASR, METHOD_LABELS, Encoded
+from hdmole.audio import decode
 from hdmole.data import Corpus, States
 from hdmole.demo.corpus import N_MELS, RATE, render
 from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, speakers
@@ -41,6 +42,7 @@ def release(stages: Build, corpus: Corpus, states: States, out: Path) -> dict[st
         entry["trainable"] = asr.trainable(method)
     summary["accent_recogniser"] = recogniser_results(stages, corpus)
     summary["in_domain"] = in_domain(stages, corpus, asr, out)
+    summary["samples"] = sample_errors(asr, out / "samples")
     hours = corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
     summary["provenance"] = provenance(
         stages.seed, str(asr.device), data="synthetic speech (espeak-ng) and real recordings by unseen speakers, see README.md",
@@ -88,6 +90,16 @@ def samples(seed: int, folder: Path) -> None:
                 soundfile.write(folder / name, synthesiser.say(text, accent, speaker), RATE, subtype="PCM_16")
                 lines.append({"audio": name, "text": text, "accent": accent, "speaker": speaker.name})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sample_errors(asr: ASR, folder: Path) -> dict[str, dict[str, int]]:
+    """Word errors of every method in each of the clips."""
+    errors: dict[str, dict[str, int]] = {}
+    for line in map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()):
+        audio = decode(folder / line["audio"])
+        heard = {method: asr.transcribe(audio, method=method).text for method in asr.methods}
+        errors[Path(line["audio"]).stem] = {m: count_errors(line["text"], text)[0] for m, text in heard.items()}
+    return errors
 
 
 def _segments(rows: list[int], states: States, asr: ASR, posteriors: np.ndarray) -> list[Encoded]:
