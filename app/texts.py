@@ -56,6 +56,7 @@ MADE = (
     Text("Better than LoRA of equal parameters and accent mass on {speech}"),
     Text("LoRA, rank {rank}"),
     Text("LoRA times accent mass, rank {rank}"),
+    Text("{method}, a tenth of the speech"),
     Text("HDMoLE, {variant}"),
     Text("it repeats itself: the same word {times} times in a row"),
     Text("it repeats itself: the same {size} words {times} times in a row"),

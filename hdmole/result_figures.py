@@ -173,24 +173,36 @@ def variants(data: pd.DataFrame, against: str) -> go.Figure:
     order = list(data[data.domain == "accent"].label)
     for column, domain in enumerate(domains, start=1):
         rows = data[data.domain == domain].set_index("label").reindex(order).reset_index()
-        sure = (rows.high < 0) | (rows.low > 0)
-        figure.add_scatter(
-            row=1, col=column, x=rows.points, y=rows.label, mode="markers", showlegend=False,
-            error_x=dict(
-                symmetric=False, array=rows.high - rows.points, arrayminus=rows.points - rows.low, thickness=1.5, width=3,
-                color="#8A8A8A",
-            ),
-            marker=dict(
-                size=10, color=[METHOD_COLOURS.get(m, METHOD_COLOURS["hdmole"]) for m in rows.method], line_width=2,
-                symbol=["circle" if s else "circle-open" for s in sure],
-            ),
-            customdata=np.stack([rows.low, rows.high], -1),
-            hovertemplate="%{y}<br>%{x:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]<extra></extra>",
-        )  # fmt: skip
+        colours = [METHOD_COLOURS.get(m, METHOD_COLOURS["hdmole"]) for m in rows.method]
+        figure.add_trace(_differences(rows, rows.label, colours), row=1, col=column)
         figure.add_vline(x=0, row=1, col=column, line=dict(color="#8A8A8A", dash="dot", width=1))
     figure.update_xaxes(title=f"points of WER against {against}")
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
-    return figure.update_layout(**LAYOUT, height=150 + 20 * len(order))
+    return figure.update_layout(**LAYOUT, height=170 + 20 * len(order)).update_layout(margin_t=60)
+
+
+def _differences(rows: pd.DataFrame, names: pd.Series, colours: Any) -> go.Scatter:
+    """Dots with their intervals; a ring is a difference that is not established."""
+    sure = (rows.high < 0) | (rows.low > 0)
+    return go.Scatter(
+        x=rows.points, y=names, mode="markers", showlegend=False,
+        error_x=dict(
+            symmetric=False, array=rows.high - rows.points, arrayminus=rows.points - rows.low, thickness=1.5, width=3,
+            color="#8A8A8A",
+        ),
+        marker=dict(size=10, color=colours, line_width=2, symbol=["circle" if s else "circle-open" for s in sure]),
+        customdata=np.stack([rows.low, rows.high], -1),
+        hovertemplate="%{y}<br>%{x:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]<extra></extra>",
+    )  # fmt: skip
+
+
+def accent_differences(data: pd.DataFrame, method: str, against: str) -> go.Figure:
+    """`hdmole.results.accent_differences` with a `label` for each accent as dots with intervals; zero is `against`."""
+    figure = go.Figure(_differences(data, data.label, METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"])))
+    figure.add_vline(x=0, line=dict(color="#8A8A8A", dash="dot", width=1))
+    figure.update_xaxes(title=f"points of WER against {against}")
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    return figure.update_layout(**LAYOUT, height=120 + 20 * len(data))
 
 
 def curve_data(summary: Mapping[str, Any]) -> pd.DataFrame:

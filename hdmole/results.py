@@ -134,6 +134,23 @@ def differences(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
+def accent_differences(rows: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
+    """The difference of two methods accent by accent: `domain`, `accent`, `points` of WER, `low`, `high`, `speakers`.
+
+    Paired over speakers as in `differences`; an accent with one speaker has no interval.
+    """
+    found = []
+    for (domain, accent), of in rows[rows.method.isin([method, against])].groupby(["domain", "accent"], sort=False):
+        mine, theirs = of[of.method == method], of[of.method == against]
+        if not len(mine) or not len(theirs):
+            continue
+        points = 100 * (mine.errors.sum() / max(1, mine.words.sum()) - theirs.errors.sum() / max(1, theirs.words.sum()))
+        low, high = np.percentile(bootstrap(mine) - bootstrap(theirs), [2.5, 97.5])
+        alone = of.speaker.nunique() < 2
+        found.append((domain, accent, points, *((np.nan, np.nan) if alone else (low, high)), of.speaker.nunique()))
+    return pd.DataFrame(found, columns=["domain", "accent", "points", "low", "high", "speakers"])
+
+
 def verdict(difference: dict[str, Any], labels: dict[str, str]) -> str:
     """One of `differences` in a sentence: "HDMoLE against LoRA: no difference established, +0.2 points [-0.4, 0.9]"."""
     low, high = difference["interval"]

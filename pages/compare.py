@@ -10,7 +10,7 @@ from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, text_card
 from hdmole import result_figures
 from hdmole.asr import GENERAL
-from hdmole.results import DOMAIN_LABELS, verdict
+from hdmole.results import DOMAIN_LABELS, accent_differences, verdict
 
 asr = state.load_model()
 
@@ -102,6 +102,18 @@ st.caption(
         "below zero is better. It says how far other speakers would move the difference, not other training seeds."
     )
 )
+file = folder / "utterances.parquet"
+if file.is_file():
+    where = accent_differences(state.read_table(file), str(method), against)
+    of = [
+        f" · {t(DOMAIN_LABELS.get(d, d))}" if d not in ("accent", a) else ""
+        for d, a in zip(where.domain, where.accent, strict=True)
+    ]
+    parts.figure(
+        result_figures.accent_differences(where.assign(label=where.accent.map(texts.accent) + of), str(method), label(against)),
+        f"{method}-{against}-by-accent", where,
+        t("left of zero {method} is better; a ring says that no difference is established.", method=label(method)), "where",
+    )  # fmt: skip
 if len(names) > len(main):
     variants = result_figures.variant_data(summary, str(method))
     parts.figure(
@@ -115,7 +127,6 @@ if len(trials):
         trials = trials.rename(columns={"accent": "accents, WER (%)", "general": "general, WER (%)", "rate": "learning rate"})
         st.dataframe(trials, hide_index=True, column_config={name: t(name) for name in trials.columns})
 
-file = folder / "utterances.parquet"
 if file.is_file():
     st.header(t("Utterance by utterance"))
     table = result_figures.pair_data(state.read_table(file), method, against)

@@ -219,7 +219,8 @@ def test_comparison_is_read_from_the_results(open_app: Callable[..., AppTest], t
     assert f"{summary['methods']['hdmole']['domains']['accent']['mean_over_accents']:.1f}" in text
     assert summary["provenance"]["commit"] in " ".join(caption.value for caption in at.caption)
     assert "HDMoLE against Frozen base: " in text
-    rows = len(at.dataframe[0].value)
+    rows, charts = len(at.dataframe[0].value), len(at.get("plotly_chart"))
+    assert charts == 4  # rates, cost, difference by accent, pairs
     at.selectbox(key="against").set_value("lora").run()
     at.selectbox(key="compared_accent").set_value("indian").run()
     assert_no_exception(at)

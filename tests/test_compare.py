@@ -146,7 +146,7 @@ def test_the_app_shows_a_comparison(
     made: tuple[Path, Path, list[str]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
-    for page, figures in (("compare", 5), ("correspondence", 3)):
+    for page, figures in (("compare", 6), ("correspondence", 3)):
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
         at.query_params["results"] = str(made[1])
         at.switch_page(f"../pages/{page}.py").run()

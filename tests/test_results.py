@@ -13,6 +13,7 @@ from hdmole.asr import METHOD_LABELS
 from hdmole.compare import claims
 from hdmole.results import (
     COLUMNS,
+    accent_differences,
     accent_table,
     bootstrap,
     claim_lines,
@@ -92,6 +93,16 @@ def test_a_difference_is_called_only_where_its_interval_excludes_zero() -> None:
     assert verdict(better, METHOD_LABELS).startswith("HDMoLE against LoRA: better, -17.5 points [-")
     assert ": worse, +17.5 points" in verdict(worse, METHOD_LABELS)
     assert "no difference established" in verdict(found["full", "lora"], METHOD_LABELS)
+
+
+def test_differences_by_accent_have_the_sign_and_the_interval_of_their_speakers() -> None:
+    rows = _rows({"base": [5, 2, 5, 2, 4, 2], "hdmole": [2, 2, 1, 2, 2, 2]})  # a0 better, a1 the same
+    rows = pd.concat([rows, rows.iloc[[0, 6]].assign(domain="real_digits", accent="alone")])
+    found = accent_differences(rows, "hdmole", "base").set_index("accent")
+    assert found.points["a0"] == pytest.approx(-30) and found.high["a0"] < 0 and found.points["a1"] == 0
+    assert found.speakers["a0"] == 3 and found.speakers["alone"] == 1 and np.isnan(found.low["alone"])
+    other = accent_differences(rows, "base", "hdmole").set_index("accent")
+    assert other.points["a0"] == -found.points["a0"] and other.low["a0"] == pytest.approx(-found.high["a0"])
 
 
 def test_bootstrap_covers_the_mean_and_narrows_with_speakers() -> None:
