@@ -17,6 +17,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import TrainerCallback
 from hdmole import analysis
 from hdmole.adapt import Method, Speech, adapt, equal_rank, hear, load_base, prepare, trainable
 from hdmole.asr import GENERAL
+from hdmole.bench import side_by_side
 from hdmole.preparation import speech_of
 from hdmole.results import count_errors, provenance, summarise, write
 from hdmole.tuner import HDMoLEConfig
@@ -358,6 +360,34 @@ class Runner:
             _write(file, getattr(analysis, kind)(self, model, method))
             self.report(f"{kind} done")
 
+    def speed(self, rates: dict[str, float]) -> dict[str, float]:
+        """How long each method takes to decode the same test speech, as a multiple of the frozen base beside it.
+
+        Encoder outputs are given; a method that changes the encoder is left out.
+        """
+        seeds = self.comparison.seeds
+        names = [n for n in self.comparison.methods if self.methods[n].place != "encoder"]
+        steps = {name: self.run_step(name, seeds[name][0], rates) for name in names}
+        step = Step(self.work / "speed", "speed.json", {name: s.settings for name, s in steps.items()})
+        if step.begin(self.report):
+            rows = self.speech.corpus.select("test", "accent")
+            rows = rows[:: max(1, len(rows) // 24)][:24]
+            base, ratios = load_base(self.speech.base, self.device), {}
+            for name, run in steps.items():
+                method = self.methods[name]
+                model = adapt(
+                    self.speech, method, run.folder / "adapter", epochs=0, rate=0, seed=0, report=self.report, device=self.device
+                )  # fmt: skip
+                contenders: dict[str, Callable[[], Any]] = {
+                    "base": partial(hear, self.speech, base, self.methods["base"], rows),
+                    name: partial(hear, self.speech, model, method, rows),
+                }
+                ratios[name] = side_by_side(contenders, rounds=5)[name]["ratio"]
+            _write(step.done, ratios)
+            self.report("speed done")
+        found: dict[str, float] = json.loads(step.done.read_text())
+        return found
+
     def everything(self) -> dict[str, Any] | None:
         """Run what is missing; the first process returns the summary, the others None."""
         started = time.time()
@@ -386,7 +416,7 @@ class Runner:
         order = self.comparison.methods
         folders = {job: self.work / f"{job[0]}-{job[1]}" for job in sorted(jobs, key=lambda j: (order.index(j[0]), j[1]))}
         rows = pd.concat([pd.read_parquet(f / "utterances.parquet") for f in folders.values()], ignore_index=True)
-        summary = summarise(rows)
+        summary = summarise(rows) | {"decoding_time": self.speed(rates)}
         notes = {job: json.loads((f / "run.json").read_text()) for job, f in folders.items()}
         for name, entry in summary["methods"].items():
             seeds = self.comparison.seeds[name]

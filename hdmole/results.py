@@ -205,14 +205,13 @@ def write(folder: Path, rows: pd.DataFrame, summary: dict[str, Any]) -> None:
 
 
 def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
-    """The results as a markdown table: one row a method, WER in % with its 95 % interval."""
+    """The results as a markdown table: one row a method, WER in % with its 95 % interval, decoding time against the base."""
     domains = [d for d in ("accent", "general", "real_digits") if any(d in m["domains"] for m in summary["methods"].values())]
     domains += sorted({d for m in summary["methods"].values() for d in m["domains"]} - set(domains))
     full = summary["methods"].get("full", {}).get("trainable")
-    lines = [
-        "| Method | Trainable | " + " | ".join(DOMAIN_LABELS.get(d, d) for d in domains) + " |",
-        "|---|---:|" + "---:|" * len(domains),
-    ]
+    times = summary.get("decoding_time", {})
+    heads = [*(DOMAIN_LABELS.get(d, d) for d in domains), *(["Decoding time"] if times else [])]
+    lines = ["| Method | Trainable | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
     for method, entry in summary["methods"].items():
         trained = entry.get("trainable")
         share = f" ({100 * trained / full:.1f} %)" if trained and full else ""
@@ -221,6 +220,8 @@ def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
             d = entry["domains"].get(domain)
             value, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
             cells.append(f"{d[value]:.1f} [{d[interval][0]:.1f}, {d[interval][1]:.1f}]" if d else "")
+        if times:
+            cells.append(f"{times[method]:.2f} ×" if method in times else "")
         count = f"{trained:,}{share}" if trained is not None else ""
         lines.append(f"| {labels.get(method, method)} | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

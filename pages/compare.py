@@ -58,7 +58,7 @@ with plane:
                 t("down is better on accents, left is smaller; the dotted line is the frozen base."), "parameters",
             )  # fmt: skip
 main = {name: entry for name, entry in summary["methods"].items() if name in result_figures.MAIN_METHODS} or summary["methods"]
-st.markdown(texts.table({"methods": main}, labels))
+st.markdown(texts.table(summary | {"methods": main}, labels))
 if len(main) < len(labels):
     with st.expander(t("All {count} methods", count=len(labels))):
         st.markdown(texts.table(summary, labels))

@@ -30,7 +30,7 @@ if "hdmole" not in job.transcripts:
 untouched = job.transcripts["hdmole"]
 layers = {figures.layer_label(entry["name"]): entry for entry in untouched.layers}
 experts = asr.accents[1:]
-controls, outcome = st.columns([1, 1.9], gap="large")
+controls, outcome = st.columns([1, 1.9], gap="medium")
 linked = st.session_state.setdefault("what_if", {k: st.query_params[k] for k in st.query_params if k not in ("sample", "gate")})
 
 

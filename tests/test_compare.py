@@ -23,6 +23,7 @@ from hdmole import compare as comparing
 from hdmole.cli import app
 from hdmole.compare import ConfigError, compare, known_methods, read_config
 from hdmole.preparation import speech_of
+from hdmole.results import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = [
@@ -107,6 +108,8 @@ def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, lis
     assert len(tried) == 2 and summary["methods"]["warm"]["rate"] == min(tried, key=lambda t: t["accent"])["rate"]
     assert {"accent", "general"} <= set(next(iter(summary["curves"]["hdmole"].values())))
     assert {c["claim"].split()[0] for c in summary["claims"]} == {"Accents", "Better", "At"}
+    assert summary["decoding_time"]["base"] == 1 and set(summary["decoding_time"]) == set(summary["methods"]) - {"encoder"}
+    assert "Decoding time |" in (table := markdown_table(summary, {})) and "| encoder |" in table
     assert summary["provenance"]["data_sha256"] and "epochs = 1" in summary["provenance"]["config"]
 
 
