@@ -331,7 +331,8 @@ class Runner:
             tables.append(self.errors(speech, model, method, rows).assign(domain=domain))
         table = pd.concat(tables, ignore_index=True).assign(method=name, seed=seed)
         count = 0 if method.kind == "base" else trainable(prepare(load_base(self.speech.base), method, self.speech.recogniser))
-        _write(folder / "run.json", {"trainable": count, "seconds": round(time.time() - started)})
+        dev = self.dev(model, method)
+        _write(folder / "run.json", {"trainable": count, "seconds": round(time.time() - started), "dev": dev})
         _remove(folder / "adapter-training", folder / "adapter-warming")
         part = step.done.with_suffix(".part")
         table.to_parquet(part, index=False)
@@ -422,6 +423,8 @@ class Runner:
             seeds = self.comparison.seeds[name]
             method = self.methods[name]
             entry["label"], entry["trainable"], entry["seeds"] = method.label, notes[name, seeds[0]]["trainable"], seeds
+            if "dev" in notes[name, seeds[0]]:
+                entry["dev"] = notes[name, seeds[0]]["dev"]
             if method.kind != "base":
                 entry["rate"] = rates[method.rate or name]
             for domain, values in entry["domains"].items():

@@ -102,7 +102,7 @@ def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, lis
     assert size["base"] == 0 and size["full"] > size["hdmole"] > 0
     assert abs(size["lora"] - size["hdmole"]) < 0.25 * size["hdmole"] and size["lora"] == size["gated_lora"]
     assert size["warm"] == size["hdmole"] < size["input_thresholds"]
-    assert summary["methods"]["hdmole"]["seeds"] == [0, 1]
+    assert summary["methods"]["hdmole"]["seeds"] == [0, 1] and set(summary["methods"]["hdmole"]["dev"]) == {"accent", "general"}
     assert set(summary["methods"]["hdmole"]["domains"]["accent"]["per_seed"]) == {"0", "1"}
     tried = [t for t in summary["trials"] if t["method"] == "hdmole"]
     assert len(tried) == 2 and summary["methods"]["warm"]["rate"] == min(tried, key=lambda t: t["accent"])["rate"]
