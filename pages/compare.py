@@ -32,7 +32,7 @@ with bars:
     domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m["domains"] for m in summary["methods"].values())]
     speech = st.segmented_control(
         t("Word error rate by accent"), domains or ["accent"], default=(domains or ["accent"])[0], required=True, key="speech",
-        format_func=lambda domain: t(DOMAIN_LABELS[domain]),
+        format_func=lambda domain: t("Accents" if domain == "accent" else DOMAIN_LABELS[domain]),
     )  # fmt: skip
     rates = result_figures.error_rate_data(summary, str(speech))
     parts.figure(
