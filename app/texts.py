@@ -154,6 +154,7 @@ def accent_name(name: str) -> str:
 def table(summary: dict[str, Any], labels: dict[str, str]) -> str:
     """`hdmole.results.markdown_table`, with the names of its columns in the visitor's language."""
     head, _, rows = markdown_table(summary, labels).partition("\n")
+    rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)  # a number stays with its interval
     return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows
 
 

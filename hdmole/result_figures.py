@@ -229,7 +229,7 @@ def curves(data: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
     figure.update_xaxes(title="training step", rangemode="tozero")
     figure.update_yaxes(title="WER on dev speech (%)", col=1)
-    return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
+    return figure.update_layout(**LAYOUT, height=340, legend=_BELOW).update_layout(margin_t=60)
 
 
 def frontier_data(summary: Mapping[str, Any]) -> pd.DataFrame:
