@@ -115,7 +115,7 @@ def read_table(file: Path, utterance: str | None = None) -> pd.DataFrame:
 
 
 @st.cache_data(show_spinner=False, max_entries=8)
-def _read_table(file: Path, utterance: str | None, _changed: int) -> pd.DataFrame:
+def _read_table(file: Path, utterance: str | None, changed: int) -> pd.DataFrame:
     return pd.read_parquet(file, filters=[("utterance", "==", utterance)] if utterance else None)
 
 

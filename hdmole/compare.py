@@ -54,9 +54,6 @@ def known_methods(hdmole: dict[str, Any]) -> dict[str, Method]:
             warm_share=warm_share,
         )  # fmt: skip
 
-    def tenth(method: Method) -> Method:
-        return replace(method, label=f"{method.label}, a tenth of the speech", share=0.1)
-
     r = hdmole.get("r", 2)
     known = {
         "base": Method("Frozen base", "base"),
@@ -91,7 +88,10 @@ def known_methods(hdmole: dict[str, Any]) -> dict[str, Method]:
         "encoder": variant("in the encoder", place="encoder"),
         "llm": variant("in the LLM", place="llm"),
     }
-    return known | {f"{name}_tenth": tenth(replace(known[name], rate=name)) for name in ("full", "lora", "gated_lora", "hdmole")}
+    return known | {
+        f"{name}_tenth": replace(known[name], label=f"{known[name].label}, a tenth of the speech", rate=name, share=0.1)
+        for name in ("full", "lora", "gated_lora", "hdmole")
+    }
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Step:
 def _settings(method: Method, epochs: float, rate: float, seed: int) -> dict[str, Any]:
     """What decides how a run comes out, for JSON."""
     kept = {name: getattr(method, name) for name in ("kind", "replay", "place", "true_accent", "warm_share")}
-    kept |= {"share": method.share} if method.share < 1 else {}
+    kept |= {"share": method.share} if method.share < 1 else {}  # runs from before there was a share stay what they are
     return {**kept, "options": dict(method.options), "epochs": epochs, "rate": rate, "seed": seed}
 
 
@@ -350,15 +350,19 @@ class Runner:
         """The folder of the HDMoLE run that is analysed, the first."""
         return self.work / f"hdmole-{self.comparison.seeds['hdmole'][0]}"
 
+    def trained(self, name: str, run: Path) -> Any:
+        """The model that a finished run left in its folder. Raises ConfigError where it is no longer there."""
+        method, folder = self.methods[name], run / "adapter"
+        if method.kind != "base" and not folder.is_dir():
+            raise ConfigError(f"{run.name} has lost its adapter; remove the folder {run} to have it trained again.")
+        return adapt(self.speech, method, folder, epochs=0, rate=0, seed=0, report=self.report, device=self.device)
+
     def analyse(self, kind: str) -> None:
         """One of the analyses: routing, frontier or attribution."""
         file = self.analysed / f"{kind}.json"
         if not file.is_file():
-            method = self.methods["hdmole"]
-            model = adapt(
-                self.speech, method, self.analysed / "adapter", epochs=0, rate=0, seed=0, report=self.report, device=self.device
-            )
-            _write(file, getattr(analysis, kind)(self, model, method))
+            model = self.trained("hdmole", self.analysed)
+            _write(file, getattr(analysis, kind)(self, model, self.methods["hdmole"]))
             self.report(f"{kind} done")
 
     def speed(self, rates: dict[str, float]) -> dict[str, float]:
@@ -375,13 +379,10 @@ class Runner:
             rows = rows[:: max(1, len(rows) // 24)][:24]
             base, ratios = load_base(self.speech.base, self.device), {}
             for name, run in steps.items():
-                method = self.methods[name]
-                model = adapt(
-                    self.speech, method, run.folder / "adapter", epochs=0, rate=0, seed=0, report=self.report, device=self.device
-                )  # fmt: skip
+                model = self.trained(name, run.folder)
                 contenders: dict[str, Callable[[], Any]] = {
                     "base": partial(hear, self.speech, base, self.methods["base"], rows),
-                    name: partial(hear, self.speech, model, method, rows),
+                    name: partial(hear, self.speech, model, self.methods[name], rows),
                 }
                 ratios[name] = side_by_side(contenders, rounds=5)[name]["ratio"]
             _write(step.done, ratios)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import streamlit as st
 
@@ -102,9 +104,16 @@ st.caption(
         "below zero is better. It says how far other speakers would move the difference, not other training seeds."
     )
 )
+
+
+@st.cache_data(show_spinner=False, max_entries=16)
+def by_accent(file: Path, method: str, against: str, changed: int) -> pd.DataFrame:
+    return accent_differences(state.read_table(file), method, against)
+
+
 file = folder / "utterances.parquet"
 if file.is_file():
-    where = accent_differences(state.read_table(file), str(method), against)
+    where = by_accent(file, str(method), against, file.stat().st_mtime_ns)
     of = [
         f" · {t(DOMAIN_LABELS.get(d, d))}" if d not in ("accent", a) else ""
         for d, a in zip(where.domain, where.accent, strict=True)

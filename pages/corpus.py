@@ -47,9 +47,7 @@ with st.expander(t("The recordings"), expanded=not (task or earlier), icon=":mat
     path = right.text_input(t("or the path of a manifest on the app's machine"), key="corpus_path", placeholder="data/test.jsonl")
     methods = st.multiselect(t("Methods"), asr.methods, asr.methods, format_func=texts.method)
     with st.container(horizontal=True):
-        start = st.button(
-            t("Start"), type="primary", disabled=not methods or not (file or path.strip()), key="corpus_start"
-        )  # fmt: skip
+        start = st.button(t("Start"), type="primary", disabled=not (methods and (file or path.strip())), key="corpus_start")
         samples = asr.folder / "samples" / "manifest.jsonl"
         try_it = samples.is_file() and st.button(t("Try it with the samples"), disabled=not methods, key="corpus_samples")
     if start or try_it:
@@ -81,9 +79,10 @@ try:
 except ValueError as error:
     st.error(str(error))
     st.stop()
-if not (out / "recordings.parquet").is_file():
-    st.error(t("{folder} has no recordings.parquet; name a folder that `hdmole evaluate` wrote.", folder=out))
-    st.stop()
+for name in ("summary.json", "recordings.parquet", "utterances.parquet"):
+    if not (out / name).is_file():
+        st.error(t("{folder} has no {file}; name a folder that `hdmole evaluate` wrote.", folder=out, file=name))
+        st.stop()
 
 made = summary["provenance"]
 if made["recordings"] < made["of"]:
@@ -128,7 +127,7 @@ with table:
 
 
 @st.cache_data(show_spinner=False, max_entries=4)
-def recordings(out: str, _changed: int) -> pd.DataFrame:
+def recordings(out: str, changed: int) -> pd.DataFrame:
     """One row a recording: its length, level, clipping, in-domain score and each method's WER."""
     heard = state.read_table(Path(out) / "utterances.parquet").drop_duplicates(["utterance", "method"])
     wide = heard.assign(wer=100 * heard.errors / heard.words.clip(lower=1)).pivot(

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
-from app import report, worker
+from app import report, state, worker
 from app.moment import moment_of
 from app.state import Sample, opening_sample
 from app.words import heard_html, method_card
@@ -487,6 +488,14 @@ def test_words_are_escaped() -> None:
 
 def test_normalising_keeps_apostrophes_and_drops_the_rest() -> None:
     assert normalise("O’Brien's bill:  12 dollars!") == "o'brien's bill 12 dollars"
+
+
+def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "utterances.parquet"
+    for number in (1, 2):
+        pd.DataFrame({"utterance": ["a"], "errors": [number]}).to_parquet(file)
+        os.utime(file, ns=(number, number))
+        assert list(state.read_table(file).errors) == [number]
 
 
 def test_the_app_opens_where_adaptation_has_something_to_show() -> None:

@@ -206,6 +206,16 @@ def test_what_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model:
     pd.testing.assert_frame_equal(one, other)
 
 
+def test_an_adapter_that_is_gone_is_said_not_made_up(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    config, out, _ = made
+    shutil.copytree(out, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "work" / "hdmole-0" / "adapter")
+    (tmp_path / "out" / "work" / "hdmole-0" / "frontier.json").unlink()
+    with pytest.raises(ConfigError, match="hdmole-0 has lost its adapter"):
+        compare(config, tmp_path / "out", lambda text: None)
+    assert not (tmp_path / "out" / "work" / "hdmole-0" / "adapter").exists()
+
+
 def test_processes_share_the_work(tmp_path: Path, tiny_model: Path, made: tuple[Path, Path, list[str]]) -> None:
     """Two processes of `accelerate launch` say what one says."""
     config, out, _ = made
