@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
+from scipy.special import xlogy
 
 from hdmole.adapt import Method, Speech, encoder_states, pad
 from hdmole.asr import GENERAL
@@ -41,21 +40,32 @@ def correspondence(assigned: np.ndarray, accents: np.ndarray, speakers: np.ndarr
 
     Purity: the share of utterances whose expert serves mostly their accent.
     """
-
-    def both(rows: np.ndarray) -> tuple[float, float]:
-        table = contingency_matrix(accents[rows], assigned[rows])
-        return float(table.max(0).sum() / table.sum()), float(normalized_mutual_info_score(accents[rows], assigned[rows]))
-
-    names = np.unique(speakers)
-    of = [np.flatnonzero(speakers == name) for name in names]
+    rows, columns, of = (np.unique(values, return_inverse=True)[1] for values in (accents, assigned, speakers))
+    counts = np.zeros((of.max() + 1, rows.max() + 1, columns.max() + 1))
+    np.add.at(counts, (of, rows, columns), 1)
     rng = np.random.default_rng(seed)
-    drawn = np.array([both(np.concatenate([of[k] for k in rng.integers(0, len(names), len(names))])) for _ in range(RESAMPLES)])
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    values = both(np.arange(len(assigned)))
-    return {
-        name: {"value": round(value, 4), "interval": [round(float(low[k]), 4), round(float(high[k]), 4)]}
-        for k, (name, value) in enumerate(zip(("purity", "nmi"), values, strict=True))
-    }
+    drawn = [rng.integers(0, len(counts), len(counts)) for _ in range(RESAMPLES)]
+    tables = np.stack([counts[who].sum(0) for who in drawn])
+    result = {}
+    for name, measure in (("purity", _purity), ("nmi", _mutual_information)):
+        low, high = np.percentile(measure(tables), [2.5, 97.5])
+        value = float(measure(counts.sum(0)))
+        result[name] = {"value": round(value, 4), "interval": [round(float(low), 4), round(float(high), 4)]}
+    return result
+
+
+def _purity(tables: np.ndarray) -> np.ndarray:
+    """Of contingency tables (..., accents, experts)."""
+    return tables.max(-2).sum(-1) / tables.sum((-2, -1))
+
+
+def _mutual_information(tables: np.ndarray) -> np.ndarray:
+    """Mutual information over the mean of both entropies, as `sklearn.metrics.normalized_mutual_info_score` has it."""
+    share = tables / tables.sum((-2, -1), keepdims=True)
+    ours, theirs = (-xlogy(share.sum(axis), share.sum(axis)).sum(-1) for axis in (-2, -1))
+    shared = ours + theirs + xlogy(share, share).sum((-2, -1))
+    mean = (ours + theirs) / 2
+    return np.where(mean > 1e-12, shared / np.maximum(mean, 1e-12), 1.0).clip(0, 1)
 
 
 NUMBERS = ["posterior", "local_probability", "global_gate", "local_gate", "gate", "tau_global", "tau_local", "n_active"]

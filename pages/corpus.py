@@ -94,33 +94,26 @@ if summary["failed"]:
         st.dataframe(pd.DataFrame(summary["failed"]), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
 labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
 rates = result_figures.error_rate_data(summary)
-bars, table = st.columns([1.3, 1])
-with bars:
-    parts.figure(
-        result_figures.error_rates(rates), "corpus-error-rates", rates,
-        t("lower is better; thin lines are 95 % intervals over speakers."), "corpus_rates",
-    )  # fmt: skip
-with table:
-    st.markdown(texts.table(summary, labels))
-    st.page_link(
-        "../pages/compare.py",
-        label=t("Compare the methods"),
-        icon=":material/bar_chart:",
-        query_params={"results": str(out)},
-    )
+parts.figure(
+    result_figures.error_rates(rates), "corpus-error-rates", rates,
+    t("lower is better; thin lines are 95 % intervals over speakers."), "corpus_rates",
+)  # fmt: skip
+st.markdown(texts.table(summary, labels))
+
+
+def archive() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in sorted(out.iterdir()):
+            packed.write(name, name.name)
+    return content.getvalue()
+
+
+with st.container(horizontal=True, vertical_alignment="center"):
+    link = {"results": str(out)}
+    st.page_link("../pages/compare.py", label=t("Compare the methods"), icon=":material/bar_chart:", query_params=link)
     if "routing" in summary:
-        st.page_link(
-            "../pages/correspondence.py", label=t("Experts and accents"), icon=":material/grid_on:",
-            query_params={"results": str(out)},
-        )  # fmt: skip
-
-    def archive(folder: Path = out) -> bytes:
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
-            for name in sorted(folder.iterdir()):
-                packed.write(name, name.name)
-        return content.getvalue()
-
+        st.page_link("../pages/correspondence.py", label=t("Experts and accents"), icon=":material/grid_on:", query_params=link)
     st.download_button(
         t("All results (ZIP)"), archive, "results.zip", "application/zip", on_click="ignore", icon=":material/download:"
     )

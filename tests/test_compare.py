@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from sklearn.metrics import normalized_mutual_info_score
 from streamlit.testing.v1 import AppTest
 from tiny import ACCENTS, SENTENCES, speech_like
 from typer.testing import CliRunner
@@ -241,6 +242,10 @@ def test_correspondence_of_known_assignments() -> None:
     assert perfect["purity"]["value"] == 1 and perfect["nmi"]["value"] == 1
     nothing = analysis.correspondence(np.zeros(40, int), accents, speakers)
     assert nothing["purity"]["value"] == 0.5 and nothing["nmi"]["value"] == 0
+    rng = np.random.default_rng(0)
+    mixed = np.where(rng.random(40) < 0.5, (accents == "b") * 1, rng.integers(0, 4, 40))
+    theirs = normalized_mutual_info_score(accents, mixed)
+    assert analysis.correspondence(mixed, accents, speakers)["nmi"]["value"] == pytest.approx(theirs, abs=1e-4)
     half = analysis.correspondence(np.tile([0, 1], 20), accents, speakers)
     assert half["purity"]["interval"][0] <= half["purity"]["value"] <= half["purity"]["interval"][1]
 
