@@ -75,12 +75,12 @@ def choose_utterance(clips: list[state.Sample]) -> None:
 def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
     """The results folder the visitor chose, in the sidebar or by `?results=`, and its summary.
 
-    Without a choice "main", or the last that has something under `needs`. Ends the page with a sentence where there is none.
+    Without a choice the last that has something under `needs`. Ends the page with a sentence where there is none.
     """
     folders, link = state.results_folders(asr), st.query_params.get("results", "")
     with st.sidebar:
         fitting = [name for name, folder in folders.items() if needs in summary_of(folder)]
-        first = link if link in folders else "main" if "main" in fitting else next(reversed(fitting), None)
+        first = link if link in folders else next(reversed(fitting), None)
         name = st.selectbox(
             t("Results"), list(folders), index=list(folders).index(first) if first else None, key="results_name",
             format_func=t, persist_state="session",

@@ -101,11 +101,12 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def results_folders(asr: Any) -> dict[str, Path]:
-    """Name -> folder of the results that come with the model and the repository."""
+    """Name -> folder of the results that come with the model and the repository, the headline comparison last."""
     own = model_folder(asr) / "results"
     found = {"this model's own": own} if (own / "summary.json").is_file() else {}
     if model_folder(asr) == ROOT / "assets" / "demo":  # the comparisons in the repository are of the demo model
-        found |= {f.parent.name: f.parent for f in sorted((ROOT / "assets" / "results").glob("*/summary.json"))}
+        compared = [f.parent for f in (ROOT / "assets" / "results").glob("*/summary.json")]
+        found |= {f.name: f for f in sorted(compared, key=lambda f: (f.name == "main", f.name))}
     return found
 
 

@@ -490,6 +490,11 @@ def test_normalising_keeps_apostrophes_and_drops_the_rest() -> None:
     assert normalise("O’Brien's bill:  12 dollars!") == "o'brien's bill 12 dollars"
 
 
+def test_pages_open_on_the_headline_comparison() -> None:
+    found = state.results_folders(SimpleNamespace(folder=ROOT / "assets" / "demo"))
+    assert list(found)[-1] == "main" and {"this model's own", "variants"} < set(found)
+
+
 def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     file = tmp_path / "utterances.parquet"
     for number in (1, 2):
