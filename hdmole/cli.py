@@ -163,7 +163,10 @@ def evaluate(
     accent: AccentOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Word error rates of several methods on your recordings, with 95 % intervals; exit status 1 if any failed."""
+    """Word error rates of several methods on your recordings, with 95 % intervals; exit status 1 if any failed.
+
+    Run it again after an interruption: it goes on where it was.
+    """
     _make_folder(out)
     asr = _load(model)
     from hdmole.asr import METHOD_LABELS
@@ -180,6 +183,9 @@ def evaluate(
             summary, failed = run(asr, manifest, chosen, out, accent=accent, progress=report)
         except (ValueError, OSError) as error:
             _fail(error)
+        except KeyboardInterrupt:
+            errors.print(f"Stopped; what was heard is kept in {out}, the same command goes on from there.", markup=False)
+            raise typer.Exit(130) from None
     for row in failed:
         errors.print(f"{row['audio']}: {row['error']}", markup=False)
     if as_json:

@@ -89,6 +89,9 @@ if made["recordings"] < made["of"]:
     st.warning(
         t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=made["recordings"], all=made["of"])
     )
+    if task is not None and st.button(t("Go on"), icon=":material/play_arrow:", key="corpus_go_on"):
+        st.session_state.evaluation = Evaluation(asr, task.manifest, task.methods, task.out)
+        st.rerun()
 if summary["failed"]:
     with st.expander(t("{count} recordings could not be read", count=len(summary["failed"])), icon=":material/error:"):
         st.dataframe(pd.DataFrame(summary["failed"]), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
@@ -104,8 +107,8 @@ st.markdown(texts.table(summary, labels))
 def archive() -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in sorted(out.iterdir()):
-            packed.write(name, name.name)
+        for file in sorted(f for f in out.iterdir() if f.is_file()):
+            packed.write(file, file.name)
     return content.getvalue()
 
 

@@ -334,26 +334,68 @@ def test_a_corpus_that_cannot_be_read_gets_a_sentence(open_app: Callable[..., Ap
         unpack(empty, tmp_path)
 
 
-def test_a_cancelled_evaluation_keeps_what_was_heard(tiny_model: Path, tmp_path: Path) -> None:
-    lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines() * 10
-    manifest = tiny_model / "samples" / "many.jsonl"
-    manifest.write_text("\n".join(lines))
+def test_an_evaluation_goes_on_where_it_was_cancelled(
+    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines()
+    (tmp_path / "broken.wav").write_text("no audio")
+    for k in range(4):  # names that are not alike
+        lines[k] = json.dumps(json.loads(lines[k]) | {"audio": str(tiny_model / "samples" / json.loads(lines[k])["audio"])})
+    lines.append(json.dumps({"audio": "broken.wav", "text": "x", "accent": "german"}))
+    manifest = tmp_path / "many.jsonl"
+    manifest.write_text("\n".join(lines * 8))
+    asr, heard = ASR.load(tiny_model), []
+    encode = asr.encode
+    monkeypatch.setattr(asr, "encode", lambda audio: heard.append(1) or encode(audio))
 
-    def progress(done: int, total: int) -> None:
-        if done:
-            raise Cancelled
+    def stop(at: int, error: type[BaseException]) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            if done == at:
+                raise error
 
-    summary, _ = evaluate(ASR.load(tiny_model), manifest, ["base"], tmp_path / "out", progress=progress)
-    assert summary["provenance"]["recordings"] == 16 and summary["provenance"]["of"] == 40
+        return progress
+
+    methods, out = ["base", "hdmole"], tmp_path / "out"
+    whole, _ = evaluate(asr, manifest, methods, tmp_path / "whole")
+    assert len(heard) == 32
+    heard.clear()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(asr, manifest, methods, out, progress=stop(16, KeyboardInterrupt))
+    assert not (out / "summary.json").exists()
+    summary, _ = evaluate(asr, manifest, methods, out, progress=stop(32, Cancelled))
+    assert summary["provenance"]["recordings"] == 32 and summary["provenance"]["of"] == 40
+    summary, failed = evaluate(asr, manifest, methods, out)
+    assert len(heard) == 32 and len(failed) == 8 and not (out / "parts").exists()
+    for name in ("utterances", "recordings", "routing"):
+        pd.testing.assert_frame_equal(*(pd.read_parquet(f / f"{name}.parquet") for f in (out, tmp_path / "whole")))
+    assert summary["methods"] == whole["methods"] and summary["routing"] == whole["routing"]
+
+    evaluate(asr, manifest, methods, out, progress=stop(16, Cancelled))
+    heard.clear()
+    evaluate(asr, manifest, ["base"], out)  # another question: nothing of the old one is taken
+    assert len(heard) == 32 and not (out / "routing.parquet").exists()
+
+    at = open_app("corpus")
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluation, "_progress", staticmethod(stop(16, Cancelled)))
+        task = Evaluation(asr, manifest, ["base"], tmp_path / "app")
+        task.wait(60)
+    at.session_state.evaluation = task
+    at.run()
+    assert "Cancelled after" in at.warning[0].value
+    settle(at.button(key="corpus_go_on").click().run())
+    assert not at.exception and at.session_state.evaluation.summary["provenance"]["recordings"] == 40
+
+
+def test_a_cancelled_evaluation_that_had_to_wait_says_so(tiny_model: Path, tmp_path: Path) -> None:
     asr = ASR.load(tiny_model)
     turns = [worker._TURNS.acquire() for _ in range(max(1, (os.cpu_count() or 2) // 2))]  # so that it cannot begin
-    task = Evaluation(asr, manifest, ["base"], tmp_path / "none")
+    task = Evaluation(asr, tiny_model / "samples" / "manifest.jsonl", ["base"], tmp_path / "none")
     task.cancel()
     task.wait(60)
     for _ in turns:
         worker._TURNS.release()
     assert not task.running and task.summary is None and not task.error
-    manifest.unlink()
 
 
 def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
