@@ -459,7 +459,7 @@ def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tu
     path = np.zeros(frames, int)
     for t in range(frames - 1, -1, -1):
         path[t] = state
-        state -= back[t, state]
+        state -= int(back[t, state])
     spans = []
     for k in range(count):
         inside = np.flatnonzero(path == 2 * k + 1)

@@ -6,7 +6,9 @@ table that is plotted, the others draw it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,12 @@ from hdmole.figures import (
     accent_label,
     accent_ticks,
 )
+from hdmole.results import FEW_SPEAKERS, few_speakers
 
 MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole")  # the others are variants of these
 ROUTERS = {"gate": "Combined gate", "global_gate": "Global router", "local_probability": "Local router"}
+GREY = "#8A8A8A"  # reads on light and on dark pages
+NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")  # marks of their accents
 # A legend clear of the tools over a figure.
 _BELOW: dict[str, Any] = dict(orientation="h", yanchor="top", y=-0.3, xanchor="left", x=0)
 
@@ -38,10 +43,10 @@ def method_labels(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
-    """Word error rates of a results summary (`hdmole.results`): `accent`, `method`, `label`, `wer`, `low`, `high` in percent.
+    """Word error rates of a results summary: `accent`, `method`, `label`, `wer`, `low`, `high` in percent, `speakers`.
 
     The accents of `domain` are followed by the general domain, where the summary has it. Variants of the main methods are
-    left out.
+    left out, and so are intervals of fewer than `FEW_SPEAKERS`.
     """
     rows, labels = [], method_labels(summary)
     for method in _main(summary):
@@ -51,11 +56,25 @@ def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.Da
         if GENERAL in domains and domain == "accent":
             accents[GENERAL] = domains[GENERAL]
         for accent, rate in accents.items():
-            low, high = rate["interval"]
+            low, high = _interval(rate)
             rows.append(
-                {"accent": accent, "method": method, "label": labels[method], "wer": rate["wer"], "low": low, "high": high}
-            )
-    return pd.DataFrame(rows, columns=["accent", "method", "label", "wer", "low", "high"])
+                {
+                    "accent": accent, "method": method, "label": labels[method], "wer": rate["wer"], "low": low, "high": high,
+                    "speakers": rate.get("speakers"),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["accent", "method", "label", "wer", "low", "high", "speakers"])
+
+
+def _interval(rate: Mapping[str, Any], name: str = "interval") -> tuple[float, float]:
+    """The interval of a rate; none where speakers are few."""
+    low, high = rate[name] if rate.get("speakers", FEW_SPEAKERS) >= FEW_SPEAKERS else (np.nan, np.nan)
+    return low, high
+
+
+def _between(low: pd.Series, high: pd.Series, form: str) -> list[str]:
+    """Intervals for a hint; empty where there is none."""
+    return [f" [{a:{form}}, {b:{form}}]" if a == a else "" for a, b in zip(low, high, strict=True)]
 
 
 def _main(summary: Mapping[str, Any]) -> list[str]:
@@ -64,15 +83,17 @@ def _main(summary: Mapping[str, Any]) -> list[str]:
 
 
 def error_rates(data: pd.DataFrame) -> go.Figure:
-    """Bars of `error_rate_data` with their intervals."""
+    """Bars of `error_rate_data` with their intervals, where there are."""
     figure = go.Figure()
     for method in data.method.unique():
         rows = data[data.method == method]
         figure.add_bar(
             x=rows.accent, y=rows.wer, name=rows.label.iloc[0], marker_color=METHOD_COLOURS.get(method),
-            error_y=dict(symmetric=False, array=rows.high - rows.wer, arrayminus=rows.wer - rows.low, thickness=1, width=2),
-            customdata=np.stack([rows.low, rows.high], -1),
-            hovertemplate="%{x}: %{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]",
+            error_y=dict(
+                symmetric=False, array=rows.high - rows.wer, arrayminus=rows.wer - rows.low, thickness=1, width=2, color=GREY
+            ),
+            customdata=[*zip(_between(rows.low, rows.high, ".1f"), rows.speakers.tolist(), strict=True)],
+            hovertemplate="%{x}: %{y:.1f} %%{customdata[0]}, speakers: %{customdata[1]}",
         )  # fmt: skip
     figure.update_yaxes(title="word error rate (%)", rangemode="tozero")
     figure.update_xaxes(tickangle=-35, automargin=True, **accent_ticks(data.accent.unique()))
@@ -95,11 +116,12 @@ def forgetting_data(summary: Mapping[str, Any]) -> pd.DataFrame:
         entry = summary["methods"][method]
         accent, general = entry["domains"].get("accent"), entry["domains"].get(GENERAL)
         if accent and general:
+            (low, high), (general_low, general_high) = _interval(accent, "mean_interval"), _interval(general)
             rows.append(
                 {
-                    "method": method, "label": labels[method], "accents": accent["mean_over_accents"], "accents_low": accent["mean_interval"][0],
-                    "accents_high": accent["mean_interval"][1], "general": general["wer"], "general_low": general["interval"][0],
-                    "general_high": general["interval"][1], "trainable": entry.get("trainable"),
+                    "method": method, "label": labels[method], "accents": accent["mean_over_accents"], "accents_low": low,
+                    "accents_high": high, "general": general["wer"], "general_low": general_low, "general_high": general_high,
+                    "trainable": entry.get("trainable"),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -117,12 +139,12 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
             error_y=dict(symmetric=False, array=[row["accents_high"] - row["accents"]], arrayminus=[row["accents"] - row["accents_low"]]),
             hovertemplate=f"{name}<br>general %{{x:.1f}} %<br>accents %{{y:.1f}} %<extra></extra>",
         )  # fmt: skip
-    figure.update_traces(error_x=dict(thickness=1, width=3), error_y=dict(thickness=1, width=3))
+    figure.update_traces(error_x=dict(thickness=1, width=3, color=GREY), error_y=dict(thickness=1, width=3, color=GREY))
     base = data[data.method == "base"]
     if len(base):
         figure.add_vline(x=float(base.general.iloc[0]), line=dict(color=METHOD_COLOURS["base"], dash="dot", width=1))
-    figure.update_xaxes(title="WER on general speech (%)")
-    figure.update_yaxes(title="WER on accents, mean (%)")
+    figure.update_xaxes(title="WER, general speech (%)")
+    figure.update_yaxes(title="WER, accents (%)")
     return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
 
 
@@ -134,7 +156,7 @@ def parameters(data: pd.DataFrame) -> go.Figure:
             x=[row["trainable"]], y=[row["accents"]], mode="markers", name=row["label"],
             marker=dict(size=13, color=METHOD_COLOURS.get(row["method"])),
             error_y=dict(symmetric=False, array=[row["accents_high"] - row["accents"]], arrayminus=[row["accents"] - row["accents_low"]],
-                         thickness=1, width=3),
+                         thickness=1, width=3, color=GREY),
             hovertemplate="%{x:,} parameters<br>accents %{y:.1f} %",
         )  # fmt: skip
     base = data[data.method == "base"]
@@ -144,7 +166,7 @@ def parameters(data: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="trained parameters", type="log")
     if len(trained):
         figure.update_xaxes(range=[np.log10(trained.min()) - 0.6, np.log10(trained.max()) + 0.6])
-    figure.update_yaxes(title="WER on accents, mean (%)")
+    figure.update_yaxes(title="WER, accents (%)")
     return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
 
 
@@ -154,10 +176,12 @@ def variant_data(summary: Mapping[str, Any], against: str = "hdmole") -> pd.Data
     Columns `method`, `label`, `domain`, `points`, `low`, `high`, `trainable`; below zero the method is better.
     """
     labels = method_labels(summary)
+    few = {domain for domain in ("accent", GENERAL) if few_speakers(summary, domain)}
     rows = [
         {
             "method": d["method"], "label": labels[d["method"]], "domain": d["domain"], "points": d["points"],
-            "low": d["interval"][0], "high": d["interval"][1], "trainable": summary["methods"][d["method"]].get("trainable"),
+            "low": np.nan if d["domain"] in few else d["interval"][0], "high": np.nan if d["domain"] in few else d["interval"][1],
+            "trainable": summary["methods"][d["method"]].get("trainable"),
         }
         for d in summary.get("differences", [])
         if d["against"] == against and d["domain"] in ("accent", GENERAL)
@@ -166,41 +190,44 @@ def variant_data(summary: Mapping[str, Any], against: str = "hdmole") -> pd.Data
     return pd.DataFrame(rows, columns=columns).sort_values("points", ignore_index=True)
 
 
-def variants(data: pd.DataFrame, against: str) -> go.Figure:
-    """`variant_data` as dots with intervals, one row a method, accents and general speech side by side; zero is `against`."""
-    domains = {"accent": "Accents", GENERAL: "General speech"}
+def variants(data: pd.DataFrame) -> go.Figure:
+    """`variant_data` as dots with intervals, one row a method, accents and general speech side by side; zero is the opponent."""
+    domains = {"accent": "Accents", GENERAL: "General"}
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(domains.values()), shared_yaxes=True, horizontal_spacing=0.03)
     order = list(data[data.domain == "accent"].label)
     for column, domain in enumerate(domains, start=1):
         rows = data[data.domain == domain].set_index("label").reindex(order).reset_index()
         colours = [METHOD_COLOURS.get(m, METHOD_COLOURS["hdmole"]) for m in rows.method]
         figure.add_trace(_differences(rows, rows.label, colours), row=1, col=column)
-        figure.add_vline(x=0, row=1, col=column, line=dict(color="#8A8A8A", dash="dot", width=1))
-    figure.update_xaxes(title=f"points of WER against {against}")
+        figure.add_vline(x=0, row=1, col=column, line=dict(color=GREY, dash="dot", width=1))
+    figure.update_xaxes(nticks=4, tickangle=0)
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
-    return figure.update_layout(**LAYOUT, height=170 + 20 * len(order)).update_layout(margin_t=60)
+    figure.update_annotations(font_size=13)
+    both: dict[str, Any] = dict(xref="paper", x=0.5, yref="paper", y=0, yanchor="top", yshift=-24, showarrow=False)
+    figure.add_annotation(text="points of WER", **both)  # one title for both, which would overlap on a phone
+    return figure.update_layout(**LAYOUT, height=170 + 20 * len(order)).update_layout(margin_t=60, margin_b=50)
 
 
 def _differences(rows: pd.DataFrame, names: pd.Series, colours: Any) -> go.Scatter:
-    """Dots with their intervals; a ring is a difference that is not established."""
+    """Dots with their intervals, where there are; a ring is a difference that is not established."""
     sure = (rows.high < 0) | (rows.low > 0)
     return go.Scatter(
         x=rows.points, y=names, mode="markers", showlegend=False,
         error_x=dict(
             symmetric=False, array=rows.high - rows.points, arrayminus=rows.points - rows.low, thickness=1.5, width=3,
-            color="#8A8A8A",
+            color=GREY,
         ),
         marker=dict(size=10, color=colours, line_width=2, symbol=["circle" if s else "circle-open" for s in sure]),
-        customdata=np.stack([rows.low, rows.high], -1),
-        hovertemplate="%{y}<br>%{x:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]<extra></extra>",
+        customdata=_between(rows.low, rows.high, "+.1f"),
+        hovertemplate="%{y}<br>%{x:+.1f} points%{customdata}<extra></extra>",
     )  # fmt: skip
 
 
-def accent_differences(data: pd.DataFrame, method: str, against: str) -> go.Figure:
-    """`hdmole.results.accent_differences` with a `label` for each accent as dots with intervals; zero is `against`."""
+def accent_differences(data: pd.DataFrame, method: str) -> go.Figure:
+    """`hdmole.results.accent_differences` with a `label` for each accent as dots with intervals; zero is the opponent."""
     figure = go.Figure(_differences(data, data.label, METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"])))
-    figure.add_vline(x=0, line=dict(color="#8A8A8A", dash="dot", width=1))
-    figure.update_xaxes(title=f"points of WER against {against}")
+    figure.add_vline(x=0, line=dict(color=GREY, dash="dot", width=1))
+    figure.update_xaxes(title="points of WER")
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     return figure.update_layout(**LAYOUT, height=120 + 20 * len(data))
 
@@ -256,7 +283,7 @@ def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
         for line in ON_ANY_COLOUR:
             figure.add_vline(x=active, line=line)
     figure.update_xaxes(title="experts at work (mean)", rangemode="tozero")
-    figure.update_yaxes(title="WER on accents, mean (%)")
+    figure.update_yaxes(title="WER, accents (%)")
     return figure.update_layout(**LAYOUT, height=320, legend=_BELOW)
 
 
@@ -280,7 +307,7 @@ def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str 
 def correspondence(data: pd.DataFrame) -> go.Figure:
     """`correspondence_data`: a row is an accent as spoken, a column an expert."""
     figure = _matrix(
-        data, ("spoken", "accent", "weight"), "mean weight", zmin=0, colorscale=GATE_SCALE, texttemplate="%{text:.2f}",
+        data, ("spoken", "accent", "weight"), "mean weight", zmin=0, colorscale=GATE_SCALE,
         hovertemplate="spoken %{y}, expert %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
     return figure.update_xaxes(title="expert")
@@ -300,17 +327,16 @@ def map_data(routing: pd.DataFrame, router: str = "gate") -> pd.DataFrame:
 
 
 def utterance_map(data: pd.DataFrame, experts: Sequence[str]) -> go.Figure:
-    """`map_data`: one mark an utterance, in the colour of its accent's expert; accents without an expert as crosses."""
-    known = list(data[data.domain != "unseen"].spoken.unique())
+    """`map_data`: one mark an utterance, in the colour of its accent's expert; an accent without one has a grey mark of its own."""
     colours = accent_colours(experts)
-    figure = go.Figure()
+    figure, marks = go.Figure(), cycle(NO_EXPERT)
     for spoken in sorted(
         data.spoken.unique(), key=lambda name: ([*colours].index(name) if name in colours else len(colours), name)
     ):
         rows = data[data.spoken == spoken]
         figure.add_scatter(
             x=rows.x, y=rows.y, mode="markers", name=accent_label(spoken), customdata=rows[["utterance", "speaker"]],
-            marker=dict(size=7, color=colours.get(spoken, "#000000"), symbol="circle" if spoken in known else "x-thin-open"),
+            marker=dict(size=7, color=colours.get(spoken, GREY), symbol="circle" if spoken in colours else next(marks)),
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}",
         )  # fmt: skip
     figure.update_xaxes(title="first principal component", showticklabels=False)
@@ -334,7 +360,7 @@ def attribution(data: pd.DataFrame) -> go.Figure:
     most = max(1e-6, float(data.change.abs().max()))
     figure = _matrix(
         data, ("spoken", "accent", "change"), "log-likelihood per word (nats)", zmin=-most, zmax=most, colorscale="PuOr",
-        texttemplate="%{text:.2f}", hovertemplate="spoken %{y}, without expert %{x}: %{z:+.3f} nats per word<extra></extra>",
+        hovertemplate="spoken %{y}, without expert %{x}: %{z:+.3f} nats per word<extra></extra>",
     )  # fmt: skip
     return figure.update_xaxes(title="expert left out")
 
@@ -357,21 +383,21 @@ def pair_counts(table: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
     return table.rename(columns=columns).groupby(["mine", "theirs"]).size().rename("utterances").reset_index()
 
 
-def pair_scatter(data: pd.DataFrame, mine: str, theirs: str) -> go.Figure:
-    """`pair_counts` as discs: below the diagonal are utterances that the first method hears better."""
+def pair_scatter(data: pd.DataFrame, mine: str, theirs: str, seeds: int = 1) -> go.Figure:
+    """`pair_counts` as discs: below the diagonal is what the first method hears better; of several seeds it is decodings."""
     better = data.mine < data.theirs
-    colours = np.where(
-        better, METHOD_COLOURS["hdmole"], np.where(data.mine > data.theirs, METHOD_COLOURS["gated_lora"], "#8A8A8A")
-    )
+    colours = np.where(better, METHOD_COLOURS["hdmole"], np.where(data.mine > data.theirs, METHOD_COLOURS["gated_lora"], GREY))
     figure = go.Figure(
         go.Scatter(
             x=data.theirs, y=data.mine, mode="markers", customdata=data.utterances, showlegend=False,
             marker=dict(size=np.sqrt(data.utterances), sizemin=3, sizeref=np.sqrt(data.utterances.max()) / 40, color=colours),
-            hovertemplate="%{customdata} utterances: %{y} errors against %{x}<extra></extra>",
+            hovertemplate="%{customdata} decodings: %{y} errors against %{x}<extra></extra>"
+            if seeds > 1
+            else "%{customdata} utterances: %{y} errors against %{x}<extra></extra>",
         )
     )  # fmt: skip
     most = int(max(data.mine.max(), data.theirs.max(), 1))
-    figure.add_shape(type="line", x0=0, y0=0, x1=most, y1=most, line=dict(color="#8A8A8A", dash="dot", width=1))
+    figure.add_shape(type="line", x0=0, y0=0, x1=most, y1=most, line=dict(color=GREY, dash="dot", width=1))
     figure.update_xaxes(title=f"word errors, {theirs}", range=[-0.7, most + 0.7])
     figure.update_yaxes(title=f"word errors, {mine}", range=[-0.7, most + 0.7])
     return figure.update_layout(**LAYOUT, height=340)
@@ -392,7 +418,7 @@ def confusion_data(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> pd
 def confusion_matrix(data: pd.DataFrame) -> go.Figure:
     """Heatmap of `confusion_data`: a row is an accent as spoken, a column as recognised, in percent of the row."""
     figure = _matrix(
-        data, ("spoken", "recognised", "percent"), "%", zmin=0, zmax=100, colorscale=GATE_SCALE, texttemplate="%{text:.0f}",
+        data, ("spoken", "recognised", "percent"), "%", zmin=0, zmax=100, colorscale=GATE_SCALE,
         hovertemplate="%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
     )  # fmt: skip
     return figure.update_xaxes(title="recognised as").update_layout(height=380)
@@ -404,7 +430,18 @@ def _matrix(data: pd.DataFrame, names: tuple[str, str, str], title: str, **heat:
     rows, columns = list(data[row].unique()), list(data[column].unique())
     values = data.pivot(index=row, columns=column, values=value).loc[rows, columns].to_numpy(np.float32)
     bar = dict(title=dict(text=title, side="right" if len(title) > 1 else "top"), thickness=10)
-    figure = go.Figure(go.Heatmap(x=columns, y=rows, z=values, text=values, colorbar=bar, **heat))
+    text = [[_short(value, 0 if title == "%" else 2) for value in line] for line in values]
+    size = 11 if max((len(number) for line in text for number in line), default=0) <= 3 else 9  # by itself it would shrink to 6
+    numbers: dict[str, Any] = dict(text=text, texttemplate="%{text}", textfont_size=size)
+    figure = go.Figure(go.Heatmap(x=columns, y=rows, z=values, colorbar=bar, **numbers, **heat))
     figure.update_xaxes(tickangle=-35, automargin=True, **accent_ticks(columns))
     figure.update_yaxes(title="spoken", autorange="reversed", automargin=True, **accent_ticks(rows))
     return figure.update_layout(**LAYOUT, height=420)
+
+
+def _short(value: float, digits: int) -> str:
+    """A number of few characters, so that it can be read in a narrow cell: .12, 1.0."""
+    if value != value:
+        return ""
+    value = round(float(value), digits) + 0.0  # no -0
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}") if abs(value) < 0.995 else f"{value:.{min(digits, 1)}f}"

@@ -12,12 +12,26 @@ from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, text_card
 from hdmole import result_figures
 from hdmole.asr import GENERAL
-from hdmole.results import DOMAIN_LABELS, accent_differences, verdict
+from hdmole.results import DOMAIN_LABELS, accent_differences, claim_text, few_speakers, verdict
 
 asr = state.load_model()
+linked = st.query_params.to_dict()  # before the choice of results writes the address anew
+
+
+def from_link(key: str, name: str, options: list[str], default: str | None) -> None:
+    """Set the widget `key` when the page is opened: as the address says under `name`, or else to its default."""
+    if key not in st.session_state or st.session_state[key] not in (*options, default):
+        st.session_state[key] = linked[name] if linked.get(name) in options else default
+
+
+def kind(domain: str) -> str:
+    """What a kind of speech is called."""
+    return t("Accents" if domain == "accent" else DOMAIN_LABELS.get(domain, domain))
+
 
 st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
 folder, summary = parts.choose_results(asr, "methods")
+ours = folder.resolve().is_relative_to(state.ROOT / "assets")
 labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
 
 parts.headline(asr, summary)
@@ -25,21 +39,23 @@ for claim in summary.get("claims", []):
     low, high = claim["interval"]
     icon = ":material/check_circle:" if claim["holds"] else ":material/cancel:"
     answer = t(
-        "**{claim}: {answer}**, {points} points [{interval}]", claim=t(claim["claim"]), answer=t("yes" if claim["holds"] else "no"),
+        "**{claim}: {answer}**, {points} points [{interval}]", claim=t(claim_text(claim)), answer=t("yes" if claim["holds"] else "no"),
         points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
     )  # fmt: skip
     st.markdown(f"{icon} {answer}")
 bars, plane = st.columns([1.6, 1])
 with bars:
     domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m["domains"] for m in summary["methods"].values())]
-    speech = st.segmented_control(
-        t("Word error rate by accent"), domains or ["accent"], default=(domains or ["accent"])[0], required=True, key="speech",
-        format_func=lambda domain: t("Accents" if domain == "accent" else DOMAIN_LABELS[domain]),
-    )  # fmt: skip
+    domains = domains or ["accent"]
+    from_link("speech", "speech", domains, domains[0])
+    speech = st.segmented_control(t("Word error rate by accent"), domains, required=True, key="speech", format_func=kind)
     rates = result_figures.error_rate_data(summary, str(speech))
     parts.figure(
         result_figures.error_rates(rates), "word-error-rates", rates,
-        t("lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals."), "rates",
+        t("lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals, of five speakers or more.")
+        if ours
+        else t("lower is better; thin lines are 95 % intervals, of five speakers or more."),
+        "rates",
     )  # fmt: skip
 with plane:
     cost = result_figures.forgetting_data(summary)
@@ -74,30 +90,41 @@ if len(curves):
     )  # fmt: skip
 found = summary.get("differences", [])
 names = list(summary["methods"])
+address = {"results": st.query_params.get("results", ""), "speech": str(speech) if speech != domains[0] else ""}
 if len(names) < 2 or not found:
+    state.write_deep_link(**address)
     st.stop()
 
 st.header(t("Is the difference real?"))
 left, right, middle = st.columns(3)
 label = labels.__getitem__
-method = left.selectbox(
-    t("Method"), names, index=names.index("hdmole") if "hdmole" in names else len(names) - 1, format_func=label, key="compared"
-)
+first = "hdmole" if "hdmole" in names else names[-1]
+from_link("compared", "method", names, first)
+method = left.selectbox(t("Method"), names, format_func=label, key="compared")
 others = [name for name in names if name != method]
+from_link("against", "against", others, others[0])
 against = right.selectbox(t("Against"), others, format_func=label, key="against")
+address |= {"method": method if method != first else "", "against": against if against != others[0] else ""}
 pair = [d for d in found if (d["method"], d["against"]) == (method, against)]
-st.markdown(
-    "\n".join(
-        t("- **{speech}.** {verdict}", speech=Text(DOMAIN_LABELS.get(d["domain"], d["domain"])), verdict=Text(verdict(d, labels)))
-        for d in pair
-    )
-)
+said = []
+for d in pair:
+    speech_said = Text(DOMAIN_LABELS.get(d["domain"], d["domain"]))
+    if few := few_speakers(summary, d["domain"]):
+        said.append(
+            t(
+                "- **{speech}.** {method} against {against}: {points} points; too few speakers ({speakers}) to say how sure",
+                speech=speech_said, method=label(method), against=label(against), points=f"{d['points']:+.1f}", speakers=few,
+            )
+        )  # fmt: skip
+    else:
+        said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=Text(verdict(d, labels))))
+st.markdown("\n".join(said))
 by_seed = {
     name: summary["methods"][name]["domains"].get("accent", {}).get("per_seed", {}) for name in (str(method), str(against))
 }
 if all(len(rates) > 1 for rates in by_seed.values()):
-    said = "; ".join(f"{label(name)} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
-    st.markdown(t("- **By training seed**, WER on accents in %: {rates}.", rates=said))
+    each = "; ".join(f"{label(name)} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
+    st.markdown(t("- **By training seed**, WER on accents in %: {rates}.", rates=each))
 st.caption(
     t(
         "Points of word error rate with 95 % intervals from a bootstrap over speakers, both methods on the same speech; "
@@ -114,19 +141,21 @@ def by_accent(file: Path, method: str, against: str, changed: int) -> pd.DataFra
 file = folder / "utterances.parquet"
 if file.is_file():
     where = by_accent(file, str(method), against, file.stat().st_mtime_ns)
-    of = [
-        f" · {t(DOMAIN_LABELS.get(d, d))}" if d not in ("accent", a) else ""
-        for d, a in zip(where.domain, where.accent, strict=True)
-    ]
+    kinds = [f" · {kind(d)}" if d not in ("accent", a) else "" for d, a in zip(where.domain, where.accent, strict=True)]
     parts.figure(
-        result_figures.accent_differences(where.assign(label=where.accent.map(texts.accent) + of), str(method), label(against)),
+        result_figures.accent_differences(where.assign(label=where.accent.map(texts.accent) + kinds), str(method)),
         f"{method}-{against}-by-accent", where,
-        t("left of zero {method} is better; a ring says that no difference is established.", method=label(method)), "where",
+        t(
+            "left of zero {method} is better than {against}; a ring says that no difference is established, one without a line "
+            "that fewer than five speakers were heard.",
+            method=label(method), against=label(against),
+        ),
+        "where",
     )  # fmt: skip
 if len(names) > len(main):
     variants = result_figures.variant_data(summary, str(method))
     parts.figure(
-        result_figures.variants(variants.assign(label=variants.label.map(t)), label(method)), "variants", variants,
+        result_figures.variants(variants.assign(label=variants.label.map(t))), "variants", variants,
         t("left of zero a method is better than {method}; a ring says that no difference is established.", method=label(method)),
         "variants",
     )  # fmt: skip
@@ -139,25 +168,50 @@ if len(trials):
 if file.is_file():
     st.header(t("Utterance by utterance"))
     table = result_figures.pair_data(state.read_table(file), method, against)
+    seeds = sorted(set(table.seed))
+    several = len(seeds) > 1
+    of = table.accent.where(table.domain.isin(["accent", GENERAL]), table.domain + "/" + table.accent)
+    accents = dict(sorted(zip(of, zip(table.accent, table.domain, strict=True), strict=True)))
+    from_link("compared_accent", "accent", list(accents), None)
     accent = middle.selectbox(
-        t("Accent"),
-        sorted(set(table.accent)),
-        index=None,
-        placeholder=t("all"),
-        format_func=texts.accent_name,
-        key="compared_accent",
-    )
-    table = table[table.accent == accent].reset_index(drop=True) if accent else table
-    counts = result_figures.pair_counts(table, str(method), str(against))
-    parts.figure(
-        result_figures.pair_scatter(counts, label(method), label(against)), f"{method}-{against}-errors", counts,
-        t("a disc is as many utterances as it is large; below the diagonal {method} makes fewer errors.", method=label(method)),
-        "pairs",
+        t("Accent"), list(accents), index=None, placeholder=t("all"), key="compared_accent",
+        format_func={
+            key: texts.accent_name(name) + (f" · {kind(domain)}" if domain != name else "") for key, (name, domain) in accents.items()
+        }.__getitem__,
     )  # fmt: skip
-    shown = {name: t(name) for name in ("fewer errors", "accent", "speaker", "reference")}
+    address["accent"] = accent or ""
+    table = table.loc[of == accent].reset_index(drop=True) if accent else table
+    counts = result_figures.pair_counts(table, str(method), str(against))
+    reading = (
+        t("a disc is as many decodings as it is large; below the diagonal {method} makes fewer errors.", method=label(method))
+        if several
+        else t(
+            "a disc is as many utterances as it is large; below the diagonal {method} makes fewer errors.", method=label(method)
+        )
+    )
+    picked = parts.figure(
+        result_figures.pair_scatter(counts, label(method), label(against), len(seeds)), f"{method}-{against}-errors", counts,
+        reading + " " + t("Click one to list it alone, click twice beside it to list all again."), f"pairs-{method}-{against}-{accent}",
+        on_select="rerun",
+    )  # fmt: skip
+    mine, theirs = f"errors {method}", f"errors {against}"
+    cell = ""
+    if points := picked.selection.points:
+        cell = f"{points[0]['x']}-{points[0]['y']}"
+        table = table[(table[mine] == points[0]["y"]) & (table[theirs] == points[0]["x"])].reset_index(drop=True)
+    count, of_seeds = f"{len(table):,}", ", ".join(map(str, seeds))
+    st.caption(
+        t("{count} decodings, of the training seeds that both have: {seeds}", count=count, seeds=of_seeds)
+        if several
+        else t("{count} utterances, of the training seed that both have: {seeds}", count=count, seeds=of_seeds)
+    )
+    shown = {
+        name: t(name) for name in ("fewer errors", "accent", "domain", *(["seed"] if several else []), "speaker", "reference")
+    }
     shown |= {f"hypothesis {name}": t("hypothesis {method}", method=name) for name in (str(method), str(against))}
     event = st.dataframe(
-        table, hide_index=True, height=300, on_select="rerun", selection_mode="single-row", key="utterances",
+        table, hide_index=True, height=300, on_select="rerun", selection_mode="single-row",
+        key=f"utterances-{method}-{against}-{accent}-{cell}",
         column_order=list(shown), column_config=shown,
     )  # fmt: skip
     st.caption(
@@ -168,11 +222,13 @@ if file.is_file():
         )
     )
     st.download_button(
-        t("All utterances (CSV)"), table.to_csv(index=False), f"{method}-{against}.csv", "text/csv", on_click="ignore"
-    )
+        t("All decodings (CSV)") if several else t("All utterances (CSV)"), table.to_csv(index=False), f"{method}-{against}.csv",
+        "text/csv", on_click="ignore",
+    )  # fmt: skip
     if event.selection.rows:
         row = table.iloc[event.selection.rows[0]]
         heard = [text_card(name, row[f"hypothesis {name}"], row.reference) for name in (method, against)]
         parts.listen(row.reference, row.accent, row.speaker)
         st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
+state.write_deep_link(**address)
 parts.origin(summary)

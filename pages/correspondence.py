@@ -2,15 +2,75 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
+import soundfile
 import streamlit as st
 
 from app import parts, state, texts
 from app.texts import t
+from app.worker import Utterance
 from hdmole import figures, result_figures
 from hdmole.analysis import ROUTERS
+from hdmole.audio import SAMPLE_RATE
+from hdmole.demo.synth import say_again
 
 asr = state.load_model()
+linked = st.query_params.to_dict()  # before the choice of results writes the address anew
+
+
+def from_link(key: str, name: str, options: Collection[str], default: str | None) -> None:
+    """Set the widget `key` when the page is opened: as the address says under `name`, or else to its default."""
+    if key not in st.session_state or st.session_state[key] not in (*options, default):
+        st.session_state[key] = linked[name] if linked.get(name) in options else default
+
+
+@st.cache_data(show_spinner=False, max_entries=8)
+def sound_of(folder: Path, utterance: str, text: str, accent: str, speaker: str) -> tuple[str, bytes] | None:
+    """Name and content of an utterance's audio: the recording that was judged, or a synthetic one made again; None where neither is."""
+    listed = folder / "recordings.parquet"
+    if listed.is_file():
+        audio = pd.read_parquet(listed, columns=["utterance", "audio"]).set_index("utterance").audio
+        found = Path(str(audio[audio.index == utterance].iloc[0])) if utterance in audio.index else Path()
+        return (found.name, found.read_bytes()) if found.is_file() else None
+    wave = say_again(text, accent, speaker)
+    if wave is None:
+        return None
+    content = io.BytesIO()
+    soundfile.write(content, wave, SAMPLE_RATE, format="WAV")
+    return f"{utterance}.wav", content.getvalue()
+
+
+def hear(folder: Path, name: str) -> None:
+    """A clicked utterance: its words, its sound, and the way to the pages that show one utterance."""
+    file = folder / "utterances.parquet"
+    said = state.read_table(file, name) if file.is_file() else pd.DataFrame()
+    if not len(said):
+        return
+    row = said.iloc[0]
+    st.markdown(f"**{texts.accent(row.accent)}**, {row.speaker}: {row.reference}")
+    clips = state.samples(state.model_folder(asr))
+    same = (row.reference, row.accent, row.speaker)
+    clip = next((c for c in clips if (c.text, c.accent, c.speaker) == same and c.path.is_file()), None)
+    sound = sound_of(folder, name, row.reference, row.accent, row.speaker)
+    if sound is None and clip is None:
+        st.caption(t("The audio of this utterance is not part of the results."))
+        return
+    chosen = state.utterance_of(clip) if clip else Utterance(*sound, row.reference, row.accent) if sound else None
+    assert chosen is not None
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.audio(chosen.data, width=180)
+        for page, label, icon in (
+            ("transcribe", t("Transcribe"), ":material/graphic_eq:"), ("routing", t("Routing"), ":material/account_tree:"),
+        ):  # fmt: skip
+            if st.button(label, icon=icon, key=f"open-{page}"):
+                state.choose(chosen)
+                st.switch_page(f"../pages/{page}.py", query_params={"sample": clip.name} if clip else None)
+
 
 st.title(t("Does each expert serve its accent?"))
 folder, summary = parts.choose_results(asr, "routing")
@@ -22,36 +82,30 @@ if "routing" not in summary or not file.is_file():
 measured = summary["routing"]
 routing = state.read_table(file)
 layers = {figures.layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
-columns = st.columns(3)
-for column, router in zip(columns, ROUTERS, strict=True):
-    purity, nmi = (measured["routers"][router]["all"][name] for name in ("purity", "nmi"))
-    title = t(result_figures.ROUTERS[ROUTERS[router]])
-    column.metric(
-        t("{router}: purity", router=title),
-        f"{purity['value']:.2f}",
-        f"[{purity['interval'][0]:.2f}, {purity['interval'][1]:.2f}]",
-        delta_color="off",
-        delta_arrow="off",
-    )
-    information = f"{nmi['value']:.2f} [{nmi['interval'][0]:.2f}, {nmi['interval'][1]:.2f}]"
-    column.caption(t("Mutual information {value}", value=information))
-st.caption(
+
+
+def number(value: dict[str, Any]) -> str:
+    return f"{value['value']:.2f} [{value['interval'][0]:.2f}, {value['interval'][1]:.2f}]"
+
+
+known = [
     t(
-        "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "
-        "expert and accent tell each other, 0 where they know nothing of each other. The global router is given the accent by its "
-        "recogniser, so its correspondence is no discovery; the local router's would be."
+        "**{router}**: purity {purity}, mutual information {information}", router=t(result_figures.ROUTERS[column]),
+        purity=number(measured["routers"][name]["all"]["purity"]), information=number(measured["routers"][name]["all"]["nmi"]),
     )
-)
+    for name, column in ROUTERS.items()
+]  # fmt: skip
+st.caption(" · ".join(known))
 which, where = st.columns(2)
+from_link("router", "router", result_figures.ROUTERS, "gate")
+from_link("corpus_layer", "layer", layers, None)
 router = which.segmented_control(
-    t("Router"),
-    list(result_figures.ROUTERS),
-    default="gate",
-    required=True,
-    format_func=lambda r: t(result_figures.ROUTERS[r]),
-    key="router",
+    t("Router"), list(result_figures.ROUTERS), required=True, format_func=lambda r: t(result_figures.ROUTERS[r]), key="router"
 )
 layer = where.selectbox(t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer")
+state.write_deep_link(
+    results=st.query_params.get("results", ""), router=str(router) if router != "gate" else "", layer=layer or ""
+)
 left, right = st.columns(2)
 with left:
     data = result_figures.correspondence_data(routing, str(router), layers[layer] if layer else None)
@@ -69,24 +123,35 @@ with left:
             )
         )
 with right:
+    clicked = st.container()
     points = result_figures.map_data(routing, str(router))
     event = parts.figure(
         result_figures.utterance_map(points, list(routing.sort_values("expert").accent.unique())), "utterance-map", points,
         t(
-            "a mark is an utterance, near to those that are routed alike; crosses are accents no expert was trained on. Click one "
-            "to hear it."
+            "a mark is an utterance, near to those that are routed alike; grey marks that are no discs are accents no expert was "
+            "trained on. Click one to hear it."
         ),
         "map", on_select="rerun",
     )  # fmt: skip
     if chosen := event.selection.points:
-        name = chosen[0]["customdata"][0]
-        file = folder / "utterances.parquet"
-        said = state.read_table(file, name) if file.is_file() else pd.DataFrame()
-        if len(said):
-            row = said.iloc[0]
-            st.markdown(f"**{texts.accent(row.accent)}**, {row.speaker}: {row.reference}")
-            parts.listen(row.reference, row.accent, row.speaker)
+        with clicked:
+            hear(folder, chosen[0]["customdata"][0])
+st.caption(
+    t(
+        "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "
+        "expert and accent tell each other, 0 where they know nothing of each other. The global router is given the accent by its "
+        "recogniser, so its correspondence is no discovery; the local router's would be."
+    )
+)
 
+recogniser = parts.summary_of(state.model_folder(asr) / "results").get("accent_recogniser")
+if recogniser and folder in state.results_folders(asr).values():  # other results may be of another recogniser
+    st.header(t("What the accent recogniser hears"))
+    confusion = result_figures.confusion_data(recogniser["confusion"], recogniser["labels"])
+    parts.figure(
+        result_figures.confusion_matrix(confusion), "accent-confusion", confusion,
+        t("a row is an accent as spoken by unseen speakers, a column what it was taken for, in percent of the row."), "confusion",
+    )  # fmt: skip
 worth = result_figures.attribution_data(summary)
 if len(worth):
     st.header(t("What an expert is worth"))
@@ -100,7 +165,7 @@ per_layer = pd.DataFrame(
         {
             "layer": figures.layer_label(name),
             **{
-                f"{result_figures.ROUTERS[column]}: {kind}": f"{values[name][kind]['value']:.2f} [{values[name][kind]['interval'][0]:.2f}, {values[name][kind]['interval'][1]:.2f}]"
+                f"{result_figures.ROUTERS[column]}: {kind}": number(values[name][kind])
                 for r, column in ROUTERS.items()
                 if (values := measured["routers"][r]["layers"])
                 for kind in ("purity", "nmi")

@@ -20,14 +20,15 @@ import soundfile
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
-from app import report, state, worker
+from app import parts, report, state, texts, worker
 from app.moment import moment_of
 from app.state import Sample, opening_sample
 from app.words import heard_html, method_card
 from app.worker import Evaluation, Job, Utterance, unpack
 from hdmole.asr import ASR
+from hdmole.compare import known_methods
 from hdmole.evaluate import Cancelled, ManifestError, evaluate
-from hdmole.results import normalise
+from hdmole.results import normalise, summarise, write
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
@@ -229,6 +230,64 @@ def test_comparison_is_read_from_the_results(open_app: Callable[..., AppTest], t
     assert 0 < len(at.dataframe[0].value) < rows and set(at.dataframe[0].value.accent) == {"indian"}
 
 
+def clicks(monkeypatch: pytest.MonkeyPatch, key: str, point: dict[str, object]) -> None:
+    """As if `point` were clicked in figures whose key begins with `key`; the driver cannot click in a figure."""
+    real = parts.figure
+
+    def figure(plot: object, name: str, data: object, reading: str, of: str, **more: object) -> object:
+        event = real(plot, name, data, reading, of, **more)  # type: ignore[arg-type]
+        return SimpleNamespace(selection=SimpleNamespace(points=[point])) if of.startswith(key) else event
+
+    monkeypatch.setattr(parts, "figure", figure)
+
+
+def test_decodings_of_several_seeds_can_be_told_apart(open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch) -> None:
+    main = str(ROOT / "assets" / "results" / "main")
+    at = open_app("compare", results=main, against="lora", accent="real_digits/German", speech="real_digits", method="nobody")
+    assert_no_exception(at)
+    chosen = [at.selectbox(key=key).value for key in ("compared", "against", "compared_accent")]
+    assert chosen == ["hdmole", "lora", "real_digits/German"] and at.segmented_control(key="speech").value == "real_digits"
+    assert at.query_params["against"] == "lora" and "method" not in at.query_params
+    assert {"german · Accents", "German · Real digits"} <= set(at.selectbox(key="compared_accent").options)
+    rows = at.dataframe[-1].value
+    assert set(rows.accent) == {"German"} and set(rows.domain) == {"real_digits"} and set(rows.seed) == {0, 1, 2}
+    said = " ".join(caption.value for caption in at.caption)
+    assert f"{len(rows)} decodings, of the training seeds that both have: 0, 1, 2" in said and "fewer than five speakers" in said
+    with monkeypatch.context() as patched:
+        clicks(patched, "pairs", {"x": 1, "y": 0})
+        at.run()
+        assert_no_exception(at)
+        one = at.dataframe[-1].value
+        assert 0 < len(one) < len(rows) and set(one["errors hdmole"]) == {0} and set(one["errors lora"]) == {1}
+    assert len(at.run().dataframe[-1].value) == len(rows)
+    at.selectbox(key="against").set_value("base").run()
+    assert_no_exception(at)
+    assert "utterances, of the training seed that both have: 0" in " ".join(caption.value for caption in at.caption)
+
+
+def test_only_results_of_the_repository_are_said_to_be_of_unseen_speakers(
+    open_app: Callable[..., AppTest], tiny_model: Path
+) -> None:
+    for folder, ours in ((ROOT / "assets" / "results" / "main", True), (tiny_model / "results", False)):
+        at = open_app("compare", results=str(folder))
+        assert any("no method was trained on, thin" in caption.value for caption in at.caption) == ours
+
+
+def test_differences_of_few_speakers_have_no_verdict(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        [
+            dict(method=method, seed=0, domain="accent", accent="indian", speaker=f"s{k}", utterance=f"u{k}", reference="a b",
+                 hypothesis="a", errors=errors, words=2)
+            for method, errors in (("base", 1), ("hdmole", 0)) for k in range(2)
+        ]
+    )  # fmt: skip
+    write(tmp_path, rows, summarise(rows))
+    at = open_app("compare", results=str(tmp_path))
+    assert_no_exception(at)
+    text = " ".join(markdown.value for markdown in at.markdown)
+    assert "-50.0 points; too few speakers (2) to say how sure" in text and ": better," not in text
+
+
 def test_own_results_are_compared_and_a_wrong_folder_is_said(
     open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -419,6 +478,39 @@ def test_correspondence_says_where_results_without_routing_fall_short(open_app: 
     assert "hold no routing" in at.info[0].value or "no results of this kind" in at.info[0].value
 
 
+def test_a_click_on_the_map_is_heard_and_opened(open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch) -> None:
+    main = ROOT / "assets" / "results" / "main"
+    at = open_app("correspondence", results=str(main), router="local_probability", layer="nowhere")
+    assert_no_exception(at)
+    assert at.segmented_control(key="router").value == "local_probability" and at.selectbox(key="corpus_layer").value is None
+    assert at.query_params["router"] == "local_probability" and "layer" not in at.query_params
+    at.selectbox(key="corpus_layer").set_value(at.selectbox(key="corpus_layer").options[1]).run()
+    linked = open_app(
+        "correspondence", **{name: value[0] if isinstance(value, list) else value for name, value in at.query_params.items()}
+    )
+    assert linked.selectbox(key="corpus_layer").value == at.selectbox(key="corpus_layer").value
+    name = pd.read_parquet(main / "routing.parquet", columns=["utterance"]).utterance.iloc[0]
+    said = pd.read_parquet(main / "utterances.parquet", filters=[("utterance", "==", name)]).iloc[0]
+    clicks(monkeypatch, "map", {"customdata": [name]})
+    at.run()
+    assert_no_exception(at)
+    assert at.get("audio") and any(said.reference in markdown.value for markdown in at.markdown)
+    settle(at.button(key="open-routing").click().run())
+    assert_no_exception(at)
+    assert at.session_state.utterance.reference == said.reference and at.session_state.utterance.accent == said.accent
+
+
+def test_the_accent_recogniser_is_shown_beside_the_experts(
+    open_app: Callable[..., AppTest], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = ROOT / "assets" / "results" / "main"
+    assert "What the accent recogniser hears" not in [h.value for h in open_app("correspondence", results=str(main)).header]
+    monkeypatch.setattr(state, "results_folders", lambda asr: {"main": main})
+    at = open_app("correspondence")
+    assert_no_exception(at)
+    assert at.header[0].value == "What the accent recogniser hears"
+
+
 def test_the_model_card_is_read_from_the_models_folder(open_app: Callable[..., AppTest]) -> None:
     at = open_app("about")
     assert_no_exception(at)
@@ -570,3 +662,11 @@ def test_sound_of_a_moment_is_cut_from_the_audio() -> None:
     moment = moment_of(0.6, said("turn", "on"), 1.0)
     cut = samples[int(moment.start * 16_000) : int(moment.end * 16_000)]
     assert cut[0] == int(moment.start * 16_000) and len(cut) == pytest.approx((moment.end - moment.start) * 16_000, abs=1)
+
+
+def test_accents_and_methods_of_the_results_are_named_in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "language", lambda: "zh")
+    rows = pd.read_parquet(ROOT / "assets" / "results" / "main" / "utterances.parquet", columns=["accent"])
+    assert [name for name in rows.accent.unique() if texts.accent_name(name).isascii()] == []
+    labels = [texts.t(method.label) for method in known_methods({"r": 2}).values()]
+    assert [label for label in labels if "," in label] == []

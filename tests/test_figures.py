@@ -255,3 +255,49 @@ def test_the_confusion_matrix_is_in_percent_of_what_was_spoken() -> None:
     shown = heatmap(result_figures.confusion_matrix(data))
     np.testing.assert_allclose(shown.z, [[75, 25], [0, 0]])
     assert list(shown.x) == list(shown.y) == ["indian", "german"]
+
+
+def test_intervals_of_few_speakers_are_not_drawn() -> None:
+    def rate(wer: float, speakers: int) -> dict:
+        return {"wer": wer, "interval": [wer, wer], "speakers": speakers, "mean_over_accents": wer, "mean_interval": [wer, wer]}
+
+    def entry(wer: float) -> dict:
+        accent = {**rate(wer, 4), "accents": {"indian": rate(wer, 5), "german": rate(wer, 1)}}
+        return {"domains": {"accent": accent, "general": rate(wer, 5)}}
+
+    change = {"method": "base", "against": "hdmole", "points": 8.0, "interval": [7.0, 9.0]}
+    summary = {
+        "methods": {"base": entry(20), "hdmole": entry(12)},
+        "differences": [change | {"domain": "accent"}, change | {"domain": "general"}],
+    }
+    data = result_figures.error_rate_data(summary)
+    assert list(data.low.isna()) == list(data.high.isna()) == [False, True, False] * 2 and list(data.speakers) == [5, 1, 5] * 2
+    bar = result_figures.error_rates(data).data[0]
+    assert np.isnan(bar.error_y.array[1]) and [list(c) for c in bar.customdata][:2] == [[" [20.0, 20.0]", 5], ["", 1]]
+    cost = result_figures.forgetting_data(summary)
+    assert cost.accents_low.isna().all() and cost.general_low.notna().all()
+    accents, general = result_figures.variants(result_figures.variant_data(summary)).data
+    assert accents.marker.symbol == ("circle-open",) and general.marker.symbol == ("circle",)
+
+
+def test_intervals_and_accents_without_an_expert_show_on_light_and_on_dark() -> None:
+    rates = pd.DataFrame([dict(accent="indian", method="hdmole", label="HDMoLE", wer=12.0, low=11.0, high=13.0, speakers=12)])
+    values = dict.fromkeys(("accents", "accents_low", "accents_high", "general", "general_low", "general_high", "trainable"), 5.0)
+    cost = pd.DataFrame([dict(method="hdmole", label="HDMoLE", **values)])
+    for figure in (result_figures.error_rates(rates), result_figures.forgetting(cost), result_figures.parameters(cost)):
+        assert figure.data[0].error_y.color == result_figures.GREY
+    assert result_figures.forgetting(cost).data[0].error_x.color == result_figures.GREY
+    spoken = ["indian", "general", "lancaster", "midlands", "new_york"]
+    points = pd.DataFrame(dict(utterance=spoken, domain="unseen", spoken=spoken, speaker="s", x=0.0, y=0.0))
+    marks = [trace.marker for trace in result_figures.utterance_map(points, ["indian"]).data]
+    assert len({mark.symbol for mark in marks[2:]} | {"circle"}) == 4 and {mark.color for mark in marks[2:]} == {"#8A8A8A"}
+    assert [mark.symbol for mark in marks[:2]] == ["circle", "circle"]
+
+
+def test_numbers_in_matrices_can_be_read_in_narrow_cells() -> None:
+    weights = pd.DataFrame(dict(spoken=["a", "a"], accent=["x", "y"], weight=[0.123, 1.031]))
+    shown = heatmap(result_figures.correspondence(weights))
+    assert [list(line) for line in shown.text] == [[".12", "1.0"]] and shown.textfont.size >= 9
+    changes = pd.DataFrame(dict(spoken=["a", "a"], accent=["x", "y"], change=[-0.241, -0.001]))
+    shown = heatmap(result_figures.attribution(changes))
+    assert [list(line) for line in shown.text] == [["-.24", ".00"]] and shown.textfont.size >= 9

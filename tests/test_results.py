@@ -17,7 +17,9 @@ from hdmole.results import (
     accent_table,
     bootstrap,
     claim_lines,
+    claim_text,
     count_errors,
+    few_speakers,
     markdown_table,
     normalise,
     summarise,
@@ -59,7 +61,7 @@ def test_normalise(text: str, expected: str) -> None:
 
 def test_the_mean_over_accents_has_an_interval_of_its_own() -> None:
     """Where one accent has most of the words, the interval of all words together lies nowhere near the mean."""
-    rows = pd.concat([_rows({"base": [0] * 60}).assign(accent="easy"), _rows({"base": [4, 6, 5, 5]}).assign(accent="hard")])
+    rows = pd.concat([_rows({"base": [0] * 60}).assign(accent="easy"), _rows({"base": [4, 6, 5, 5, 4, 6]}).assign(accent="hard")])
     rows["speaker"] = [f"s{k}" for k in range(len(rows))]
     entry = summarise(rows)["methods"]["base"]["domains"]["accent"]
     low, high = entry["mean_interval"]
@@ -96,13 +98,25 @@ def test_a_difference_is_called_only_where_its_interval_excludes_zero() -> None:
 
 
 def test_differences_by_accent_have_the_sign_and_the_interval_of_their_speakers() -> None:
-    rows = _rows({"base": [5, 2, 5, 2, 4, 2], "hdmole": [2, 2, 1, 2, 2, 2]})  # a0 better, a1 the same
-    rows = pd.concat([rows, rows.iloc[[0, 6]].assign(domain="real_digits", accent="alone")])
+    rows = _rows({"base": [5, 2, 5, 2, 4, 2] * 2, "hdmole": [2, 2, 1, 2, 2, 2] * 2})  # a0 better, a1 the same
+    few = rows[rows.speaker.isin(["s0", "s2", "s4", "s6"])]  # all better, but only four
+    rows = pd.concat([rows, few.assign(domain="real_digits", accent="few")])
     found = accent_differences(rows, "hdmole", "base").set_index("accent")
     assert found.points["a0"] == pytest.approx(-30) and found.high["a0"] < 0 and found.points["a1"] == 0
-    assert found.speakers["a0"] == 3 and found.speakers["alone"] == 1 and np.isnan(found.low["alone"])
+    assert found.speakers["a0"] == 6 and found.speakers["few"] == 4 and found.points["few"] < 0
+    assert np.isnan(found.low["few"]) and np.isnan(found.high["few"])
     other = accent_differences(rows, "base", "hdmole").set_index("accent")
     assert other.points["a0"] == -found.points["a0"] and other.low["a0"] == pytest.approx(-found.high["a0"])
+
+
+def test_a_rate_of_few_speakers_is_shown_without_an_interval() -> None:
+    summary = summarise(_rows({"base": [4, 2, 4, 2], "hdmole": [2, 1, 2, 1]}))
+    assert few_speakers(summary, "accent") == 4 and few_speakers(summary, "none") == 0
+    assert "[" not in markdown_table(summary, METHOD_LABELS) + accent_table(summary, METHOD_LABELS)
+    assert "| HDMoLE |  | 15.0 |" in markdown_table(summary, METHOD_LABELS)
+    enough = summarise(_rows({"base": [4, 2, 4, 2, 4], "hdmole": [2, 1, 2, 1, 2]}))
+    assert few_speakers(enough, "accent") == 0 and "[" in markdown_table(enough, METHOD_LABELS)
+    assert "[" not in accent_table(enough, METHOD_LABELS)  # of each accent, three or two
 
 
 def test_bootstrap_covers_the_mean_and_narrows_with_speakers() -> None:
@@ -139,4 +153,5 @@ def test_readme_shows_the_comparison() -> None:
     summary = json.loads((ROOT / "assets" / "results" / "main" / "summary.json").read_text())
     readme = (ROOT / "README.md").read_text()
     assert markdown_table(summary, {name: entry["label"] for name, entry in summary["methods"].items()}) in readme
-    assert claim_lines(summary) in readme and summary["claims"] == claims(summary)
+    assert claim_lines(summary) in readme and "(by the estimate): **yes**" in readme
+    assert [c | {"claim": claim_text(c)} for c in summary["claims"]] == claims(summary)
