@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import librosa
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
@@ -37,7 +38,6 @@ from hdmole.tracing import Trace, trace
 METHODS = ("base", "lora", "full", "hdmole")
 METHOD_LABELS = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
 GENERAL = "general"
-LONGEST_SEGMENT = 20.0  # seconds decoded at once; longer audio is cut at its quietest points
 
 
 class ModelError(ValueError):
@@ -204,10 +204,10 @@ class ASR:
 
     @torch.no_grad()
     def encode(self, audio: Audio | np.ndarray) -> list[Encoded]:
-        """Segments of one recording (one where it is short), ready for every method."""
+        """Segments of one recording (one where it is short, else one from pause to pause), ready for every method."""
         samples = audio.samples if isinstance(audio, Audio) else np.asarray(audio, np.float32)
         base, segments = self.models["base"], []
-        for start, end in _cut(samples):
+        for start, end in _cut(samples, float(base.config.longest_segment)):
             batch = self.extractor(samples[start:end], sampling_rate=SAMPLE_RATE, return_tensors="pt")
             features = torch.nan_to_num(batch["input_features"]).to(self.device)
             mask = batch["attention_mask"].to(self.device)
@@ -477,19 +477,30 @@ def _with_own_projector(base: SpeechLLM) -> SpeechLLM:
     return model
 
 
-def _cut(samples: np.ndarray) -> list[tuple[int, int]]:
-    """Spans of at most LONGEST_SEGMENT seconds, cut in the middle of the quietest quarter second of each second half."""
-    longest = int(LONGEST_SEGMENT * SAMPLE_RATE)
-    spans, start = [], 0
-    while len(samples) - start > longest:
-        window = samples[start + longest // 2 : start + longest]
-        block = SAMPLE_RATE // 20
-        energy = (window[: len(window) // block * block].reshape(-1, block) ** 2).mean(1)
-        smooth = np.convolve(energy, np.ones(5), "valid")
-        cut = start + longest // 2 + int(smooth.argmin()) * block + 5 * block // 2
-        spans.append((start, cut))
-        start = cut
-    return [*spans, (start, len(samples))]
+def _cut(samples: np.ndarray, longest: float) -> list[tuple[int, int]]:
+    """Spans of the samples: all of them where they last at most `longest` seconds, else from pause to pause.
+
+    A pause is a quarter of a second nearer to the quiet than to the loud parts. What still is too long is cut in the middle
+    of the quietest quarter second of its second half.
+    """
+    limit, hop = int(longest * SAMPLE_RATE), SAMPLE_RATE // 100
+    if len(samples) <= limit:
+        return [(0, len(samples))]
+    loudness = librosa.feature.rms(y=samples, frame_length=5 * hop, hop_length=hop)[0]
+    level = librosa.amplitude_to_db(loudness, ref=1.0, amin=1e-5)
+    low, high = np.percentile(level, [10, 95])
+    quiet = level < max(low, high - 50) * 0.7 + high * 0.3  # of dB; digital silence counts as 50 dB under speech
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]))).reshape(-1, 2)
+    pauses = [(a + b) // 2 * hop for a, b in edges if b - a >= 25 and a > 0 and b < len(level)]
+    spans: list[tuple[int, int]] = []
+    for start, end in pairwise([0, *pauses, len(samples)]):
+        while end - start > limit:
+            window = loudness[(start + limit // 2) // hop : (start + limit) // hop] ** 2
+            cut = start + limit // 2 + (int(np.convolve(window, np.ones(25), "valid").argmin()) + 12) * hop
+            spans.append((start, cut))
+            start = cut
+        spans.append((start, end))
+    return spans
 
 
 def _mean_posterior(segments: list[Encoded]) -> list[float]:

@@ -34,6 +34,8 @@ class SpeechLLMConfig(PreTrainedConfig):
         The token between audio and text.
     seconds_per_frame : float
         Length in seconds of one encoder output frame.
+    longest_segment : float
+        Seconds heard at once, about the longest utterance of the training; longer audio is cut at its pauses.
     """
 
     model_type = "speech_llm"
@@ -50,6 +52,7 @@ class SpeechLLMConfig(PreTrainedConfig):
         projector_dropout: float = 0.1,
         sep_token_id: int = 3,
         seconds_per_frame: float = 0.08,
+        longest_segment: float = 8.0,
         **kwargs: Any,
     ) -> None:
         self.audio_config = _as_config(audio_config, "parakeet_ctc")
@@ -61,6 +64,7 @@ class SpeechLLMConfig(PreTrainedConfig):
         self.projector_dropout = projector_dropout
         self.sep_token_id = sep_token_id
         self.seconds_per_frame = seconds_per_frame
+        self.longest_segment = longest_segment
         super().__init__(**kwargs)
 
 
