@@ -18,6 +18,7 @@ from app import state, texts
 from app.texts import Text, drawn, t
 from app.words import legend_html, method_card
 from app.worker import Evaluation, Job, Trial, Utterance, Worth
+from hdmole import figures
 from hdmole.audio import SAMPLE_RATE
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
@@ -78,15 +79,21 @@ def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
     Without a choice the last that has something under `needs`. Ends the page with a sentence where there is none.
     """
     folders, link = state.results_folders(asr), st.query_params.get("results", "")
-    with st.sidebar:
+    kept = st.session_state
+    if link and link != kept.get("results_shown"):  # an address that was opened, not one that this page wrote
+        kept.results_given = "" if link in folders else link
+        kept.results_name = link if link in folders else None
+    if not kept.get("results_given") and kept.get("results_name") not in folders:
         fitting = [name for name, folder in folders.items() if needs in summary_of(folder)]
-        first = link if link in folders else next(reversed(fitting), None)
+        kept.results_name = next(reversed(fitting), None)
+    with st.sidebar:
         name = st.selectbox(
-            t("Results"), list(folders), index=list(folders).index(first) if first else None, key="results_name",
-            format_func=t, persist_state="session",
+            t("Results"), list(folders), index=None, key="results_name", format_func=t, persist_state="session",
+            on_change=lambda: kept.update(results_given=""),
         ) if folders else None  # fmt: skip
         given = st.text_input(
-            t("or a folder of your own"), "" if link in folders else link, placeholder="results/mine",
+            t("or a folder of your own"), key="results_given", placeholder="results/mine", persist_state="session",
+            on_change=lambda: kept.update(results_name=None),
             help=t("A folder on the app's machine that `hdmole compare` or `hdmole evaluate` wrote."),
         ).strip()  # fmt: skip
     if not given and name is None:
@@ -98,7 +105,9 @@ def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
         )
         st.stop()
     folder = Path(given) if given else folders[str(name)]
-    state.write_deep_link(results=given or str(name))
+    kept.results_shown = given or str(name)
+    if link != kept.results_shown:
+        state.write_deep_link(results=kept.results_shown)
     try:
         summary = state.results(folder)
     except ValueError as error:
@@ -320,7 +329,7 @@ def figure(
                 )
             st.download_button(
                 t("Figure (HTML)"),
-                lambda: plot.to_html(),
+                lambda: figures.exported(drawn(plot)).to_html(),
                 f"{name}.html",
                 "text/html",
                 key=f"{key}-html",

@@ -21,13 +21,14 @@ from app.words import legend_html, method_card
 from app.worker import Job
 from hdmole import figures, result_figures
 from hdmole.audio import SAMPLE_RATE
+from hdmole.results import claim_text, rate_text
 
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
 _PAGE = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}
 body {{ font: 16px/1.5 Arial, Helvetica, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #23272e; }}
 h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }} audio {{ width: 100%; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .25rem .7rem; border-bottom: 1px solid #ccd; text-align: right; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }} td, th {{ padding: .25rem .7rem; border-bottom: 1px solid #ccd; text-align: right; }}
 td:first-child, th:first-child {{ text-align: left; }} .note, footer {{ color: #5a6472; font-size: .85rem; }}
 .warning {{ border-left: 5px solid #B7791F; padding: .4rem .8rem; background: #fdf6e3; }}
 </style><script>{plotly}</script></head><body>{body}</body></html>
@@ -86,13 +87,13 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
         if len(cost):
             shown.append((t("What adapting cost on general speech"), result_figures.forgetting(cost)))
     for title, plot in shown:
-        parts.append(f"<h2>{escape(title)}</h2>{drawn(plot).to_html(full_html=False, include_plotlyjs=False)}")
+        parts.append(f"<h2>{escape(title)}</h2>{figures.exported(drawn(plot)).to_html(full_html=False, include_plotlyjs=False)}")
     if summary:
         parts.append(f"<h2>{t('Results')}</h2>{_table(summary)}")
         for claim in summary.get("claims", []):
             low, high = claim["interval"]
             answer = t(
-                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(t(claim["claim"])),
+                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(t(claim_text(claim))),
                 answer=t("yes" if claim["holds"] else "no"), points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
             )  # fmt: skip
             parts.append(f"<p>{answer}</p>")
@@ -120,9 +121,8 @@ def _table(summary: dict[str, Any]) -> str:
         row = {t("Method"): t(labels[method]), t("Trainable"): f"{entry.get('trainable') or 0:,}"}
         for domain, values in entry["domains"].items():
             wer, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
-            low, high = values[interval]
             name = t("WER {speech} (%)", speech=Text(domain.replace("_", " ")))
-            row[name] = f"{values[wer]:.1f} [{low:.1f}, {high:.1f}]"
+            row[name] = rate_text(values, wer, interval)
         rows.append(row)
     return str(pd.DataFrame(rows).to_html(index=False, border=0))
 

@@ -46,7 +46,6 @@ class Text(str):
 
 MADE = (
     Text("{method} against {against}: {said}, {points} points [{interval}]"),
-    Text("points of WER against {method}"),
     Text("word errors, {method}"),
     Text("Global, τ = {tau}"),
     Text("Local, τ = {tau}"),

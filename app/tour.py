@@ -17,7 +17,8 @@ LEAVE = Text("The button at the lower right leaves it.")
 _PRESENT = """<style>
 html { font-size: 118%; }
 [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"], .modebar-container,
-[data-testid="stSelectbox"], [data-testid="stTextInput"], [data-testid="stFileUploader"], [data-testid="stDownloadButton"],
+[data-testid="stSelectbox"], [data-testid="stMultiSelect"], [data-testid="stSlider"], [data-testid="stButtonGroup"],
+[data-testid="stTextInput"], [data-testid="stFileUploader"], [data-testid="stDownloadButton"],
 [data-testid="stPopover"], [data-testid="stExpander"], .st-key-way { display: none !important; }
 .st-key-present_off { position: fixed; right: 1rem; bottom: 1rem; width: auto; z-index: 1000; opacity: .75; }
 .stMainBlockContainer { max-width: 1500px; margin: 0 auto; padding-top: 1.2rem; }
@@ -38,7 +39,7 @@ def bar() -> None:
     _, title, text = STEPS[step]
     with st.container(border=True, key="tour"):
         words, back, on, leave = st.columns([6, 1, 1, 1], vertical_alignment="center")
-        words.markdown(t("**{step} of {steps}: {title}.** {text}", step=step + 1, steps=len(STEPS), title=title, text=text))
+        words.markdown(t("**{step} of {steps}: {title}** – {text}", step=step + 1, steps=len(STEPS), title=title, text=text))
         if back.button(t("Back"), key="tour_back", disabled=step == 0, width="stretch"):
             go(step - 1)
         if step + 1 < len(STEPS) and on.button(t("Next"), key="tour_next", type="primary", width="stretch"):

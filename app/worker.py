@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -201,6 +202,9 @@ class Evaluation(_Task):
         self._share = done / max(1, total)
         if self.cancelled and done < total:
             raise Cancelled
+        _TURNS.release()  # others need not wait for the whole corpus
+        time.sleep(0.05)
+        _TURNS.acquire()
 
     def _work(self) -> None:
         try:
@@ -226,11 +230,13 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
                 raise ManifestError(
                     t("The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.")
                 )
-            for entry in entries:
-                archive.extract(entry, folder)
+            paths = {entry.filename: Path(archive.extract(entry, folder)) for entry in entries}
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "password" in str(error):
             raise ManifestError(t("The ZIP is locked with a password; make one without.")) from None
         raise ManifestError(t("The file is not a ZIP that can be read; make it again.")) from None
-    first = min(manifests, key=lambda e: (e.filename.count("/"), e.filename))
-    return folder / first.filename
+    except OSError as error:
+        raise ManifestError(
+            t("The ZIP cannot be unpacked ({reason}); give its files plain names.", reason=error.strerror or error)
+        ) from None
+    return paths[min(manifests, key=lambda e: (e.filename.count("/"), e.filename)).filename]

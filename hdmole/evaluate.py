@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def evaluate(
         for start in range(0, len(lines), BATCH):
             batch, number = lines[start : start + BATCH], f"{start:07d}.parquet"
             if not (parts / f"recordings-{number}").is_file():
-                for name, table in _hear(asr, batch, methods, accent, seed, routed).items():
+                heard = _hear(asr, batch, methods, accent, seed, routed, partial(progress, start, len(lines)))
+                for name, table in heard.items():
                     table.to_parquet(parts / f"{name}.tmp", index=False)
                     (parts / f"{name}.tmp").replace(parts / f"{name}-{number}")
             done = start + len(batch)
@@ -179,13 +181,16 @@ def _gather(parts: Path, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _hear(asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int, routed: set[int]) -> dict[str, pd.DataFrame]:
+def _hear(
+    asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int, routed: set[int], breathe: Callable[[], None]
+) -> dict[str, pd.DataFrame]:
     """The tables of one batch: `utterances` and `routing` where there is something, at last `recordings`."""
     rows: list[dict[str, Any]] = []
     recordings: list[dict[str, Any]] = []
     routing: list[pd.DataFrame] = []
     segments, owners = [], []
     for line in lines:
+        breathe()
         about = {"utterance": line.name, "audio": str(line.audio.resolve()), "accent": line.accent, "speaker": line.speaker}
         try:
             audio = decode(line.audio)
@@ -206,6 +211,7 @@ def _hear(asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: in
     for method in methods:
         heard: dict[int, str] = {}
         for k in range(0, len(order), BATCH):
+            breathe()
             part = order[k : k + BATCH]
             lengths = [len(segments[i].states) for i in part]
             wanted = method == "hdmole" and any(owners[i].number in routed for i in part)

@@ -48,6 +48,11 @@ LAYOUT: dict[str, Any] = dict(
 )
 
 
+def exported(figure: go.Figure) -> go.Figure:
+    """The same for a file of its own, where Streamlit does not make room for what stands on the axes."""
+    return go.Figure(figure).update_xaxes(automargin=True).update_yaxes(automargin=True)
+
+
 class TimedWord(Protocol):
     """A word with its start and end in seconds, as `hdmole.asr` gives it."""
 
@@ -152,7 +157,7 @@ def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = (), start
     )
     figure.update_xaxes(range=[start, start + len(samples) / rate])
     figure.update_xaxes(title="time (s)", row=2, col=1)
-    figure.update_layout(**LAYOUT, height=360)
+    figure.update_layout(**LAYOUT, height=270)
     _mark_words(figure, words)
     return figure
 

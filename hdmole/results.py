@@ -237,7 +237,7 @@ def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
         for domain in domains:
             d = entry["domains"].get(domain)
             value, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
-            cells.append(_cell(d, value, interval) if d else "")
+            cells.append(rate_text(d, value, interval) if d else "")
         if times:
             cells.append(f"{times[method]:.2f} ×" if method in times else "")
         count = f"{trained:,}{share}" if trained is not None else ""
@@ -245,7 +245,7 @@ def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _cell(rate: Mapping[str, Any], value: str = "wer", interval: str = "interval") -> str:
+def rate_text(rate: Mapping[str, Any], value: str = "wer", interval: str = "interval") -> str:
     """A rate with its interval; without one where speakers are few."""
     if rate.get("speakers", FEW_SPEAKERS) < FEW_SPEAKERS:
         return f"{rate[value]:.1f}"
@@ -260,7 +260,7 @@ def accent_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
     for domain in ("accent", "general"):
         for accent in first.get(domain, {}).get("accents", {}):
             rates = [entry["domains"][domain]["accents"][accent] for entry in methods.values()]
-            cells = [_cell(rate) for rate in rates]
+            cells = [rate_text(rate) for rate in rates]
             lines.append(f"| {accent} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

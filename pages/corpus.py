@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -55,6 +56,7 @@ with st.expander(t("The recordings"), expanded=not (task or earlier), icon=":mat
         try:
             manifest = samples if try_it else unpack(file, folder / "speech") if file else Path(path.strip())
         except ManifestError as error:
+            shutil.rmtree(folder)
             st.error(str(error))
             st.stop()
         if "evaluation" in st.session_state:

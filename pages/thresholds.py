@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import streamlit as st
@@ -41,9 +42,10 @@ def from_link(name: str, options: list[str]) -> list[str]:
 
 def number_from_link(name: str, default: float, low: float, high: float) -> float:
     try:
-        return min(max(float(linked.get(name, default)), low), high)
+        value = float(linked.get(name, default))
     except ValueError:
         return default
+    return float(min(max(value, low), high)) if math.isfinite(value) else default
 
 
 with controls:
@@ -61,7 +63,7 @@ with controls:
             most = max(0.5, trained)
             value = st.slider(
                 label, 0.0, most, number_from_link(name, trained, 0, most), 0.005, format="%.3f", key=f"{name}-{chosen.key}-{'-'.join(where)}",
-                help=t(
+                persist_state="session", help=t(
                     "As trained: {trained} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most.",
                     trained=f"{trained:.3f}",
                 ),
@@ -72,11 +74,18 @@ with controls:
         change["thresholds"], link["choose"] = how, str(how)
         if how == "top_k":
             change["top_k"] = st.slider(
-                t("Experts kept"), 1, len(experts), int(number_from_link("k", 2, 1, len(experts))), key="k"
+                t("Experts kept"),
+                1,
+                len(experts),
+                int(number_from_link("k", 2, 1, len(experts))),
+                key="k",
+                persist_state="session",
             )
             link["k"] = str(change["top_k"])
         elif how == "top_p":
-            change["top_p"] = st.slider(t("Weight kept"), 0.05, 1.0, number_from_link("p", 0.9, 0.05, 1), 0.05, key="p")
+            change["top_p"] = st.slider(
+                t("Weight kept"), 0.05, 1.0, number_from_link("p", 0.9, 0.05, 1), 0.05, key="p", persist_state="session"
+            )
             link["p"] = f"{change['top_p']:g}"
     heard = next(iter(from_link("accent", asr.accents)), None)
     accent = st.selectbox(

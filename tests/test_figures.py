@@ -301,3 +301,9 @@ def test_numbers_in_matrices_can_be_read_in_narrow_cells() -> None:
     changes = pd.DataFrame(dict(spoken=["a", "a"], accent=["x", "y"], change=[-0.241, -0.001]))
     shown = heatmap(result_figures.attribution(changes))
     assert [list(line) for line in shown.text] == [["-.24", ".00"]] and shown.textfont.size >= 9
+
+
+def test_a_figure_of_its_own_makes_room_for_its_axes() -> None:
+    figure = go.Figure(go.Bar(x=["a"], y=[1]))
+    shown = figures.exported(figure)
+    assert shown.layout.xaxis.automargin and shown.layout.yaxis.automargin and figure.layout.xaxis.automargin is None
