@@ -157,7 +157,7 @@ def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = (), start
     )
     figure.update_xaxes(range=[start, start + len(samples) / rate])
     figure.update_xaxes(title="time (s)", row=2, col=1)
-    figure.update_layout(**LAYOUT, height=270)
+    figure.update_layout(**LAYOUT, height=360)
     _mark_words(figure, words)
     return figure
 
