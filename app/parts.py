@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from app import state, texts
 from app.texts import Text, drawn, t
 from app.words import legend_html, method_card
 from app.worker import Evaluation, Job, Trial, Utterance, Worth
-from hdmole import figures
+from hdmole import figures, result_figures
 from hdmole.audio import SAMPLE_RATE
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
@@ -73,10 +73,11 @@ def choose_utterance(clips: list[state.Sample]) -> None:
             st.audio_input(t("Record a sentence"), key="recording", on_change=take, args=("recording", "recording.wav"))
 
 
-def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
+def choose_results(asr: Any, needs: str, required: bool = True) -> tuple[Path, dict[str, Any]]:
     """The results folder the visitor chose, in the sidebar or by `?results=`, and its summary.
 
-    Without a choice the last that has something under `needs`. Ends the page with a sentence where there is none.
+    Without a choice the last that has something under `needs`. Where there is none, ends the page with a sentence, or gives an
+    empty summary where none is `required`.
     """
     folders, link = state.results_folders(asr), st.query_params.get("results", "")
     kept = st.session_state
@@ -97,6 +98,8 @@ def choose_results(asr: Any, needs: str) -> tuple[Path, dict[str, Any]]:
             help=t("A folder on the app's machine that `hdmole compare` or `hdmole evaluate` wrote."),
         ).strip()  # fmt: skip
     if not given and name is None:
+        if not required:
+            return Path(), {}
         st.info(
             t(
                 "There are no results of this kind yet. `hdmole evaluate --manifest FILE --out DIR` judges this model on a test set "
@@ -126,6 +129,22 @@ def summary_of(folder: Path) -> dict[str, Any]:
         return state.results(folder)
     except ValueError:
         return {}
+
+
+def from_link(linked: Mapping[str, str], key: str, name: str, options: Collection[str], default: str | None) -> None:
+    """Set the widget `key` when the page is opened: as its address `linked` says under `name`, or else to its default."""
+    if key not in st.session_state or st.session_state[key] not in (*options, default):
+        st.session_state[key] = linked[name] if linked.get(name) in options else default
+
+
+def confusion(recogniser: Mapping[str, Any]) -> None:
+    """The confusion matrix of the accent recogniser."""
+    st.header(t("What the accent recogniser hears"))
+    table = result_figures.confusion_data(recogniser["confusion"], recogniser["labels"])
+    figure(
+        result_figures.confusion_matrix(table), "accent-confusion", table,
+        t("a row is an accent as spoken by unseen speakers, a column what it was taken for, in percent of the row."), "confusion",
+    )  # fmt: skip
 
 
 def origin(summary: dict[str, Any]) -> None:
@@ -289,9 +308,9 @@ def show_trouble(job: Job) -> None:
         st.info(t("Cancelled before every method was done; what was finished is kept."))
     else:
         return
-    if st.button(t("Try again"), key="again"):
+    if st.button(t("Try again") if job.error else t("Go on"), key="again"):
         st.session_state.pop("stopped", None)
-        st.session_state.jobs.pop(job.utterance.key, None)
+        st.session_state.jobs[job.utterance.key] = job.again()
         st.rerun()
 
 

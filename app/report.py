@@ -127,8 +127,8 @@ def _table(summary: dict[str, Any]) -> str:
     return str(pd.DataFrame(rows).to_html(index=False, border=0))
 
 
-def data(job: Job, layer: str, which: str, results: Path | None) -> bytes:
-    """A ZIP of what the report shows: audio, transcripts, the full routing, each figure's data, the results."""
+def data(job: Job, layer: str, which: str, results: Path) -> bytes:
+    """A ZIP of what the report shows: audio, transcripts, the full routing, each figure's data, the results where there are some."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr(f"audio/{Path(job.utterance.name).name}", job.utterance.data)
@@ -138,8 +138,10 @@ def data(job: Job, layer: str, which: str, results: Path | None) -> bytes:
             packed.writestr(f"figures/{name}.csv", table.to_csv(index=False))
         trace = job.transcripts["hdmole"].trace if "hdmole" in job.transcripts else None
         if trace is not None:
-            packed.writestr("routing.csv", trace.to_frame().to_csv(index=False))
+            routing = io.BytesIO()
+            trace.save(routing)
+            packed.writestr("routing.parquet", routing.getvalue())
         for name in ("summary.json", "utterances.parquet"):
-            if results is not None and (results / name).is_file():
+            if (results / name).is_file():
                 packed.write(results / name, f"results/{name}")
     return content.getvalue()

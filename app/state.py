@@ -161,7 +161,7 @@ def job_of(asr: Any, chosen: Utterance) -> Job:
     jobs = _jobs()
     job = jobs.pop(chosen.key, None)
     if job is None or (job.cancelled and not job.running and chosen.key != st.session_state.get("stopped")):
-        job = Job(asr, chosen)
+        job = job.again() if job else Job(asr, chosen)
     jobs[chosen.key] = job  # the most recent stands last
     for key in list(jobs)[:-_KEPT]:
         jobs.pop(key).cancel()

@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import threading
 import time
 import zipfile
@@ -22,7 +24,7 @@ from typing import IO, Any
 
 import pandas as pd
 
-from app.texts import Text, t
+from app.texts import Text
 from hdmole.asr import ModelError
 from hdmole.audio import Audio, AudioError, decode
 from hdmole.evaluate import Cancelled, ManifestError, evaluate
@@ -105,7 +107,7 @@ class _Task:
         except _Stopped:
             pass
         except (AudioError, ManifestError, ModelError) as error:
-            self.error = str(error)
+            self.error = next((a for a in error.args if isinstance(a, Text)), str(error))
         except Exception as error:  # the page lives on, whatever happens in here
             reason = str(error) or type(error).__name__
             self.error = Text("The transcription of {name} failed: {reason}", name=self.name, reason=reason)
@@ -117,16 +119,20 @@ class _Task:
 
 
 class Job(_Task):
-    """Transcribes `utterance` by every method of `asr` (an `hdmole.asr.ASR`), starting at once."""
+    """Transcribes `utterance` by every method of `asr` (an `hdmole.asr.ASR`), starting at once; goes on where `stopped` was."""
 
-    def __init__(self, asr: Any, utterance: Utterance) -> None:
+    def __init__(self, asr: Any, utterance: Utterance, stopped: Job | None = None) -> None:
         self.methods = list(asr.methods)
-        self.audio: Audio | None = None
-        self.encoded: Any = None  # list of hdmole.asr.Encoded
-        self.transcripts: dict[str, Any] = {}  # method -> hdmole.asr.Transcript
+        self.audio: Audio | None = stopped.audio if stopped else None
+        self.encoded: Any = stopped.encoded if stopped else None  # list of hdmole.asr.Encoded
+        self.transcripts: dict[str, Any] = dict(stopped.transcripts) if stopped else {}  # method -> hdmole.asr.Transcript
         self._tables: dict[int, pd.DataFrame] = {}
         self.utterance = utterance
         super().__init__(asr, utterance.name)
+
+    def again(self) -> Job:
+        """A job that goes on where this one ended."""
+        return Job(self._asr, self.utterance, self)
 
     @property
     def progress(self) -> float:
@@ -134,8 +140,11 @@ class Job(_Task):
 
     @property
     def segments(self) -> list[tuple[float, float]]:
-        """Start and end in seconds of the stretches that long audio was cut into."""
-        return [(s.offset, s.offset + s.seconds) for s in self.encoded or []]
+        """Start and end in seconds of the stretches that long audio was cut into; of short audio all of it."""
+        if self.audio is None or not self.encoded:
+            return []
+        starts = [0.0, *(s.offset for s in self.encoded[1:])]
+        return list(zip(starts, [*starts[1:], self.audio.seconds], strict=True))
 
     def routing(self, segment: int = 0) -> pd.DataFrame | None:
         """Tidy trace of HDMoLE in one stretch of the audio; None where the model has no such adapter or is not done."""
@@ -146,9 +155,8 @@ class Job(_Task):
 
     def _work(self) -> None:
         self.step = Text("Reading the audio")
-        audio = decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
-        self.audio = audio
-        for method in self.methods:
+        self.audio = audio = self.audio or decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
+        for method in (m for m in self.methods if m not in self.transcripts):
             self._advance(0.0)
             self.step = Text("{method} is listening", method=Text(METHOD_NAMES.get(method, method)))
             self.encoded = self._asr.encode(audio) if self.encoded is None else self.encoded
@@ -190,12 +198,17 @@ class Worth(_Task):
 
 
 class Evaluation(_Task):
-    """Judges `methods` on the recordings of a manifest; the results folder is `out`."""
+    """Judges `methods` on the recordings of a manifest, or of a ZIP, unpacked to `folder`/speech; the results folder is `out`."""
 
-    def __init__(self, asr: Any, manifest: Path, methods: list[str], out: Path) -> None:
-        self.manifest, self.methods, self.out = manifest, methods, out
+    def __init__(self, asr: Any, source: Path | IO[bytes], methods: list[str], folder: Path) -> None:
+        self.source, self.methods, self.folder, self.out = source, methods, folder, folder / "results"
         self.summary: dict[str, Any] | None = None
-        super().__init__(asr, manifest.name)
+        atexit.register(shutil.rmtree, folder / "speech", ignore_errors=True)
+        super().__init__(asr, Path(str(getattr(source, "name", source))).name)
+
+    def forget(self) -> None:
+        """Remove the unpacked recordings; the results stay."""
+        shutil.rmtree(self.folder / "speech", ignore_errors=True)
 
     def _progress(self, done: int, total: int) -> None:
         self.step = Text("{done} of {total} recordings heard", done=done, total=total)
@@ -207,8 +220,11 @@ class Evaluation(_Task):
         _TURNS.acquire()
 
     def _work(self) -> None:
+        if not isinstance(self.source, Path):
+            self.step = Text("Unpacking")
+            self.source = unpack(self.source, self.folder / "speech")
         try:
-            self.summary, _ = evaluate(self._asr, self.manifest, self.methods, self.out, progress=self._progress)
+            self.summary, _ = evaluate(self._asr, self.source, self.methods, self.out, progress=self._progress)
         except Cancelled:
             raise _Stopped from None
 
@@ -220,7 +236,7 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
             entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]
             if sum(e.file_size for e in entries) > MOST_UNPACKED:
                 raise ManifestError(
-                    t(
+                    Text(
                         "The ZIP unpacks to more than {size} GB; give the manifest's path instead.",
                         size=f"{MOST_UNPACKED / 1e9:g}",
                     )
@@ -228,15 +244,15 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
             manifests = [e for e in entries if e.filename.endswith(".jsonl")]
             if not manifests:
                 raise ManifestError(
-                    t("The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.")
+                    Text("The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.")
                 )
             paths = {entry.filename: Path(archive.extract(entry, folder)) for entry in entries}
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "password" in str(error):
-            raise ManifestError(t("The ZIP is locked with a password; make one without.")) from None
-        raise ManifestError(t("The file is not a ZIP that can be read; make it again.")) from None
+            raise ManifestError(Text("The ZIP is locked with a password; make one without.")) from None
+        raise ManifestError(Text("The file is not a ZIP that can be read; make it again.")) from None
     except OSError as error:
         raise ManifestError(
-            t("The ZIP cannot be unpacked ({reason}); give its files plain names.", reason=error.strerror or error)
+            Text("The ZIP cannot be unpacked ({reason}); give its files plain names.", reason=error.strerror or error)
         ) from None
     return paths[min(manifests, key=lambda e: (e.filename.count("/"), e.filename)).filename]

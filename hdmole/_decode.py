@@ -148,7 +148,7 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
     if declared_seconds(container, stream, size) > max_seconds + 0.5:
         raise Refused("too long")
     seconds, clipped, total, rate, channels = 0.0, 0, 0, 0, 0
-    resampler = Resampler()
+    resampler, first = Resampler(), Resampler()
     for frame in frames(container, stream):
         if not frame.samples or not frame.sample_rate:
             continue
@@ -160,7 +160,10 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
         if seconds > max_seconds + 0.5:  # codecs round up to whole frames
             raise Refused("too long")
         resampler.add(data.mean(axis=0), frame.sample_rate)
-    resampler.finish()
+        if len(data) > 1:
+            first.add(data[0], frame.sample_rate)
+    for each in (resampler, first):
+        each.finish()
     if not total:
         raise Refused("nothing decodes")
     name = container.format.name
@@ -171,7 +174,10 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
         "channels": channels,
         "clipped": clipped / total,
     }
-    return about, np.clip(np.concatenate([*resampler.parts, np.zeros(0, np.float32)]), -1.0, 1.0)
+    mono, left = (np.concatenate([*each.parts, np.zeros(0, np.float32)]) for each in (resampler, first))
+    if np.abs(left).max(initial=0.0) > 30 * np.abs(mono).max(initial=0.0):  # channels in opposite phase cancel each other
+        mono = left
+    return about, np.clip(mono, -1.0, 1.0)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -248,11 +249,14 @@ def adapt(
         with _each_expert_alone(model):
             run(replace(method, true_accent=True), "warming", method.warm_share)
     run(method, "training", 1 - method.warm_share)
+    part = folder.with_name(f"{folder.name}.part")  # what is there is whole
+    shutil.rmtree(part, ignore_errors=True)
     if method.kind == "full":
-        folder.mkdir(parents=True)
-        save_file({n: p.detach().contiguous() for n, p in named}, folder / "model.safetensors")
+        part.mkdir(parents=True)
+        save_file({n: p.detach().contiguous() for n, p in named}, part / "model.safetensors")
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(part)
+    part.rename(folder)
     return model.eval()
 
 

@@ -99,7 +99,7 @@ def routing_summary(table: pd.DataFrame) -> dict[str, Any]:
 def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
     """`routing_summary` of the test speech; the routing of each utterance goes to routing.parquet."""
     tables = []
-    for speech, domains in ((runner.speech, ("accent", GENERAL)), *((s, ("unseen",)) for s in runner.extra.values())):
+    for speech, domains in ((runner.speech, ("accent", GENERAL, "unseen")), *((s, ("unseen",)) for s in runner.extra.values())):
         about = speech.corpus.index[["utterance", "domain", "accent", "speaker"]].rename(columns={"accent": "spoken"})
 
         @contextmanager
@@ -122,7 +122,9 @@ def _assigned(table: pd.DataFrame, column: str) -> dict[str, Any]:
 
 def frontier(runner: Any, model: Any, method: Method) -> list[dict[str, Any]]:
     """Word error rate against mean active experts: thresholds scaled, and top-k and top-p in their place."""
-    settings: list[tuple[str, float, dict[str, Any]]] = [("thresholds", s, {"scale_thresholds": s}) for s in SCALES]
+    settings: list[tuple[str, float, dict[str, Any]]] = [
+        ("thresholds", s, {"thresholds": "dynamic", "scale_thresholds": s}) for s in SCALES
+    ]
     experts = len(runner.speech.recogniser.labels) - 1
     settings += [("top_k", k, {"thresholds": "top_k", "top_k": k}) for k in TOP_K if k <= experts]
     settings += [("top_p", p, {"thresholds": "top_p", "top_p": p}) for p in TOP_P]
@@ -172,7 +174,7 @@ def attribution(runner: Any, model: Any, method: Method) -> dict[str, Any]:
                 )
             )  # fmt: skip
     table = pd.concat(found)
-    accents = sorted(set(table.accent), key=lambda a: speech.recogniser.labels.index(a))
+    accents = [a for a in speech.recogniser.labels if a in set(table.accent)]
     values, intervals = [], []
     for accent in accents:
         cells = [_per_word(table[(table.accent == accent) & (table.expert == e)]) for e in experts]

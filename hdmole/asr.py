@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -22,13 +22,14 @@ import librosa
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
 import hdmole.tuner  # noqa: F401  (makes PEFT know HDMoLE)
-from hdmole.audio import SAMPLE_RATE, Audio
+from hdmole.audio import SAMPLE_RATE, Audio, framed
 from hdmole.domain import DomainScorer, domain_features, flags
 from hdmole.intervention import intervene
 from hdmole.routing import route
@@ -58,12 +59,13 @@ class Word:
 class Encoded:
     """One segment of an utterance, ready for every method."""
 
-    samples: np.ndarray  # (S,) 16 kHz
-    offset: float  # seconds into the recording
+    samples: np.ndarray  # (S,) 16 kHz, the sound alone (`hdmole.audio.framed`)
+    offset: float  # seconds into the recording; below 0 where it begins with the sound
     states: Tensor  # (T, d_encoder)
     ctc: Tensor  # (T, vocabulary) log-probabilities
     posterior: Tensor  # (N + 1,)
     base: Decoded | None = None  # what the frozen base hears, once it was asked
+    until: float = float("inf")  # seconds into the recording where the sound ends
 
     @property
     def seconds(self) -> float:
@@ -146,14 +148,20 @@ class ASR:
         base = SpeechLLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False).to(self.device)
         self.models: dict[str, Any] = {"base": base}
         if (folder / "adapters" / "lora").is_dir():
-            self.models["lora"] = PeftModel.from_pretrained(_with_own_projector(base), folder / "adapters" / "lora").eval()
+            self.models["lora"] = _adapted(base, folder / "adapters" / "lora")
         if (folder / "adapters" / "full" / "model.safetensors").is_file():
-            full = _with_own_projector(base)
-            full.load_state_dict(load_file(folder / "adapters" / "full" / "model.safetensors"), strict=False)
+            weights = load_file(folder / "adapters" / "full" / "model.safetensors")
+            full = _with_own(base, weights, folder / "adapters" / "full")
+            full.load_state_dict(weights, strict=False)
             self.models["full"] = full.float().eval()
         self.accents = [GENERAL]
         if (folder / "adapters" / "hdmole").is_dir():
-            adapted: Any = PeftModel.from_pretrained(_with_own_projector(base), folder / "adapters" / "hdmole").eval()
+            adapted = _adapted(base, folder / "adapters" / "hdmole")
+            if not adapted.base_model.hdmole_recogniser:
+                raise ModelError(
+                    f"The HDMoLE adapter in {folder} carries no accent recogniser, so nothing says how to route; train it with "
+                    "HDMoLEConfig(recogniser=recogniser.arguments) and set_recogniser."
+                )
             self.models["hdmole"] = adapted
             self.accents += list(adapted.peft_config["default"].accents)
         self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
@@ -178,8 +186,14 @@ class ASR:
         return [name for name in METHODS if name in self.models]
 
     @property
-    def seconds_per_frame(self) -> float:
-        return float(self.models["base"].config.seconds_per_frame)
+    def seconds_per_frame(self) -> dict[str, float]:
+        """Length of a frame by the part of the model whose layers see frames of audio."""
+        return {"multi_modal_projector": float(self.models["base"].config.seconds_per_frame)}
+
+    @property
+    def blank(self) -> int:
+        """The CTC head's blank."""
+        return int(self.models["base"].config.audio_config.pad_token_id)
 
     def trainable(self, method: str) -> int:
         """Parameters that the method trained."""
@@ -205,10 +219,14 @@ class ASR:
     @torch.no_grad()
     def encode(self, audio: Audio | np.ndarray) -> list[Encoded]:
         """Segments of one recording (one where it is short, else one from pause to pause), ready for every method."""
-        samples = audio.samples if isinstance(audio, Audio) else np.asarray(audio, np.float32)
+        samples = _samples(audio)
         base, segments = self.models["base"], []
-        for start, end in _cut(samples, float(base.config.longest_segment)):
-            batch = self.extractor(samples[start:end], sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        longest = float(base.config.longest_segment)
+        pieces = [framed(samples)]
+        if len(pieces[0][0]) > longest * SAMPLE_RATE:
+            pieces = [(sound, a + first) for a, b in _cut(samples, longest) for sound, first in [framed(samples[a:b])]]
+        for sound, start in pieces:
+            batch = self.extractor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
             features = torch.nan_to_num(batch["input_features"]).to(self.device)
             mask = batch["attention_mask"].to(self.device)
             states, states_mask = base.encode(features, mask)  # type: ignore[operator]
@@ -220,7 +238,8 @@ class ASR:
             else:
                 posterior = torch.ones(1)
             ctc = base.ctc_log_probs(states[None])[0]  # type: ignore[operator]
-            segments.append(Encoded(samples[start:end], start / SAMPLE_RATE, states, ctc, posterior))
+            until = min(len(samples), start + len(sound)) / SAMPLE_RATE
+            segments.append(Encoded(sound, start / SAMPLE_RATE, states, ctc, posterior, until=until))
         return segments
 
     def posterior_of(self, segment: Encoded, accent: str) -> Tensor:
@@ -243,7 +262,7 @@ class ASR:
         """What the CTC head alone hears, greedily."""
         best = segment.ctc.argmax(-1)
         kept = torch.unique_consecutive(best)
-        return str(self.tokenizer.decode(kept[kept != self.tokenizer.pad_token_id], skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(kept[kept != self.blank], skip_special_tokens=True)).strip()
 
     def transcribe(
         self,
@@ -299,7 +318,7 @@ class ASR:
             if progress:
                 progress(number / len(segments))
         full_trace = _join(layers) if layers else None
-        seconds = sum(s.seconds for s in segments)
+        seconds = len(_samples(audio)) / SAMPLE_RATE
         sounded = [self.ctc_text(s) for s in segments]
         found = [f for t, c, s in zip(texts, sounded, segments, strict=True) for f in flags(t, c, s.seconds)]
         elapsed = time.perf_counter() - started
@@ -342,17 +361,11 @@ class ASR:
         for expert in self.accents[1:]:
             with intervene(self.models["hdmole"], mask=[expert]):
                 changes[expert] = (scores() - whole).tolist()
-        groups: list[tuple[str, list[int]]] = []  # the tokens of each word, as `_words` joins them
-        for k, (name, i) in enumerate(zip(self.tokenizer.convert_ids_to_tokens(result.ids), result.ids, strict=True)):
-            if i > 3 and (name.startswith("▁") or not groups):
-                groups.append((name.replace("▁", ""), [k]))
-            elif i > 3:
-                groups[-1] = (groups[-1][0] + name, [*groups[-1][1], k])
-        tokens = [found for text, found in groups if text]
+        tokens, groups = self._groups(result.ids)
         return [
             {"word": w.word, "start": w.start, "end": w.end,
-             "change": {expert: round(sum(change[k] for k in found), 4) for expert, change in changes.items()}}
-            for w, found in zip(words, tokens, strict=True)
+             "change": {expert: round(sum(change[tokens[k]] for k in found), 4) for expert, change in changes.items()}}
+            for w, (_, found) in zip(words, groups, strict=True)
         ]  # fmt: skip
 
     def in_domain(self, segments: list[Encoded]) -> dict[str, Any]:
@@ -371,8 +384,8 @@ class ASR:
         """What the in-domain score looks at, for one segment and what the base model heard in it."""
         if heard is None:
             heard = segment.base = segment.base or self.decode_batch([segment], "base")[0]
-        tokens = [i for i in heard.ids if i > 3]
-        aligned = align(segment.ctc, tokens)
+        tokens, _ = self._groups(heard.ids)
+        aligned = align(segment.ctc, [heard.ids[k] for k in tokens], self.blank)
         return domain_features(
             samples=segment.samples,
             ctc_log_probs=segment.ctc.cpu().numpy(),
@@ -381,29 +394,39 @@ class ASR:
             token_log_probs=heard.log_probs,
             alignment_score=aligned[1] if aligned else None,
             posterior=segment.posterior.cpu().numpy(),
+            blank=self.blank,
         )
 
+    def _groups(self, ids: list[int]) -> tuple[list[int], list[tuple[str, list[int]]]]:
+        """Positions of the tokens that are text, and the words with the numbers of those that spell each."""
+        special = set(self.tokenizer.all_special_ids)
+        tokens = [k for k, i in enumerate(ids) if i not in special]
+        words = str(self.tokenizer.decode([ids[k] for k in tokens])).split()
+        found: list[list[int]] = [[] for _ in words]
+        for n in range(len(tokens)):  # a token belongs to the word that stands last once it is there
+            text = str(self.tokenizer.decode([ids[k] for k in tokens[: n + 1]]))
+            if words:
+                found[min(max(0, len(text.split()) - 1), len(words) - 1)].append(n)
+        return tokens, [(word, numbers) for word, numbers in zip(words, found, strict=True) if numbers]
+
     def _words(self, segment: Encoded, result: Decoded) -> tuple[list[Word], str]:
-        pieces = [(i, p) for i, p in zip(result.ids, result.log_probs, strict=True) if i > 3]
-        if not pieces:
+        tokens, groups = self._groups(result.ids)
+        if not groups:
             return [], "ctc"
-        aligned = align(segment.ctc, [i for i, _ in pieces])
-        step = self.seconds_per_frame
+        aligned = align(segment.ctc, [result.ids[k] for k in tokens], self.blank)
+        (step,) = self.seconds_per_frame.values()
         if aligned is None:
-            width = segment.seconds / len(pieces)
-            spans, timing = [(k * width, (k + 1) * width) for k in range(len(pieces))], "uniform"
+            width = segment.seconds / len(tokens)
+            spans, timing = [(k * width, (k + 1) * width) for k in range(len(tokens))], "uniform"
         else:
             spans, timing = [(a * step, (b + 1) * step) for a, b in aligned[0]], "ctc"
-        words: list[Word] = []
-        names = self.tokenizer.convert_ids_to_tokens([i for i, _ in pieces])
-        for name, (_, score), (start, end) in zip(names, pieces, spans, strict=True):
-            start, end = start + segment.offset, min(end, segment.seconds) + segment.offset
-            if name.startswith("▁") or not words:
-                words.append(Word(name.replace("▁", ""), start, end, float(np.exp(score))))
-            else:
-                last = words[-1]
-                words[-1] = Word(last.word + name, last.start, end, last.confidence * float(np.exp(score)))
-        return [Word(w.word, round(w.start, 3), round(w.end, 3), round(w.confidence, 4)) for w in words if w.word], timing
+        words = []
+        for word, found in groups:
+            times = spans[found[0]][0] + segment.offset, spans[found[-1]][1] + segment.offset
+            start, end = (min(max(0.0, t), segment.until) for t in times)
+            confidence = float(np.exp(sum(result.log_probs[tokens[n]] for n in found)))
+            words.append(Word(word, round(start, 3), round(end, 3), round(confidence, 4)))
+        return words, timing
 
 
 @torch.no_grad()
@@ -438,7 +461,7 @@ def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tu
     scores = log_probs.detach().float().cpu().numpy()
     frames, count = len(scores), len(tokens)
     repeats = sum(a == b for a, b in pairwise(tokens))
-    if count == 0 or frames < count + repeats:
+    if count == 0 or frames < count + repeats or max(tokens) >= scores.shape[1]:
         return None
     states = np.full(2 * count + 1, blank)
     states[1::2] = tokens
@@ -467,14 +490,34 @@ def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tu
     return spans, total
 
 
-def _with_own_projector(base: SpeechLLM) -> SpeechLLM:
-    """A copy of the model that shares everything but the projector."""
+def _with_own(base: SpeechLLM, changed: Iterable[str], folder: Path) -> SpeechLLM:
+    """A copy of the model that shares everything but the parts in which the modules or weights `changed` lie.
+
+    Raises ModelError where the encoder is among them: it is run once for all methods.
+    """
+    parts = {"multi_modal_projector", *(name.split(".")[0] for name in changed)}
+    if "audio_tower" in parts:
+        raise ModelError(f"{folder} changes the encoder, which is run once for all methods; adapt the projector or the LLM.")
     model = copy.copy(base)
     model._modules = dict(base._modules)
     model._forward_pre_hooks = copy.copy(base._forward_pre_hooks)
     model._forward_pre_hooks_with_kwargs = copy.copy(base._forward_pre_hooks_with_kwargs)
-    model.multi_modal_projector = copy.deepcopy(base.multi_modal_projector)
+    for part in parts & set(base._modules):
+        model._modules[part] = copy.deepcopy(base._modules[part])
     return model
+
+
+def _adapted(base: SpeechLLM, folder: Path) -> Any:
+    """The base with a PEFT adapter, its own copy of what the adapter changes."""
+    config = PeftConfig.from_pretrained(str(folder))
+    names = [n for n, _ in base.named_modules() if n]
+    saved = set(getattr(config, "modules_to_save", None) or ())
+    changed = [n for n in names if check_target_module_exists(config, n) or saved & set(n.split("."))]
+    return PeftModel.from_pretrained(_with_own(base, changed, folder), folder).eval()  # type: ignore[arg-type]
+
+
+def _samples(audio: Audio | np.ndarray) -> np.ndarray:
+    return audio.samples if isinstance(audio, Audio) else np.asarray(audio, np.float32)
 
 
 def _cut(samples: np.ndarray, longest: float) -> list[tuple[int, int]]:
@@ -511,7 +554,7 @@ def _mean_posterior(segments: list[Encoded]) -> list[float]:
 
 def _shift(recorded: Trace, seconds: float) -> None:
     for record in recorded.records:
-        record["time"] = record["time"] + seconds
+        record["time"] = np.maximum(record["time"] + seconds, 0)
 
 
 def _join(traces: list[Trace]) -> Trace:

@@ -115,7 +115,7 @@ def transcribe(
                     progress.start()
             progress.advance(_TASK)
     if as_json:
-        typer.echo(json.dumps(results, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(results, indent=1, ensure_ascii=False).encode(errors="replace"))
     if any("error" in r for r in results):
         raise typer.Exit(1)
 
@@ -253,13 +253,17 @@ def demo_build(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     scale: Annotated[float, typer.Option(help="Share of the recipe's data, for a quick trial.")] = 1.0,
     work: Annotated[Path, typer.Option(help="Where stages keep what they made; run again to resume.")] = Path("build/demo"),
+    released: Annotated[
+        Path | None,
+        typer.Option(help="A released model, such as assets/demo, whose weights are taken in place of training."),
+    ] = None,
 ) -> None:
     """Train the demo model from nothing (three to four hours on 2 cores); resumes where it was cut off."""
     _make_folder(work, "--work")
     from hdmole.demo.build import build
 
     try:
-        build(out, real_speech or [], seed, scale, work, report=lambda text: errors.print(text, markup=False))
+        build(out, real_speech or [], seed, scale, work, lambda text: errors.print(text, markup=False), released)
     except (ValueError, OSError) as error:
         _fail(error)
 
@@ -291,7 +295,10 @@ def demo_info(
             update_readme(readme, path, METHOD_LABELS)
         except (ValueError, OSError) as error:
             _fail(error)
-    summary = json.loads(path.read_text()) if path.is_file() else None
+    try:
+        summary = json.loads(path.read_text()) if path.is_file() else None
+    except ValueError:
+        _fail(f"{path} is not valid JSON; write it anew with 'hdmole demo build', or remove it.")
     if as_json:
         typer.echo(json.dumps({**info, "results": summary}, indent=1))
         return

@@ -23,13 +23,14 @@ from typing import Any
 
 import pandas as pd
 import torch
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 from hdmole import analysis
 from hdmole.adapt import Method, Speech, adapt, equal_rank, hear, load_base, prepare, trainable
 from hdmole.asr import GENERAL
 from hdmole.bench import side_by_side
-from hdmole.preparation import speech_of
+from hdmole.preparation import speech_digest, speech_of
 from hdmole.results import count_errors, provenance, summarise, write
 from hdmole.tuner import HDMoLEConfig
 
@@ -138,20 +139,36 @@ def read_config(path: Path) -> Comparison:
     if ("data" in values) == ("manifests" in values):
         raise ConfigError(f"{path.name} needs either data (a work folder of 'hdmole demo build') or manifests, not both.")
     try:
-        methods = known_methods(dict(values.get("hdmole", {})))
-        for name, entry in values.get("method", {}).items():
+        methods = known_methods(dict(_table(values, "hdmole", path)))
+        for name, entry in _table(values, "method", path).items():
             methods[name] = Method(**{"label": name, **entry})
         for method in methods.values():
+            options = dict(method.options)
             if method.kind == "hdmole":
-                HDMoLEConfig(accents=["any"], **method.options)
+                HDMoLEConfig(accents=["any"], **options)
+            elif method.kind in ("lora", "gated_lora"):
+                rank = options.pop("r", None)
+                if rank != "equal" and (not isinstance(rank, int) or rank < 1):
+                    raise ValueError(f'{method.label} needs options.r, a rank from 1 or "equal"')
+                (LoraConfig if method.kind == "lora" else partial(HDMoLEConfig, accents=["any"]))(**options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path.name} describes a method that cannot be: {error}.") from None
-    chosen = list(dict.fromkeys(["base", *values.get("methods", ["full", "lora", "gated_lora", "hdmole"])]))
-    if wrong := [name for name in [*chosen, *values.get("watched", [])] if name not in methods]:
+        raise ConfigError(f"{path.name} describes a method that cannot be: {str(error).rstrip('.')}.") from None
+    lists = {
+        name: values.get(name, default)
+        for name, default in (("methods", ["full", "lora", "gated_lora", "hdmole"]), ("watched", []))
+    }
+    for name, value in lists.items():
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f'{path.name}: {name} is a list of names in quotes, such as ["full", "hdmole"]; not {value!r}.')
+    chosen, watched = list(dict.fromkeys(["base", *lists["methods"]])), lists["watched"]
+    if wrong := [name for name in [*chosen, *watched] if name not in methods]:
         raise ConfigError(f"{path.name} names {', '.join(wrong)}; the methods are {', '.join(methods)}.")
-    seeds = list(values.get("seeds", [0]))
-    seeds_of = {name: list(values.get("seeds_of", {}).get(name, seeds)) for name in chosen} | {"base": seeds[:1]}
-    rates = {k: [float(r) for r in v] for k, v in values.get("rates", {}).items()}
+    seeds = _seeds(values.get("seeds", [0]), "seeds", path)
+    own = values.get("seeds_of", {})
+    if not isinstance(own, dict) or set(own) - set(methods):
+        raise ConfigError(f"{path.name}: seeds_of is a table of seeds by method; the methods are {', '.join(methods)}.")
+    seeds_of = {name: _seeds(own.get(name, seeds), f"seeds_of.{name}", path) for name in chosen} | {"base": seeds[:1]}
+    rates = {family: _rates(tried, family, path) for family, tried in _table(values, "rates", path).items()}
     for name in chosen:
         family = methods[name].rate or name
         if methods[name].kind != "base" and not rates.get(family):
@@ -160,13 +177,44 @@ def read_config(path: Path) -> Comparison:
         raise ConfigError(f"{path.name} has learning rates for {', '.join(wrong)}; the methods are {', '.join(methods)}.")
     if len({len(v) for v in rates.values()}) > 1:
         raise ConfigError(f"{path.name} tries more learning rates for one method than for another; give each as many.")
+    manifests = _table(values, "manifests", path)
+    for name, value in {"data": values.get("data", ""), "model": values.get("model", ""), **manifests}.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{path.name}: {name} is a path in quotes, not {value!r}.")
     where = path.parent
     return Comparison(
         data=_path(values.get("data"), where), model=_path(values.get("model"), where),
-        manifests={k: where / v for k, v in values.get("manifests", {}).items()},
-        known=methods, methods=chosen, seeds=seeds_of, epochs=float(values.get("epochs", 1)), rates=rates,
-        trial_epochs=float(values.get("trial_epochs", 0.5)), watched=[n for n in values.get("watched", []) if n in chosen], text=text,
+        manifests={k: where / v for k, v in manifests.items()},
+        known=methods, methods=chosen, seeds=seeds_of, epochs=_positive(values.get("epochs", 1), "epochs", path), rates=rates,
+        trial_epochs=_positive(values.get("trial_epochs", 0.5), "trial_epochs", path),
+        watched=[n for n in watched if n in chosen], text=text,
     )  # fmt: skip
+
+
+def _table(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path.name}: {name} is a table, [{name}] with one line a name.")
+    return found
+
+
+def _positive(value: Any, name: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{path.name}: {name} is a number above 0, not {value!r}.")
+    return float(value)
+
+
+def _seeds(value: Any, name: str, path: Path) -> list[int]:
+    right = isinstance(value, list) and value and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
+    if not right or len(set(value)) < len(value):
+        raise ConfigError(f"{path.name}: {name} is a list of different whole numbers from 0, such as [0, 1, 2]; not {value!r}.")
+    return list(value)
+
+
+def _rates(value: Any, family: str, path: Path) -> list[float]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{path.name}: rates.{family} is a list of learning rates, such as [1e-3, 2e-3]; not {value!r}.")
+    return [_positive(rate, f"each of rates.{family}", path) for rate in dict.fromkeys(value)]
 
 
 def _path(value: str | None, where: Path) -> Path | None:
@@ -228,13 +276,6 @@ class Step:
         return not self.finished
 
 
-def _settings(method: Method, epochs: float, rate: float, seed: int) -> dict[str, Any]:
-    """What decides how a run comes out, for JSON."""
-    kept = {name: getattr(method, name) for name in ("kind", "replay", "place", "true_accent", "warm_share")}
-    kept |= {"share": method.share} if method.share < 1 else {}  # runs from before there was a share stay what they are
-    return {**kept, "options": dict(method.options), "epochs": epochs, "rate": rate, "seed": seed}
-
-
 class Runner:
     """The steps of one comparison; `rank` of `world` processes share them."""
 
@@ -245,12 +286,18 @@ class Runner:
         self.comparison, self.out, self.speech, self.extra = comparison, out, speech, extra
         self.work, self.rank, self.world, self.report = out / "work", rank, world, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.digest = speech_digest(speech, extra)
         size = trainable(prepare(load_base(speech.base), comparison.known["hdmole"], speech.recogniser))
         r = equal_rank(load_base(speech.base), size)
         self.methods = {
             name: replace(m, options={**m.options, "r": r}) if m.options.get("r") == "equal" else m
             for name, m in comparison.known.items()
         }
+
+    def settings(self, method: Method, epochs: float, rate: float, seed: int) -> dict[str, Any]:
+        """What decides how a run comes out, for JSON."""
+        kept = {name: getattr(method, name) for name in ("kind", "replay", "share", "place", "true_accent", "warm_share")}
+        return {**kept, "options": dict(method.options), "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
 
     def mine(self, jobs: Iterable[Any]) -> list[Any]:
         """This process' part of the steps."""
@@ -275,7 +322,7 @@ class Runner:
             _remove(step.folder / "adapter", step.folder / "adapter-training")
 
     def trial_step(self, family: str, rate: float) -> Step:
-        settings = _settings(self.methods[family], self.comparison.trial_epochs, rate, 0)
+        settings = self.settings(self.methods[family], self.comparison.trial_epochs, rate, 0)
         return Step(self.work / "trials" / f"{family}-{rate:g}", "dev.json", settings)
 
     def dev(self, model: Any, method: Method, every: int = 1) -> dict[str, float]:
@@ -309,7 +356,7 @@ class Runner:
 
     def run_step(self, name: str, seed: int, rates: dict[str, float]) -> Step:
         rate = rates.get(self.methods[name].rate or name, 0.0)
-        settings = _settings(self.methods[name], self.comparison.epochs, rate, seed)
+        settings = self.settings(self.methods[name], self.comparison.epochs, rate, seed)
         return Step(self.work / f"{name}-{seed}", "utterances.parquet", settings)
 
     def run(self, name: str, seed: int, rates: dict[str, float]) -> None:
@@ -317,10 +364,11 @@ class Runner:
         folder = step.folder
         if not step.begin(self.report):
             return
-        callbacks = []
+        clock = _Clock(folder / "seconds.json")
+        callbacks: list[TrainerCallback] = [clock]
         if name in self.comparison.watched and seed == self.comparison.seeds[name][0]:
             holder: list[Any] = []
-            callbacks = [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, every=2))]
+            callbacks += [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, every=2))]
         model = adapt(
             self.speech, method, folder / "adapter", epochs=self.comparison.epochs, rate=step.settings["rate"], seed=seed,
             report=self.report, callbacks=callbacks, device=self.device,
@@ -332,7 +380,7 @@ class Runner:
         table = pd.concat(tables, ignore_index=True).assign(method=name, seed=seed)
         count = 0 if method.kind == "base" else trainable(prepare(load_base(self.speech.base), method, self.speech.recogniser))
         dev = self.dev(model, method)
-        _write(folder / "run.json", {"trainable": count, "seconds": round(time.time() - started), "dev": dev})
+        _write(folder / "run.json", {"trainable": count, "seconds": round(clock.before + time.time() - started), "dev": dev})
         _remove(folder / "adapter-training", folder / "adapter-warming")
         part = step.done.with_suffix(".part")
         table.to_parquet(part, index=False)
@@ -341,7 +389,7 @@ class Runner:
         self.report(f"{name}, seed {seed}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
 
     def test_rows(self) -> list[int]:
-        return self.speech.corpus.select("test", "accent", GENERAL, "real_digits")
+        return self.speech.corpus.select("test", "accent", GENERAL, "real_digits", "unseen")
 
     # -- analysis -----------------------------------------------------------------------------------------------------
 
@@ -455,6 +503,17 @@ class Runner:
         if kinds:
             shutil.copy(self.analysed / "routing.parquet", self.out / "routing.parquet")
         return summary
+
+
+class _Clock(TrainerCallback):
+    """Seconds of training, kept beside each checkpoint, so that a run that was cut off counts them all; `before`: of earlier sessions."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.started = file, time.time()
+        self.before: float = json.loads(file.read_text()) if file.is_file() else 0.0
+
+    def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        _write(self.file, round(self.before + time.time() - self.started, 1))
 
 
 class _Watch(TrainerCallback):

@@ -38,7 +38,9 @@ def write_corpus(folder: Path, index: pd.DataFrame, mels: list[np.ndarray]) -> N
     folder.mkdir(parents=True, exist_ok=True)
     frames = np.array([len(m) for m in mels])
     np.save(folder / "mels.npy", np.concatenate(mels))
-    index.assign(frames=frames, offset=frames.cumsum() - frames).to_parquet(folder / "index.parquet")
+    part = folder / "index.part"  # what is there is whole
+    index.assign(frames=frames, offset=frames.cumsum() - frames).to_parquet(part)
+    part.replace(folder / "index.parquet")
 
 
 class States:

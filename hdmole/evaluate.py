@@ -77,6 +77,23 @@ def read_manifest(path: Path) -> list[Line]:
     return lines
 
 
+def fingerprint(lines: list[Line]) -> str:
+    """A digest of a manifest: what its lines say, and size and time of its recordings."""
+    told = [
+        (
+            line.name,
+            str(line.audio.resolve()),
+            line.text,
+            line.accent,
+            line.speaker,
+            (s := line.audio.stat()).st_size,
+            s.st_mtime_ns,
+        )
+        for line in lines
+    ]
+    return sha256(json.dumps(told).encode()).hexdigest()
+
+
 class Cancelled(Exception):
     """Raised by a `progress` callback to end an evaluation early; what is done is kept."""
 
@@ -157,7 +174,7 @@ def _open_parts(out: Path, asr: ASR, lines: list[Line], methods: list[str], acce
     """The folder of what is heard, emptied where it holds that of another manifest, model or methods."""
     files = [f for f in sorted(asr.folder.rglob("*")) if f.is_file()]
     question = {
-        "lines": [[line.name, str(line.audio.resolve()), line.text, line.accent, line.speaker] for line in lines],
+        "lines": fingerprint(lines),
         "model": [[str(f.relative_to(asr.folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         "methods": methods, "accent": accent, "seed": seed, "batch": BATCH,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -83,7 +84,8 @@ def intervene(
 
     Raises
     ------
-    ValueError : an unknown expert, accent, layer or switch, a threshold outside 0 to 1, a gate of the wrong length
+    ValueError : an unknown expert, accent, layer or switch, a threshold outside 0 to 1, a gate or posterior that is none, or a
+        number that the way of choosing experts in force does not read
     """
     adapter, config = adapter_of(model)
     experts = config.accents
@@ -104,18 +106,30 @@ def intervene(
         posterior = torch.as_tensor(accent, dtype=torch.float32)
         if posterior.shape != (len(experts) + 1,):
             raise ValueError(f"An accent posterior has {len(experts) + 1} numbers, the general domain first.")
+        if not (posterior >= 0).all() or abs(float(posterior.sum()) - 1) > 1e-2:
+            raise ValueError("An accent posterior is probabilities that sum to 1.")
     if thresholds is not None and thresholds not in THRESHOLDS:
         raise ValueError(f"thresholds is one of {', '.join(THRESHOLDS)}; not {thresholds!r}.")
-    if any(t is not None and not 0 <= t <= 1 for t in (tau_global, tau_local)) or scale_thresholds < 0:
+    if any(t is not None and not 0 <= t <= 1 for t in (tau_global, tau_local)) or not 0 <= scale_thresholds < math.inf:
         raise ValueError("Thresholds lie between 0 and 1, and their scale is not negative.")
     if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError("top_k is at least 1, and top_p above 0 and at most 1.")
+    choice = thresholds or config.thresholds
+    for names, given, needed in (
+        ("top_k", top_k is not None, "top_k"),
+        ("top_p", top_p is not None, "top_p"),
+        ("tau_global, tau_local and scale_thresholds", (tau_global, tau_local, scale_thresholds) != (None, None, 1.0), "dynamic"),
+    ):
+        if given and choice != needed:
+            raise ValueError(f"{names} change nothing with thresholds={choice!r}; add thresholds={needed!r}.")
     fixed = None if gate is None else torch.as_tensor(gate, dtype=torch.float32)
     if fixed is not None and fixed.shape != (len(experts),):
         raise ValueError(f"A gate has {len(experts)} numbers, one for each expert.")
+    if fixed is not None and not ((fixed >= 0) & fixed.isfinite()).all():
+        raise ValueError("The numbers of a gate are finite and not negative.")
     switches = {k: v for k, v in (("thresholds", thresholds), ("k", top_k), ("p", top_p)) if v is not None}
     change = Intervention(
-        adapter, layers_of(model, layers), posterior, tuple(map(number, force)), tuple(map(number, mask)), tau_global,
+        adapter, layers_of(model, layers), posterior, tuple(dict.fromkeys(map(number, force))), tuple(map(number, mask)), tau_global,
         tau_local, scale_thresholds, fixed, switches,
     )  # fmt: skip
     context = current()

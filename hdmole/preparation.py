@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +17,9 @@ from torch import Tensor, nn
 
 from hdmole.adapt import Speech
 from hdmole.asr import ASR, GENERAL
-from hdmole.audio import AudioError, decode
+from hdmole.audio import AudioError, decode, framed
 from hdmole.data import Batches, Corpus, States, spec_augment, write_corpus
-from hdmole.evaluate import read_manifest
+from hdmole.evaluate import Line, fingerprint, read_manifest
 from hdmole.recogniser import AccentRecogniser
 from hdmole.training import fit
 
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 SPLITS = ("train", "dev", "test")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write an array so that it is there whole or not at all."""
+    part = path.with_suffix(".part.npy")
+    np.save(part, array)
+    part.replace(path)
 
 
 def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], seed: int, report: Report) -> States:
@@ -62,8 +72,8 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
                 spans[view, i] = offset, length
                 offset += length
         report(f"states: view {view} of {len(rows)} utterances done")
-    np.save(folder / "states.npy", np.concatenate(parts))
-    np.save(folder / "spans.npy", spans)
+    _save(folder / "states.npy", np.concatenate(parts))
+    _save(folder / "spans.npy", spans)
     return States.load(folder)
 
 
@@ -78,7 +88,7 @@ def train_recogniser(
     report: Report,
     device: str = "cpu",
 ) -> tuple[AccentRecogniser, np.ndarray]:
-    """The accent recogniser and its posteriors (utterances, N + 1) for every utterance; loaded where `folder` has them.
+    """The accent recogniser and its posteriors (utterances, N + 1) for every utterance; what `folder` has is loaded.
 
     The posteriors of training utterances come from masked features and a temperature that makes them no surer than those
     of dev speakers.
@@ -91,11 +101,39 @@ def train_recogniser(
     if (folder / "posteriors.npy").is_file():
         return AccentRecogniser.load(folder), np.load(folder / "posteriors.npy")
     index = corpus.index
-    torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    n_mels = corpus.features(0).shape[1]
-    model = AccentRecogniser(n_mels=n_mels, labels=labels).to(device)
     targets = torch.tensor([labels.index(a) if a in labels else 0 for a in index.accent])
+    if (folder / "config.json").is_file():
+        model = AccentRecogniser.load(folder).to(device)
+    else:
+        model = _fit_recogniser(corpus, labels, targets, stages, folder, rng, rate, seed, report, device)
+    logits = _accent_logits(model, corpus, rng, device)
+    dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
+    if not (folder / "config.json").is_file():
+        model.temperature.fill_(_temperature(logits[dev], targets[dev]))
+    accuracy = (logits[dev].argmax(1) == targets[dev]).float().mean().item()
+    train = torch.tensor(corpus.select("train", "accent"))
+    softened = float(model.temperature)
+    wanted = (logits[dev] / softened).softmax(1).amax(1).mean()
+    while (logits[train] / softened).softmax(1).amax(1).mean() > wanted and softened < 10:
+        softened *= 1.05
+    divisor = torch.tensor([softened if s == "train" else float(model.temperature) for s in index.split])
+    posteriors = (logits / divisor[:, None]).softmax(1).numpy()
+    model.save(folder)
+    _save(folder / "posteriors.npy", posteriors)
+    report(
+        f"recogniser: {accuracy:.1%} on dev speakers, temperature {float(model.temperature):.2f}, "
+        f"{softened:.2f} for training posteriors"
+    )
+    return model.cpu().eval(), posteriors
+
+
+def _fit_recogniser(
+    corpus: Corpus, labels: list[str], targets: Tensor, stages: list[tuple[str, list[int], bool, float]], folder: Path,
+    rng: np.random.Generator, rate: float, seed: int, report: Report, device: str,
+) -> AccentRecogniser:  # fmt: skip
+    torch.manual_seed(seed)
+    model = AccentRecogniser(n_mels=corpus.features(0).shape[1], labels=labels).to(device)
     for name, rows, masked, epochs in stages:
         weight = torch.bincount(targets[rows], minlength=len(labels)).float().clamp_min(1).reciprocal()
         weight = (weight / weight.mean()).to(device)
@@ -104,7 +142,7 @@ def train_recogniser(
             lambda i, masked=masked: {
                 "input_features": spec_augment(corpus.features(i), rng, 1) if masked else corpus.features(i)
             },
-            index.frames.to_numpy(),
+            corpus.index.frames.to_numpy(),
             7_000,
             lambda rows: {"labels": targets[rows]},
         )
@@ -117,24 +155,7 @@ def train_recogniser(
             model, batches, objective, folder.with_name(f"{folder.name}-{name}-training"), epochs=epochs, rate=rate,
             report=report, seed=seed,
         )  # fmt: skip
-    logits = _accent_logits(model, corpus, rng, device)
-    dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
-    model.temperature.fill_(_temperature(logits[dev], targets[dev]))
-    accuracy = (logits[dev].argmax(1) == targets[dev]).float().mean().item()
-    train = torch.tensor(corpus.select("train", "accent"))
-    softened = float(model.temperature)
-    wanted = (logits[dev] / softened).softmax(1).amax(1).mean()
-    while (logits[train] / softened).softmax(1).amax(1).mean() > wanted and softened < 10:
-        softened *= 1.05
-    divisor = torch.tensor([softened if s == "train" else float(model.temperature) for s in index.split])
-    posteriors = (logits / divisor[:, None]).softmax(1).numpy()
-    model.save(folder)
-    np.save(folder / "posteriors.npy", posteriors)
-    report(
-        f"recogniser: {accuracy:.1%} on dev speakers, temperature {float(model.temperature):.2f}, "
-        f"{softened:.2f} for training posteriors"
-    )
-    return model.cpu().eval(), posteriors
+    return model
 
 
 def _accent_logits(model: Any, corpus: Corpus, rng: np.random.Generator, device: str) -> Tensor:
@@ -195,16 +216,46 @@ def speech_of(comparison: Comparison, work: Path, report: Report, rank: int = 0)
         there = (folder / "unseen" / "recogniser" / "posteriors.npy").is_file()
         return Speech.load(folder, *model), {"unseen": Speech.load(folder / "unseen", *model)} if there else {}
     asr = ASR.load(comparison.model or "demo")
+    manifests = _manifests(comparison)
+    question = {"lines": {split: fingerprint(lines) for split, lines in manifests.items()}, "model": file_digest(asr.folder)}
+    asked = json.dumps(question)
     folder, done = work / "speech", work / "speech" / "recogniser" / "posteriors.npy"
+    known = folder / "of.json"
     if rank == 0:
-        _from_manifests(comparison, asr, folder, report)
-    while not done.is_file():
+        if folder.is_dir() and not (known.is_file() and known.read_text() == asked):
+            report("speech: the manifests, recordings or model have changed, so it is made anew")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(asked)
+        _from_manifests(manifests, asr, folder, report)
+    while not (done.is_file() and known.is_file() and known.read_text() == asked):
         report("waiting for the first process to encode the speech")
         time.sleep(10)
     return Speech.load(folder, asr.folder, asr.folder), {}
 
 
-def _from_manifests(comparison: Comparison, asr: ASR, folder: Path, report: Report) -> None:
+def speech_digest(speech: Speech, extra: dict[str, Speech]) -> str:
+    """A digest of everything that the runs of a comparison start from: base, speech, encoder outputs, posteriors."""
+    digest = sha256(file_digest(speech.base).encode())
+    for part in (speech, *extra.values()):
+        digest.update(pd.util.hash_pandas_object(part.corpus.index).to_numpy().tobytes())
+        digest.update(np.ascontiguousarray(part.states.spans).tobytes())
+        digest.update(part.states.states[::997].tobytes())
+        if part.posteriors is not None:
+            digest.update(np.ascontiguousarray(part.posteriors).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def file_digest(folder: Path) -> str:
+    """A digest of a model's weights and configuration, what lies beside them (adapters, results) left out."""
+    digest = sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _manifests(comparison: Comparison) -> dict[str, list[Line]]:
+    """The lines of every split. Raises ValueError where a split is missing, speakers are mixed up or there is no accent."""
     manifests = {split: read_manifest(comparison.manifests[split]) for split in SPLITS if split in comparison.manifests}
     if missing := [split for split in SPLITS if split not in manifests]:
         raise ValueError(f"The configuration has no manifest for {', '.join(missing)}; a comparison needs {', '.join(SPLITS)}.")
@@ -213,6 +264,20 @@ def _from_manifests(comparison: Comparison, asr: ASR, folder: Path, report: Repo
         both -= {f"line-{line.number}" for line in manifests[one]}
         if both:
             raise ValueError(f"Speaker {min(both)} is in both {one} and {other}; a comparison needs speakers apart.")
+    accents = {line.accent for line in manifests["train"]} - {GENERAL}
+    if not accents:
+        raise ValueError("The train manifest has no accent but the general one; there is nothing to adapt to.")
+    for split in ("dev", "test"):
+        if not accents & {line.accent for line in manifests[split]}:
+            raise ValueError(
+                f"The {split} manifest has none of the accents of the train manifest ({', '.join(sorted(accents))})."
+            )
+    return manifests
+
+
+def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, report: Report) -> None:
+    accents = sorted({line.accent for line in manifests["train"]} - {GENERAL})
+    domains = {GENERAL: GENERAL, **dict.fromkeys(accents, "accent")}
     if not (folder / "corpus" / "index.parquet").is_file():
         rows, mels = [], []
         lines = [(split, line) for split in SPLITS for line in manifests[split]]
@@ -223,20 +288,17 @@ def _from_manifests(comparison: Comparison, asr: ASR, folder: Path, report: Repo
                 audio = decode(line.audio)
             except AudioError as error:
                 raise ValueError(f"{error} It is line {line.number} of the {split} manifest; mend or remove it.") from None
-            batch = asr.extractor(audio.samples, sampling_rate=16_000, return_tensors="pt")
+            batch = asr.extractor(framed(audio.samples)[0], sampling_rate=16_000, return_tensors="pt")
             features = torch.nan_to_num(batch["input_features"])[0][batch["attention_mask"][0].bool()]
             mels.append(features.numpy().astype(np.float16))
             rows.append(
-                {"split": split, "domain": GENERAL if line.accent == GENERAL else "accent", "accent": line.accent,
+                {"split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
                  "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}
             )  # fmt: skip
         write_corpus(folder / "corpus", pd.DataFrame(rows), mels)
     corpus = Corpus(folder / "corpus")
     train = corpus.select("train")
     encode_corpus(corpus, asr.models["base"].audio_tower.encoder, folder / "states", train, 0, report)  # type: ignore[union-attr]
-    accents = sorted(set(corpus.index.accent[train]) - {GENERAL})
-    if not accents:
-        raise ValueError("The train manifest has no accent but the general one; there is nothing to adapt to.")
     train_recogniser(
         corpus, [GENERAL, *accents], [("clear", train, False, 8.0), ("masked", train, True, 4.0)], folder / "recogniser",
         rate=1.5e-3, seed=0, report=report, device=str(asr.device),

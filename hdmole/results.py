@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import permutations
@@ -38,11 +39,17 @@ _BY_ESTIMATE = {
 
 def normalise(text: str) -> str:
     """Lower-case words between single spaces, without punctuation; apostrophes inside words stay."""
-    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("\u2019", "'")))
+    text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    return " ".join(filter(None, (word.strip("'") for word in kept.split())))
 
 
 def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Word errors (substitutions, deletions, insertions) and reference words."""
+    """Word errors (substitutions, deletions, insertions) and reference words.
+
+    Chinese and Japanese characters count as a word each, so that their rate is the character error rate.
+    """
+    reference, hypothesis = (re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])", r" \1 ", t) for t in (reference, hypothesis))
     words = len(reference.split())
     if not words:
         return len(hypothesis.split()), 0

@@ -33,8 +33,8 @@ class Routing:
             raise RoutingError(
                 f"The accent posterior has shape {tuple(self.posterior.shape)}; it must be (utterances, experts + 1)."
             )
-        if not ((self.posterior.sum(1) - 1).abs() < 1e-2).all():
-            raise RoutingError("The accent posterior must sum to 1 over the classes, for every utterance.")
+        if not ((self.posterior.sum(1) - 1).abs() < 1e-2).all() or (self.posterior < 0).any():  # NaN fails the first
+            raise RoutingError("The accent posterior must be probabilities that sum to 1 over the classes, for every utterance.")
 
     def of_rows(self, x: Tensor, layer: str) -> Tensor:
         """Utterance of each row of `x` (B, ..., d): a LongTensor whose shape is the beginning of x's shape.

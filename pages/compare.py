@@ -18,12 +18,6 @@ asr = state.load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew
 
 
-def from_link(key: str, name: str, options: list[str], default: str | None) -> None:
-    """Set the widget `key` when the page is opened: as the address says under `name`, or else to its default."""
-    if key not in st.session_state or st.session_state[key] not in (*options, default):
-        st.session_state[key] = linked[name] if linked.get(name) in options else default
-
-
 def kind(domain: str) -> str:
     """What a kind of speech is called."""
     return t("Accents" if domain == "accent" else DOMAIN_LABELS.get(domain, domain))
@@ -47,7 +41,7 @@ bars, plane = st.columns([1.6, 1])
 with bars:
     domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m["domains"] for m in summary["methods"].values())]
     domains = domains or ["accent"]
-    from_link("speech", "speech", domains, domains[0])
+    parts.from_link(linked, "speech", "speech", domains, domains[0])
     speech = st.segmented_control(t("Word error rate by accent"), domains, required=True, key="speech", format_func=kind)
     rates = result_figures.error_rate_data(summary, str(speech))
     parts.figure(
@@ -99,10 +93,10 @@ st.header(t("Is the difference real?"))
 left, right, middle = st.columns(3)
 label = labels.__getitem__
 first = "hdmole" if "hdmole" in names else names[-1]
-from_link("compared", "method", names, first)
+parts.from_link(linked, "compared", "method", names, first)
 method = left.selectbox(t("Method"), names, format_func=label, key="compared")
 others = [name for name in names if name != method]
-from_link("against", "against", others, others[0])
+parts.from_link(linked, "against", "against", others, others[0])
 against = right.selectbox(t("Against"), others, format_func=label, key="against")
 address |= {"method": method if method != first else "", "against": against if against != others[0] else ""}
 pair = [d for d in found if (d["method"], d["against"]) == (method, against)]
@@ -172,7 +166,7 @@ if file.is_file():
     several = len(seeds) > 1
     of = table.accent.where(table.domain.isin(["accent", GENERAL]), table.domain + "/" + table.accent)
     accents = dict(sorted(zip(of, zip(table.accent, table.domain, strict=True), strict=True)))
-    from_link("compared_accent", "accent", list(accents), None)
+    parts.from_link(linked, "compared_accent", "accent", list(accents), None)
     accent = middle.selectbox(
         t("Accent"), list(accents), index=None, placeholder=t("all"), key="compared_accent",
         format_func={

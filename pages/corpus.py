@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -14,9 +13,8 @@ import streamlit as st
 from app import parts, state, texts
 from app.texts import t
 from app.words import LEGEND_DIFFERENCE, text_card
-from app.worker import Evaluation, unpack
+from app.worker import Evaluation
 from hdmole import result_figures
-from hdmole.evaluate import ManifestError
 
 asr = state.load_model()
 
@@ -35,7 +33,7 @@ with st.sidebar:
         help=t("A folder on the app's machine that `hdmole evaluate` or this page wrote; this page's address names it."),
     ).strip()  # fmt: skip
 task: Evaluation | None = None if earlier else st.session_state.get("evaluation")
-with st.expander(t("The recordings"), expanded=not (task or earlier), icon=":material/folder_open:"):
+with st.expander(t("The recordings"), expanded=not (earlier or (task and not task.error)), icon=":material/folder_open:"):
     st.markdown(
         t(
             "A manifest has one line a recording: {line}, the audio's path being relative to the manifest, `general` the accent of "
@@ -52,16 +50,11 @@ with st.expander(t("The recordings"), expanded=not (task or earlier), icon=":mat
         samples = asr.folder / "samples" / "manifest.jsonl"
         try_it = samples.is_file() and st.button(t("Try it with the samples"), disabled=not methods, key="corpus_samples")
     if start or try_it:
-        folder = Path(tempfile.mkdtemp(prefix="hdmole-corpus-"))
-        try:
-            manifest = samples if try_it else unpack(file, folder / "speech") if file else Path(path.strip())
-        except ManifestError as error:
-            shutil.rmtree(folder)
-            st.error(str(error))
-            st.stop()
         if "evaluation" in st.session_state:
             st.session_state.evaluation.cancel()
-        st.session_state.evaluation = Evaluation(asr, manifest, methods, folder / "results")
+            st.session_state.evaluation.forget()
+        source = samples if try_it else file or Path(path.strip())
+        st.session_state.evaluation = Evaluation(asr, source, methods, Path(tempfile.mkdtemp(prefix="hdmole-corpus-")))
         st.session_state.corpus_started = True
         st.rerun()
 if task is not None:
@@ -92,7 +85,7 @@ if made["recordings"] < made["of"]:
         t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=made["recordings"], all=made["of"])
     )
     if task is not None and st.button(t("Go on"), icon=":material/play_arrow:", key="corpus_go_on"):
-        st.session_state.evaluation = Evaluation(asr, task.manifest, task.methods, task.out)
+        st.session_state.evaluation = Evaluation(asr, task.source, task.methods, task.folder)
         st.rerun()
 if summary["failed"]:
     with st.expander(t("{count} recordings could not be read", count=len(summary["failed"])), icon=":material/error:"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,6 @@ from hdmole.demo.synth import say_again
 
 asr = state.load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew
-
-
-def from_link(key: str, name: str, options: Collection[str], default: str | None) -> None:
-    """Set the widget `key` when the page is opened: as the address says under `name`, or else to its default."""
-    if key not in st.session_state or st.session_state[key] not in (*options, default):
-        st.session_state[key] = linked[name] if linked.get(name) in options else default
 
 
 @st.cache_data(show_spinner=False, max_entries=8)
@@ -97,8 +90,8 @@ known = [
 ]  # fmt: skip
 st.caption(" · ".join(known))
 which, where = st.columns(2)
-from_link("router", "router", result_figures.ROUTERS, "gate")
-from_link("corpus_layer", "layer", layers, None)
+parts.from_link(linked, "router", "router", result_figures.ROUTERS, "gate")
+parts.from_link(linked, "corpus_layer", "layer", layers, None)
 router = which.segmented_control(
     t("Router"), list(result_figures.ROUTERS), required=True, format_func=lambda r: t(result_figures.ROUTERS[r]), key="router"
 )
@@ -146,12 +139,7 @@ st.caption(
 
 recogniser = parts.summary_of(state.model_folder(asr) / "results").get("accent_recogniser")
 if recogniser and folder in state.results_folders(asr).values():  # other results may be of another recogniser
-    st.header(t("What the accent recogniser hears"))
-    confusion = result_figures.confusion_data(recogniser["confusion"], recogniser["labels"])
-    parts.figure(
-        result_figures.confusion_matrix(confusion), "accent-confusion", confusion,
-        t("a row is an accent as spoken by unseen speakers, a column what it was taken for, in percent of the row."), "confusion",
-    )  # fmt: skip
+    parts.confusion(recogniser)
 worth = result_figures.attribution_data(summary)
 if len(worth):
     st.header(t("What an expert is worth"))

@@ -32,19 +32,9 @@ if table is not None:
             t("Layer whose routing is shown"), layers, key="layer", format_func=figures.layer_label, persist_state="session"
         )
     )
-folders = state.results_folders(asr)
-name = st.selectbox(
-    t("Results"),
-    list(folders),
-    index=len(folders) - 1 if folders else None,
-    placeholder=t("none"),
-    format_func=t,
-    key="report_results",
-)
-state.write_deep_link(sample=chosen.sample)
-folder = folders.get(str(name))
+folder, summary = parts.choose_results(asr, "methods", required=False)
+state.write_deep_link(sample=chosen.sample, results=st.session_state.get("results_shown", "") if summary else "")
 about = {"model": state.model_folder(asr).name, "device": state.device_name(asr), "methods": ", ".join(job.methods)}
-summary = parts.summary_of(folder) if folder else {}
 with st.container(horizontal=True):
     st.download_button(
         t("Report (HTML)"), keep_language(lambda: report.html(job, reference, layer, which, summary, about)),

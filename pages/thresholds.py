@@ -69,7 +69,8 @@ with controls:
                 ),
             )  # fmt: skip
             if value != trained:
-                change[name], link[name] = value, f"{value:g}"
+                change |= {name: value, "thresholds": how}
+                link[name] = f"{value:g}"
     else:
         change["thresholds"], link["choose"] = how, str(how)
         if how == "top_k":

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import speech_like
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hdmole.asr import ASR, Decoded, Encoded, ModelError, _cut, align, find_model
 from hdmole.audio import decode
 from hdmole.results import count_errors, normalise
+from hdmole.speech_llm import SpeechLLM
+from hdmole.tuner import HDMoLEConfig
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,72 @@ def test_long_audio_is_cut_and_its_words_keep_their_times(asr: ASR) -> None:
     assert heard.trace is not None
     table = heard.trace.to_frame()
     assert table.time.max() > 40 and not table.duplicated(["layer", "call", "utterance", "frame", "expert"]).any()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.001])
+def test_silence_around_speech_changes_neither_text_nor_verdict(noise: float) -> None:
+    demo, folder = ASR.load("demo"), find_model("demo") / "samples"
+    rng = np.random.default_rng(0)
+    for row in list(map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()))[:4]:
+        clip = decode(folder / row["audio"]).samples
+        around = np.zeros(len(clip) + 3 * 16_000, np.float32)
+        around[16_000 : 16_000 + len(clip)] = clip
+        alone, heard = (
+            demo.transcribe(x, want_trace=True) for x in (clip, around + rng.normal(0, noise, len(around)).astype(np.float32))
+        )
+        assert heard.in_domain["verdict"] and heard.seconds == pytest.approx(len(around) / 16_000, abs=1e-3)
+        assert heard.text == alone.text or noise
+        for one, other in zip(alone.words, heard.words, strict=False):
+            assert one.word != other.word or 0.8 < other.start - one.start < 1.2
+        assert alone.trace is not None and heard.trace is not None
+        assert 0 <= alone.trace.to_frame().time.min() < 0.1 and 0.8 < heard.trace.to_frame().time.min() < 1.2
+        assert all(0 <= w.start <= w.end <= alone.seconds for w in alone.words)
+
+
+def test_what_an_adapter_changes_is_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    """An adapter in the LLM leaves base and other methods alone; one in the encoder cannot be used."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    plain = ASR.load(tiny_model).transcribe(speech_like(2.0), "base").text
+    base = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+    for place, targets in (("llm", r"language_model.*q_proj"), ("encoder", r"audio_tower.*q_proj")):
+        adapter: Any = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+        shutil.rmtree(folder / "adapters" / "lora")
+        adapter.save_pretrained(folder / "adapters" / "lora")
+        if place == "encoder":
+            with pytest.raises(ModelError, match="changes the encoder"):
+                ASR.load(folder)
+            continue
+        asr = ASR.load(folder)
+        assert asr.transcribe(speech_like(2.0), "base").text == plain
+        assert not any(isinstance(m, BaseTunerLayer) for m in asr.models["base"].modules())
+        assert asr.transcribe(speech_like(2.0), "lora").text != plain
+
+
+def test_an_hdmole_adapter_without_recogniser_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    base = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+    adapter: Any = get_peft_model(base, HDMoLEConfig(accents=["indian"], target_modules=r"multi_modal_projector\..*fc1"))
+    shutil.rmtree(folder / "adapters" / "hdmole")
+    adapter.save_pretrained(folder / "adapters" / "hdmole")
+    with pytest.raises(ModelError, match="no accent recogniser"):
+        ASR.load(folder)
+
+
+def test_words_of_any_tokenizer(asr: ASR) -> None:
+    """Words come from the text, whichever way a tokenizer marks where one begins."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<a>", "<b>", "<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    bpe.train_from_iterator(["über allen gipfeln"], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<b>")
+    other = copy.copy(asr)
+    other.tokenizer = tokenizer
+    ids = tokenizer.encode("über kühe ruh")
+    tokens, groups = other._groups([*ids, tokenizer.eos_token_id])
+    assert tokens == list(range(len(ids))) and [word for word, _ in groups] == ["über", "kühe", "ruh"]
+    assert [n for _, found in groups for n in found] == tokens
 
 
 def test_long_audio_is_cut_where_it_is_quietest() -> None:

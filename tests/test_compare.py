@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -207,6 +208,50 @@ def test_what_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model:
     pd.testing.assert_frame_equal(one, other)
 
 
+def test_other_speech_is_noticed_and_accents_without_an_expert_are_unseen(tmp_path: Path, tiny_model: Path) -> None:
+    """A changed manifest makes speech and runs anew; a test accent that train lacks has a table row but no expert."""
+    config = corpus(tmp_path / "speech", tiny_model, ["hdmole"], 1)
+    config.write_text(
+        config.read_text().replace("[2e-3, 4e-3]", "[2e-3]").replace("[1e-3, 2e-3]", "[1e-3]").replace("[0, 1]", "[0]")
+    )
+    first = compare(config, tmp_path / "out", lambda text: None)
+    assert first is not None and "unseen" not in first["methods"]["hdmole"]["domains"]
+    manifest = tmp_path / "speech" / "test.jsonl"
+    manifest.write_text(manifest.read_text().replace(f'"{ACCENTS[0]}"', '"welsh"'))
+    said: list[str] = []
+    again = compare(config, tmp_path / "out", said.append)
+    assert again is not None and any(line.startswith("speech: the manifests") for line in said)
+    assert "hdmole-0: its settings have changed, so it is made anew" in said
+    assert set(again["methods"]["hdmole"]["domains"]["unseen"]["accents"]) == {"welsh"}
+    assert "welsh" not in again["attribution"]["accents"] and again["routing"]["active"].keys() == {"accent", "general", "unseen"}
+    manifest.write_text(
+        "".join(line + "\n" for line in manifest.read_text().splitlines() if '"general"' in line or "welsh" in line)
+    )
+    with pytest.raises(ValueError, match="test manifest has none of the accents"):
+        compare(config, tmp_path / "out", lambda text: None)
+
+
+def test_a_kill_while_an_adapter_is_saved_loses_nothing(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = corpus(tmp_path / "speech", tiny_model, ["full", "hdmole"], 1)
+    comparison = read_config(config)
+    speech, _ = speech_of(comparison, tmp_path / "work", lambda text: None, 0)
+    for name in ("full", "hdmole"):
+        method, folder = comparison.known[name], tmp_path / name
+
+        def train(method: Any = method, folder: Path = folder) -> Any:
+            return adapting.adapt(speech, method, folder, epochs=1, rate=1e-3, seed=0, report=lambda text: None)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # the moment before it is whole
+            with pytest.raises(KeyboardInterrupt):
+                train()
+        assert not folder.exists()
+        train()
+        assert folder.is_dir() and not folder.with_name(f"{name}.part").exists()
+
+
 def test_an_adapter_that_is_gone_is_said_not_made_up(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     config, out, _ = made
     shutil.copytree(out, tmp_path / "out")
@@ -261,6 +306,18 @@ def test_correspondence_of_known_assignments() -> None:
         (("methods", 'data = "x"\nmethods'), "either data .* or manifests"),
         (("[manifests]", "rank = 2\n[manifests]"), "rank"),
         (("[hdmole]", '[method.mine]\nkind = "magic"\n[hdmole]'), "The kind of a method"),
+        (("[hdmole]", '[method.mine]\nkind = "lora"\n[hdmole]'), "needs options.r"),
+        (("[hdmole]", '[method.mine]\nkind = "lora"\noptions = {r = 2, alpha = 3}\n[hdmole]'), "unexpected keyword"),
+        (("seeds = [0]", "seeds = 3"), "seeds is a list"),
+        (("seeds = [0]", "seeds = []"), "seeds is a list"),
+        (("seeds = [0]", "seeds = [0, -1]"), "seeds is a list"),
+        (("hdmole = [0, 1]", "hdmol = [0, 1]"), "seeds_of is a table"),
+        (("full = [1e-3, 2e-3]", "full = 1e-3"), "rates.full is a list"),
+        (("full = [1e-3, 2e-3]", 'full = ["a", "b"]'), "each of rates.full is a number above 0"),
+        (("epochs = 1\n", 'epochs = "many"\n'), "epochs is a number above 0"),
+        (("trial_epochs = 1", "trial_epochs = 0"), "trial_epochs is a number above 0"),
+        (('train = "train.jsonl"', "train = 3"), "train is a path in quotes"),
+        (('watched = ["hdmole"]', 'watched = "hdmole"'), "watched is a list of names"),
     ],
 )
 def test_bad_configurations_get_a_sentence(tmp_path: Path, change: tuple[str, str], message: str) -> None:

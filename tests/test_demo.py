@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +155,12 @@ def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch:
     second = recipe.build(out, [real], work=work, report=said.append)
     assert second["methods"] == first["methods"] and second["accent_recogniser"] == first["accent_recogniser"]
     assert not any("step" in line for line in said[count:])
+    shutil.copytree(out, tmp_path / "released")
+    count = len(said)
+    anew = recipe.build(tmp_path / "again", [real], work=tmp_path / "anew", report=said.append, released=tmp_path / "released")
+    assert set(anew["methods"]) == set(first["methods"]) and not any("step" in line for line in said[count:])
+    restored, known = (load_file(f / "hdmole" / "adapter_model.safetensors") for f in (tmp_path / "anew", out / "adapters"))
+    assert restored.keys() == known.keys() and all(np.array_equal(restored[k], v) for k, v in known.items())
     job = next(
         j for j in recipe.Build(work, [real], 0, small, said.append).jobs if j["domain"] == "accent" and j["split"] == "test"
     )

@@ -483,8 +483,14 @@ def test_a_global_mixture_is_one_lora(tmp_path: Path, thresholds: str) -> None:
     torch.testing.assert_close(plain(x), model(x, accent_posterior=pi[None].expand(2, -1)), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="changes from frame to frame"):
         export_lora(adapted(), pi, tmp_path)
-    with pytest.raises(ValueError, match="has 4 numbers"):
-        export_lora(model, pi[:2], tmp_path)
+    for wrong in (pi[:2], pi * 2):
+        with pytest.raises(ValueError, match="4 probabilities that sum to 1"):
+            export_lora(model, wrong, tmp_path)
+    saved = get_peft_model(
+        copy.deepcopy(base), HDMoLEConfig(accents=ACCENTS, routing="global", target_modules=["first"], modules_to_save=["second"])
+    )
+    with pytest.raises(ValueError, match="also trained second in full"):
+        export_lora(saved, pi, tmp_path)
 
 
 def test_trace_changes_nothing_and_tells_what_happened(tmp_path: Path) -> None:
@@ -530,6 +536,7 @@ def test_interventions_do_what_they_say_and_leave_no_mark() -> None:
 
     untouched = model(x, accent_posterior=pi)
     assert (seen(force=["b"])["gate"] == [[0, 2, 0]] * 4).all()
+    assert (seen(force=["b", 1])["gate"] == [[0, 2, 0]] * 4).all()
     assert (seen(mask=[0])["gate"][:, 0] == 0).all()
     assert (seen(accent="c")["posterior"] == [[0, 0, 1]] * 4).all()
     assert (seen(gate=[0.1, 0.0, 0.5])["gate"][0] == torch.tensor([0.1, 0, 0.5]).numpy()).all()
@@ -544,7 +551,10 @@ def test_interventions_do_what_they_say_and_leave_no_mark() -> None:
     assert torch.equal(model(x, accent_posterior=pi), untouched)
     for wrong, sentence in (({"force": ["z"]}, "no expert 'z'"), ({"accent": "z"}, "no accent 'z'"), ({"tau_local": 3}, "between 0 and 1"),
                             ({"thresholds": "magic"}, "is one of"), ({"layers": "zzz"}, "No HDMoLE layer"), ({"top_k": 0}, "at least 1"),
-                            ({"gate": [1.0]}, "has 3 numbers"), ({"accent": [0.5, 0.5]}, "has 4 numbers")):  # fmt: skip
+                            ({"gate": [1.0]}, "has 3 numbers"), ({"accent": [0.5, 0.5]}, "has 4 numbers"),
+                            ({"top_k": 1}, "add thresholds='top_k'"), ({"thresholds": "dense", "tau_local": 0.1}, "change nothing"),
+                            ({"gate": [1, math.nan, 0]}, "finite"), ({"accent": [0.5, 0.5, 0.5, -0.5]}, "sum to 1"),
+                            ({"scale_thresholds": math.nan}, "not negative")):  # fmt: skip
         with pytest.raises(ValueError, match=sentence), intervene(model, **wrong):
             pass
 

@@ -42,7 +42,14 @@ def _rows(errors: dict[str, list[int]]) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("reference", "hypothesis", "expected"),
-    [("a b c", "a b c", (0, 3)), ("a b c", "a x c", (1, 3)), ("a b c", "", (3, 3)), ("a", "a b c", (2, 1)), ("", "a b", (2, 0))],
+    [
+        ("你好吗", "你们好 吗", (1, 3)),
+        ("a b c", "a b c", (0, 3)),
+        ("a b c", "a x c", (1, 3)),
+        ("a b c", "", (3, 3)),
+        ("a", "a b c", (2, 1)),
+        ("", "a b", (2, 0)),
+    ],
 )
 def test_count_errors(reference: str, hypothesis: str, expected: tuple[int, int]) -> None:
     assert count_errors(reference, hypothesis) == expected
@@ -52,7 +59,7 @@ def test_count_errors(reference: str, hypothesis: str, expected: tuple[int, int]
     ("text", "expected"),
     [
         ("Don\u2019t  STOP, O'Brien!", "don't stop o'brien"), ("'quoted' - a_b 7:30", "quoted a b 7 30"), ("", ""),
-        ("\u00dcber \u4f60\u597d", "\u00fcber \u4f60\u597d"),
+        ("\u00dcber \u4f60\u597d", "\u00fcber \u4f60\u597d"), ("u\u0308ber", "\u00fcber"), ("हिन्दी में!", "हिन्दी में"),
     ],
 )  # fmt: skip
 def test_normalise(text: str, expected: str) -> None:

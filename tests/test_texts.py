@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from streamlit.testing.v1 import AppTest
 
 from app import texts
 from app.texts import Text, drawn, keep_language, t
 from hdmole import figures
+from hdmole.audio import AudioError, decode
+from hdmole.evaluate import ManifestError, read_manifest
 from hdmole.results import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +86,28 @@ def test_texts_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = keep_language(lambda: t("Save"))
     monkeypatch.undo()
     assert kept() == "保存" and t("Save") == "Save"
+
+
+def test_what_the_library_says_of_bad_files_is_translated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def wav(samples: np.ndarray) -> bytes:
+        content = io.BytesIO()
+        soundfile.write(content, samples, 16_000, format="WAV")
+        return content.getvalue()
+
+    said = []
+    for data in (b"", b"no audio at all", wav(np.zeros(16_000)), wav(np.ones(100) * 0.1), wav(np.ones(32_000) * 0.1)):
+        with pytest.raises(AudioError) as error:
+            decode(data, "clip.wav", max_seconds=1)
+        said.append(str(error.value))
+    manifest = tmp_path / "m.jsonl"
+    for content in (None, b"", b"{", b"{}", b"\xff", b'{"audio": "a.wav", "text": "", "accent": "b"}'):
+        if content is not None:
+            manifest.write_bytes(content)
+        with pytest.raises(ManifestError) as refused:
+            read_manifest(manifest)
+        said.append(str(refused.value))
+    monkeypatch.setattr(texts, "language", lambda: "zh")
+    assert len(set(said)) == 11 and all(re.search("[\u4e00-\u9fff]", t(sentence)) for sentence in said), said
 
 
 def test_figures_are_translated_and_their_data_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,6 +224,19 @@ def test_checkpointing_under_its_older_name() -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_checkpointing_switched_on_before_the_adapter() -> None:
+    base = AutoModelForMultimodalLM.from_config(
+        AutoConfig.for_model(
+            "glmasr", text_config={**TEXT, "model_type": "llama"}, audio_token_id=AUDIO_TOKEN, **MODELS["glmasr"][2]
+        )
+    )
+    base.gradient_checkpointing_enable()
+    model: Any = get_peft_model(base, HDMoLEConfig(accents=ACCENTS, target_modules=r".*language_model.*[qv]_proj")).train()
+    batch = inputs("glmasr", 2)
+    model(**batch, labels=batch["input_ids"], accent_posterior=torch.full((2, 4), 0.25)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_off_the_trace_adds_no_operation() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 

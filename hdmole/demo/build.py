@@ -9,6 +9,7 @@ and a stage that was cut off goes on from its last checkpoint. What is published
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, ParakeetCTCConfig, PreTrainedTokenizerFast
 
 from hdmole.adapt import Method, Speech, adapt, load_base, pad
+from hdmole.asr import ASR, ModelError
 from hdmole.data import Batches, Corpus, States, spec_augment
 from hdmole.demo.corpus import Sizes, make, plan, plan_unseen, read_real
 from hdmole.demo.synth import ACCENTS, GENERAL
@@ -93,6 +95,25 @@ class Build:
         with (self.work / "log.txt").open("a") as log:
             log.write(line + "\n")
         self._report(line)
+
+    def take(self, released: Path) -> None:
+        """Put the weights of a released model where the stages look for theirs; only speech and encoder outputs are then made."""
+        asr = ASR.load(released, "cpu")
+        if missing := {"full", "lora", "hdmole"} - set(asr.methods):
+            raise ModelError(
+                f"{released} has no {', '.join(sorted(missing))}, so it is not a model that 'hdmole demo build' released."
+            )
+        if not (self.work / "tokenizer").is_dir():
+            asr.tokenizer.save_pretrained(self.work / "tokenizer")
+        base = asr.models["base"]
+        for name, model in (("encoder", base.audio_tower), ("base", base)):
+            if not (self.work / name / "model.safetensors").is_file():
+                model.save_pretrained(self.work / name)
+        if not (self.work / "recogniser" / "config.json").is_file():
+            asr.models["hdmole"].base_model.hdmole_recogniser["default"].save(self.work / "recogniser")
+        for name in ("full", "lora", "hdmole"):
+            if not (self.work / name).is_dir():
+                shutil.copytree(released / "adapters" / name, self.work / name)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -332,6 +353,7 @@ def build(
     scale: float = 1.0,
     work: Path | None = None,
     report: Callable[[str], None] = print,
+    released: Path | None = None,
 ) -> dict[str, Any]:
     """Train everything and write the released model to `out`; returns the results' summary.
 
@@ -341,12 +363,15 @@ def build(
     real_speech : folders with a `manifest.jsonl` of real recordings; may be empty
     seed, scale : random seed; share of the recipe's data and sentences, 1 for the released model
     work : where the stages keep what they made, to resume from; `build/demo` where not given
+    released : a released model whose weights are taken in place of training; the speech is made anew
     """
     from hdmole.demo.release import release
 
     work = work or Path("build/demo")
     work.mkdir(parents=True, exist_ok=True)
     stages = Build(work, real_speech, seed, Recipe().scaled(scale), report)
+    if released is not None:
+        stages.take(released)
     corpus = stages.corpus()
     tokenizer = stages.tokenizer(corpus)
     encoder = stages.encoder(corpus, tokenizer)

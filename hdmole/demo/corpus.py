@@ -25,6 +25,7 @@ import torch
 from scipy.signal import resample_poly
 from transformers import ParakeetFeatureExtractor
 
+from hdmole.audio import framed
 from hdmole.data import write_corpus
 from hdmole.demo.synth import (
     ACCENTS,
@@ -211,7 +212,7 @@ def _make(jobs: list[dict[str, Any]]) -> list[tuple[np.ndarray, float]]:
     torch.set_num_threads(1)
     with Synthesiser() as synthesiser:
         waves = [render(job, synthesiser) for job in jobs]
-    return [(mel(wave), len(wave) / RATE) for wave in waves]
+    return [(mel(framed(wave)[0]), len(wave) / RATE) for wave in waves]
 
 
 def make(jobs: list[dict[str, Any]], folder: Path) -> Iterator[float]:

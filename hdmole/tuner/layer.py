@@ -26,7 +26,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     hdmole_A (N * r, d_in), hdmole_B (d_out, N * r), hdmole_router (N, d_in or N * r), hdmole_threshold (2,): logits of the
     global and the local threshold; hdmole_threshold_weight (2, ...) for thresholds per input; hdmole_lambda () for the
     convex combination; hdmole_accent () for c; hdmole_shared_A, hdmole_shared_B for the shared expert. What the switches
-    leave unused does not exist, so that the number of trainable parameters is honest.
+    leave unused does not exist, so that the number of trainable parameters is honest; only the threshold of a router that is not
+    used stays beside the other's.
     """
 
     adapter_layer_names = (
@@ -111,7 +112,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if context.routing is None:
             raise RoutingError(
                 "This HDMoLE layer does not know the accent: give accent_posterior to the model's forward, wrap the call in "
-                "hdmole.route(posterior), or use an adapter that carries an accent recogniser and a model fed input_features."
+                "hdmole.route(posterior), or use an adapter that carries an accent recogniser and a model fed input_features. "
+                "transformers' Trainer hands accent_posterior on only with remove_unused_columns=False."
             )
         change = next((i for i in reversed(context.interventions) if i.adapter == adapter and id(self) in i.layers), None)
         posterior = context.routing.posterior

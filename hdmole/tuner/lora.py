@@ -65,8 +65,12 @@ def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter
             "Only an adapter with routing='global', thresholds per layer and no shared expert is one LoRA; this one's gate "
             "changes from frame to frame."
         )
-    if posterior.shape != (config.experts + 1,):
-        raise ValueError(f"The accent posterior has {config.experts + 1} numbers, the general domain first.")
+    if config.modules_to_save:
+        raise ValueError(
+            f"The adapter also trained {', '.join(config.modules_to_save)} in full; a LoRA adapter of experts would lose that."
+        )
+    if posterior.shape != (config.experts + 1,) or not (posterior >= 0).all() or abs(float(posterior.sum()) - 1) > 1e-2:
+        raise ValueError(f"The accent posterior is {config.experts + 1} probabilities that sum to 1, the general domain first.")
     state, layers = {}, _layers(model, adapter_name)
     for layer in layers:
         a, b = layer.hdmole_A[adapter_name], layer.hdmole_B[adapter_name]

@@ -55,6 +55,8 @@ class HDMoLEModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
         self.hdmole_recogniser = nn.ModuleDict()
+        if getattr(model, "is_activation_checkpointing", False):  # switched on before there was a routing to keep
+            model.activation_checkpointing_enable({**_KEEP_ROUTING})  # type: ignore[operator]
         model.register_forward_pre_hook(_strip, with_kwargs=True)
         if hasattr(type(model), "generate"):
             model.generate = MethodType(generate, model)  # type: ignore[assignment]
@@ -121,7 +123,8 @@ class HDMoLEModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around every `forward` and `generate` of the PEFT model: find out the accent, once."""
         context = current()
-        if kwargs.get("past_key_values") is None:
+        cache = kwargs.get("past_key_values")
+        if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):
             for trace in context.traces:
                 trace.begin()
         posterior = kwargs.get("accent_posterior")
