@@ -8,6 +8,7 @@ in `domain.json` beside the model, with what it reached and the command that mad
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,16 +125,25 @@ class DomainScorer:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, features: pd.DataFrame, inside: np.ndarray, accept: float = 0.95) -> DomainScorer:
-        """Fit on one row an utterance and whether it is inside; the threshold lets `accept` of the inside ones pass."""
+    def fit(cls, features: pd.DataFrame, kinds: np.ndarray, inside: Collection[str], reject: float = 0.95) -> DomainScorer:
+        """Fit on one row an utterance, its kind of sound, and the kinds that are inside.
+
+        Every kind counts alike, however many utterances it has; the threshold rejects `reject` of each kind outside.
+        """
         from sklearn.linear_model import LogisticRegression  # slow to import, and only training needs it
 
         mean, scale = features.mean(), features.std().replace(0, 1)
         scorer = cls(list(features.columns), list(mean), list(scale), [], 0.0, 0.5)
-        model = LogisticRegression(C=0.3, max_iter=2000, class_weight="balanced")
-        model.fit(scorer._design(features.to_numpy(float)), inside)
+        within = np.isin(kinds, list(inside))
+        counts = pd.Series(kinds).map(pd.Series(kinds).value_counts()).to_numpy(float)
+        weight = 1 / counts
+        for side in (within, ~within):
+            weight[side] *= len(kinds) / 2 / weight[side].sum()
+        model = LogisticRegression(C=0.03, max_iter=2000)
+        model.fit(scorer._design(features.to_numpy(float)), within, sample_weight=weight)
         scorer.weights, scorer.intercept = model.coef_[0].tolist(), float(model.intercept_[0])
-        scorer.threshold = float(np.quantile(scorer.scores(features)[np.asarray(inside, bool)], 1 - accept))
+        scores = scorer.scores(features)
+        scorer.threshold = max(float(np.quantile(scores[kinds == kind], reject)) for kind in set(kinds[~within]))
         return scorer
 
     def _design(self, values: np.ndarray) -> np.ndarray:

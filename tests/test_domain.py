@@ -27,7 +27,8 @@ def test_every_feature_has_a_phrase_and_extremes_are_finite() -> None:
 
 
 def test_it_separates_and_explains_and_survives_saving(tmp_path: Path) -> None:
-    scorer = DomainScorer.fit(*_table(0))
+    features, within = _table(0)
+    scorer = DomainScorer.fit(features, np.where(within, "speech", "noise"), ["speech"])
     test, inside = _table(1)
     scores = scorer.scores(test)
     assert scores[inside].min() > scores[~inside].max()
@@ -38,6 +39,17 @@ def test_it_separates_and_explains_and_survives_saving(tmp_path: Path) -> None:
     said = loaded.score(dict(test[~inside].iloc[0]))
     assert said["verdict"] is False and said["reasons"] and set(said["reasons"]) <= set(PHRASES.values())
     assert loaded.score(dict(test[inside].iloc[0])) == {"score": round(float(scores[0]), 4), "verdict": True, "reasons": []}
+
+
+def test_every_kind_counts_alike_and_each_outside_is_rejected() -> None:
+    """A handful of rare speech beside hundreds of other utterances is let in; the rarer noise is kept out, too."""
+    rng, counts = np.random.default_rng(0), {"speech": 400, "rare": 8, "noise": 400, "hiss": 20}
+    middle = {"speech": (0, 0), "rare": (2, 3), "noise": (4, 0), "hiss": (0, -4)}
+    kinds = np.repeat(list(counts), list(counts.values()))
+    features = pd.DataFrame(rng.normal([middle[k] for k in kinds], 0.6), columns=["token_log_prob", "flatness"])
+    scorer = DomainScorer.fit(features, kinds, ["speech", "rare"])
+    passed = pd.Series(scorer.scores(features) >= scorer.threshold).groupby(kinds).mean()
+    assert passed.speech > 0.9 and passed.rare > 0.8 and passed.noise <= 0.05 and passed.hiss <= 0.05
 
 
 @pytest.mark.parametrize(

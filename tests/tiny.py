@@ -100,7 +100,7 @@ def build_tiny_model(folder: Path) -> Path:
 
     rng = np.random.default_rng(0)
     rows = [_features(rng, inside) for inside in (True, False) for _ in range(20)]
-    DomainScorer.fit(pd.DataFrame(rows), np.repeat([True, False], 20)).save(folder / "domain.json")
+    DomainScorer.fit(pd.DataFrame(rows), np.repeat(["speech", "noise"], 20), ["speech"]).save(folder / "domain.json")
 
     results = []
     for method in ("base", "lora", "full", "hdmole"):

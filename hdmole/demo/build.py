@@ -103,8 +103,9 @@ class Build:
             raise ModelError(
                 f"{released} has no {', '.join(sorted(missing))}, so it is not a model that 'hdmole demo build' released."
             )
-        if not (self.work / "tokenizer").is_dir():
-            asr.tokenizer.save_pretrained(self.work / "tokenizer")
+        (self.work / "tokenizer").mkdir(exist_ok=True)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(released / file, self.work / "tokenizer" / file)
         base = asr.models["base"]
         for name, model in (("encoder", base.audio_tower), ("base", base)):
             if not (self.work / name / "model.safetensors").is_file():

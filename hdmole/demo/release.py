@@ -191,7 +191,7 @@ def in_domain(stages: Build, corpus: Corpus, asr: ASR, out: Path, most: int = 20
             stages.report(f"in-domain score: {split} features of {len(tables[split])} utterances")
     dev, test = tables["dev"], tables["test"]
     names = [c for c in dev.columns if c != "domain"]
-    scorer = DomainScorer.fit(dev[names], dev.domain.isin(INSIDE).to_numpy())
+    scorer = DomainScorer.fit(dev[names], dev.domain.to_numpy(), INSIDE)
     scores = scorer.scores(test)
     inside = test.domain.isin(INSIDE).to_numpy()
     result: dict[str, Any] = {
