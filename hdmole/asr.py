@@ -39,6 +39,7 @@ from hdmole.tracing import Trace, trace
 METHODS = ("base", "lora", "full", "hdmole")
 METHOD_LABELS = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
 GENERAL = "general"
+AGREED = 0.4  # letters in which CTC head and LLM differ, as a share: of utterances heard whole less, of several at once more
 
 
 class ModelError(ValueError):
@@ -218,29 +219,33 @@ class ASR:
 
     @torch.no_grad()
     def encode(self, audio: Audio | np.ndarray) -> list[Encoded]:
-        """Segments of one recording (one where it is short, else one from pause to pause), ready for every method."""
-        samples = _samples(audio)
-        base, segments = self.models["base"], []
-        longest = float(base.config.longest_segment)
-        pieces = [framed(samples)]
-        if len(pieces[0][0]) > longest * SAMPLE_RATE:
-            pieces = [(sound, a + first) for a, b in _cut(samples, longest) for sound, first in [framed(samples[a:b])]]
-        for sound, start in pieces:
-            batch = self.extractor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-            features = torch.nan_to_num(batch["input_features"]).to(self.device)
-            mask = batch["attention_mask"].to(self.device)
-            states, states_mask = base.encode(features, mask)  # type: ignore[operator]
-            states = states[0][states_mask[0]]
-            if "hdmole" in self.models:
-                posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[
-                    0
-                ]
-            else:
-                posterior = torch.ones(1)
-            ctc = base.ctc_log_probs(states[None])[0]  # type: ignore[operator]
-            until = min(len(samples), start + len(sound)) / SAMPLE_RATE
-            segments.append(Encoded(sound, start / SAMPLE_RATE, states, ctc, posterior, until=until))
-        return segments
+        """Segments of one recording, ready for every method.
+
+        One where it is short, or where CTC head and LLM agree on all of it; else one from pause to pause.
+        """
+        samples, config = _samples(audio), self.models["base"].config
+        sound, start = framed(samples)
+        if len(sound) <= config.longest_utterance * SAMPLE_RATE:
+            whole = self._encoded(samples, sound, start)
+            short = len(sound) <= config.longest_segment * SAMPLE_RATE
+            if short or self.domain_features(whole)["character_disagreement"] < AGREED:
+                return [whole]
+        pieces = [(framed(samples[a:b]), a) for a, b in _cut(samples, float(config.longest_segment))]
+        return [self._encoded(samples, sound, a + first) for (sound, first), a in pieces]
+
+    def _encoded(self, samples: np.ndarray, sound: np.ndarray, start: int) -> Encoded:
+        """One segment: the `sound` that begins at sample `start` of a recording."""
+        base = self.models["base"]
+        batch = self.extractor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        features = torch.nan_to_num(batch["input_features"]).to(self.device)
+        mask = batch["attention_mask"].to(self.device)
+        states, states_mask = base.encode(features, mask)
+        states = states[0][states_mask[0]]
+        posterior = torch.ones(1)
+        if "hdmole" in self.models:
+            posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
+        until = min(len(samples), start + len(sound)) / SAMPLE_RATE
+        return Encoded(sound, start / SAMPLE_RATE, states, base.ctc_log_probs(states[None])[0], posterior, until=until)
 
     def posterior_of(self, segment: Encoded, accent: str) -> Tensor:
         """The posterior (N + 1,) that routes: what was heard ("auto") or certainty of a named accent."""

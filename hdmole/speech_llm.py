@@ -34,8 +34,9 @@ class SpeechLLMConfig(PreTrainedConfig):
         The token between audio and text.
     seconds_per_frame : float
         Length in seconds of one encoder output frame.
-    longest_segment : float
-        Seconds heard at once, about the longest utterance of the training; longer audio is cut at its pauses.
+    longest_segment, longest_utterance : float
+        Seconds heard at once. Up to the first, about the longest sentence of the training, always; up to the second, about its
+        longest utterance, where CTC head and LLM agree on it; other audio is cut at its pauses.
     """
 
     model_type = "speech_llm"
@@ -53,6 +54,7 @@ class SpeechLLMConfig(PreTrainedConfig):
         sep_token_id: int = 3,
         seconds_per_frame: float = 0.08,
         longest_segment: float = 8.0,
+        longest_utterance: float = 14.0,
         **kwargs: Any,
     ) -> None:
         self.audio_config = _as_config(audio_config, "parakeet_ctc")
@@ -65,6 +67,7 @@ class SpeechLLMConfig(PreTrainedConfig):
         self.sep_token_id = sep_token_id
         self.seconds_per_frame = seconds_per_frame
         self.longest_segment = longest_segment
+        self.longest_utterance = longest_utterance
         super().__init__(**kwargs)
 
 

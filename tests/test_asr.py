@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hdmole.asr import ASR, Decoded, Encoded, ModelError, _cut, align, find_model
 from hdmole.audio import decode
+from hdmole.demo.synth import Synthesiser, speakers
 from hdmole.results import count_errors, normalise
 from hdmole.speech_llm import SpeechLLM
 from hdmole.tuner import HDMoLEConfig
@@ -200,6 +201,18 @@ def test_the_demo_hears_sentences_in_a_row_as_it_hears_each_alone() -> None:
     heard = demo.transcribe(whole)
     errors, words = count_errors(normalise(" ".join(row["text"] for row in rows)), normalise(heard.text))
     assert len(whole) > 15 * 16_000 and errors / words < 0.15
+
+
+def test_slow_digits_are_heard_as_one_string() -> None:
+    """Ten digits with long pauses are one utterance: cut at the pauses, each stands alone and is heard less well."""
+    demo, digits = ASR.load("demo"), ["four", "one", "seven", "three", "nine", "two", "eight", "five", "six"]
+    quiet = np.zeros(12_000, np.float32)
+    with Synthesiser() as synthesiser:
+        said = [synthesiser.say(digit, "general", speakers("test", 1, 0)[0]) for digit in digits]
+    slow = np.concatenate([part for word in said for part in (word, quiet)])
+    assert 8.5 * 16_000 < len(slow) < 14 * 16_000 and len(demo.encode(slow)) == 1
+    heard = demo.transcribe(slow)
+    assert count_errors(" ".join(digits), heard.text)[0] <= 2 and heard.words[-1].end <= len(slow) / 16_000
 
 
 def test_a_transcript_of_hundreds_of_tokens_is_aligned() -> None:
