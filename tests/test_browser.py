@@ -79,6 +79,8 @@ def test_clicking_the_heatmap_plays_that_moment(page: Page, app_url: str) -> Non
     expect(page.get_by_text("click a cell, to hear that moment")).to_be_visible()
     assert page.locator("audio").count() == 0
     plot = heatmap.locator(".nsewdrag").first
+    plot.scroll_into_view_if_needed()  # the tiny model's words may be long
+    page.wait_for_timeout(500)
     box = plot.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
