@@ -42,7 +42,7 @@ def remember_click(chart: str, utterance: str, words: Sequence[Any]) -> Callable
 
     def clicked() -> None:
         points = st.session_state[chart].selection.points
-        time = float(points[0]["x"]) if points else None
+        time = max(0.0, float(points[0]["x"])) if points else None
         st.session_state.moment = None if time is None else (utterance, time)
         inside = [i for i, word in enumerate(words) if time is not None and word.start <= time < word.end]
         st.session_state[f"word-{utterance}"] = inside[0] if inside else None

@@ -559,7 +559,7 @@ def _mean_posterior(segments: list[Encoded]) -> list[float]:
 
 def _shift(recorded: Trace, seconds: float) -> None:
     for record in recorded.records:
-        record["time"] = np.maximum(record["time"] + seconds, 0)
+        record["time"] = record["time"] + seconds  # below 0 in the quiet that was put before the recording
 
 
 def _join(traces: list[Trace]) -> Trace:

@@ -120,7 +120,10 @@ def test_silence_around_speech_changes_neither_text_nor_verdict(noise: float) ->
         for one, other in zip(alone.words, heard.words, strict=False):
             assert one.word != other.word or 0.8 < other.start - one.start < 1.2
         assert alone.trace is not None and heard.trace is not None
-        assert 0 <= alone.trace.to_frame().time.min() < 0.1 and 0.8 < heard.trace.to_frame().time.min() < 1.2
+        begins = [h.trace.to_frame().time.min() for h in (alone, heard)]
+        assert -0.081 < begins[0] < 0.1 and 0.8 < begins[1] < 1.2
+        one_frame = alone.trace.to_frame().query("layer_index == 0")
+        assert len(one_frame) == one_frame.time.nunique() * 8  # no two frames at one time
         assert all(0 <= w.start <= w.end <= alone.seconds for w in alone.words)
 
 
