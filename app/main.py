@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
@@ -19,7 +20,8 @@ ASSETS = ROOT / "assets" / "ui"
 st.set_page_config(page_title="HDMoLE", page_icon=str(ASSETS / "icon.svg"), layout="wide")
 st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "icon.svg"), size="large")
 st.html(ASSETS / "style.css")
-presented = st.session_state.get("present", False)  # Corpus and Report are all controls, which a presentation hides
+# Corpus and Report are all controls, which a presentation hides
+working: Literal["visible", "hidden"] = "hidden" if st.session_state.get("present") else "visible"
 page = st.navigation(
     [
         st.Page("../pages/home.py", title=t("Home"), icon=":material/home:", default=True),
@@ -28,18 +30,8 @@ page = st.navigation(
         st.Page("../pages/thresholds.py", title=t("Thresholds"), icon=":material/tune:"),
         st.Page("../pages/correspondence.py", title=t("Correspondence"), icon=":material/grid_on:"),
         st.Page("../pages/compare.py", title=t("Compare"), icon=":material/bar_chart:"),
-        st.Page(
-            "../pages/corpus.py",
-            title=t("Corpus"),
-            icon=":material/library_music:",
-            visibility="hidden" if presented else "visible",
-        ),
-        st.Page(
-            "../pages/report.py",
-            title=t("Report"),
-            icon=":material/description:",
-            visibility="hidden" if presented else "visible",
-        ),
+        st.Page("../pages/corpus.py", title=t("Corpus"), icon=":material/library_music:", visibility=working),
+        st.Page("../pages/report.py", title=t("Report"), icon=":material/description:", visibility=working),
         st.Page("../pages/about.py", title=t("Model"), icon=":material/info:"),
     ]
 )

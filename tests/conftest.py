@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driver import settle
+from streamlit.testing.v1 import AppTest
 
 import hdmole  # noqa: F401  (the torchaudio guard, before anything else)
 
@@ -104,3 +106,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def app_url(start_app: Callable[[str], str], tiny_model: Path) -> str:
     """Address of the app, running on the tiny model."""
     return start_app(str(tiny_model))
+
+
+@pytest.fixture
+def open_app(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
+
+    def opened(page: str = "transcribe", **query: str) -> AppTest:
+        at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
+        for name, value in query.items():
+            at.query_params[name] = value
+        if page:
+            at.switch_page(f"../pages/{page}.py")
+        return settle(at.run())
+
+    return opened

@@ -17,46 +17,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from driver import assert_no_exception, settle
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
-from app import parts, report, state, texts, worker
+from app import parts, report, state, texts
 from app.moment import moment_of
 from app.state import Sample, opening_sample
 from app.words import heard_html, method_card
-from app.worker import Evaluation, Job, Utterance, unpack
+from app.worker import Job, Utterance
 from hdmole.asr import ASR
 from hdmole.compare import known_methods
-from hdmole.evaluate import Cancelled, ManifestError, evaluate
 from hdmole.results import normalise, summarise, write
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
-
-
-@pytest.fixture
-def open_app(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
-    monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
-
-    def opened(page: str = "transcribe", **query: str) -> AppTest:
-        at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
-        for name, value in query.items():
-            at.query_params[name] = value
-        if page:
-            at.switch_page(f"../pages/{page}.py")
-        return settle(at.run())
-
-    return opened
-
-
-def settle(at: AppTest) -> AppTest:
-    """Run until no job is running any more, as the page's polling does in a browser."""
-    for _ in range(200):
-        if not any(button.label == "Cancel" for button in at.button):
-            return at
-        time.sleep(0.1)
-        at.run()
-    raise AssertionError("the job did not end")
 
 
 def cards(at: AppTest) -> str:
@@ -68,10 +43,6 @@ def wav(seconds: float = 1.5, seed: int = 0) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, speech_like(seconds, seed), 16_000, format="WAV")
     return buffer.getvalue()
-
-
-def assert_no_exception(at: AppTest) -> None:
-    assert not at.exception, [e.message for e in at.exception]
 
 
 def test_a_first_visit_shows_a_sample_heard_by_every_method(open_app: Callable[..., AppTest]) -> None:
@@ -348,96 +319,6 @@ def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[...
     assert len(at.get("plotly_chart")) >= 4
 
 
-def test_a_corpus_is_judged_and_its_recordings_can_be_searched(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
-    at = open_app("corpus")
-    assert_no_exception(at)
-    at.text_input(key="corpus_path").set_value(str(tiny_model / "samples" / "manifest.jsonl")).run()
-    settle(at.button(key="corpus_start").click().run())
-    assert_no_exception(at)
-    task = at.session_state.evaluation
-    assert task.summary["provenance"]["recordings"] == 4 and set(task.summary["methods"]) == {"base", "lora", "full", "hdmole"}
-    names = {f.name for f in task.out.iterdir()}
-    assert names == {"summary.json", "utterances.parquet", "recordings.parquet", "routing.parquet"}
-    rows = at.dataframe[0].value
-    assert len(rows) == 4 and set(rows.seconds) == {2.0} and (rows.level < 0).all()
-    at.text_input(key="corpus_text").set_value("jazz").run()
-    assert list(at.dataframe[0].value.accent) == ["indian"]
-    for page in ("compare", "correspondence", "corpus"):
-        other = open_app(page, results=str(task.out))
-        assert_no_exception(other)
-        assert other.get("plotly_chart")
-    assert len(other.dataframe[0].value) == 4  # of another session, from the link
-    settle(other.button(key="corpus_samples").click().run())
-    assert_no_exception(other)
-    assert other.session_state.evaluation.out != task.out and other.session_state.corpus_results == ""
-    other.text_input(key="corpus_results").set_value(str(tiny_model / "results")).run()
-    assert "has no recordings.parquet" in other.error[0].value and not other.exception
-
-
-def test_a_corpus_that_cannot_be_read_gets_a_sentence(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
-    at = open_app("corpus")
-    at.text_input(key="corpus_path").set_value(str(tmp_path / "none.jsonl")).run()
-    settle(at.button(key="corpus_start").click().run())
-    assert "There is no manifest" in at.error[0].value and not at.exception
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("../../outside.txt", "x")
-        archive.writestr("deep/list.jsonl", "{}")
-        archive.writestr("list.jsonl", "{}")
-    assert unpack(packed, tmp_path / "in" / "side") == tmp_path / "in" / "side" / "list.jsonl"
-    assert not (tmp_path / "outside.txt").exists()
-    long = io.BytesIO()
-    with zipfile.ZipFile(long, "w") as archive:
-        archive.writestr("m.jsonl", "{}")
-        archive.writestr("a" * 300, "x")
-    with pytest.raises(ManifestError, match="cannot be unpacked"):
-        unpack(long, tmp_path / "long")
-    with pytest.raises(ManifestError, match="not a ZIP"):
-        unpack(io.BytesIO(b"no zip"), tmp_path)
-    empty = io.BytesIO()
-    zipfile.ZipFile(empty, "w").close()
-    with pytest.raises(ManifestError, match="has no manifest"):
-        unpack(empty, tmp_path)
-
-
-def test_a_zip_is_unpacked_by_the_worker_and_forgotten_when_it_is_replaced(
-    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path
-) -> None:
-    asr, packed = ASR.load(tiny_model), io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for file in (tiny_model / "samples").iterdir():
-            archive.write(file, file.name.replace("manifest", "list"))
-    at = open_app("corpus")
-    task = at.session_state.evaluation = Evaluation(asr, packed, ["base"], tmp_path / "zip")
-    task.wait(60)
-    assert task.summary is not None and (tmp_path / "zip" / "speech" / "list.jsonl").is_file()
-    settle(at.run().button(key="corpus_samples").click().run())
-    assert at.session_state.evaluation is not task and at.session_state.evaluation.summary is not None
-    assert not (tmp_path / "zip" / "speech").exists() and (tmp_path / "zip" / "results" / "summary.json").is_file()
-    wrong = at.session_state.evaluation = Evaluation(asr, io.BytesIO(b"no zip"), ["base"], tmp_path / "wrong")
-    wrong.wait(60)
-    at.run()
-    assert "not a ZIP" in at.error[0].value and not at.exception
-
-
-def test_others_are_heard_while_a_corpus_is_judged(tiny_model: Path, tmp_path: Path) -> None:
-    asr = ASR.load(tiny_model)
-    lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines()
-    for k, line in enumerate(lines):
-        lines[k] = json.dumps(json.loads(line) | {"audio": str(tiny_model / "samples" / json.loads(line)["audio"])})
-    (tmp_path / "many.jsonl").write_text("\n".join(lines * 100))
-    corpus = [
-        Evaluation(asr, tmp_path / "many.jsonl", ["base"], tmp_path / str(k)) for k in range(max(1, (os.cpu_count() or 2) // 2))
-    ]
-    job = worker.Job(asr, worker.Utterance("a.flac", next((tiny_model / "samples").glob("*.flac")).read_bytes()))
-    job.wait(120)
-    assert len(job.transcripts) == 4 and all(task.running for task in corpus)
-    for task in corpus:
-        task.cancel()
-        task.wait(60)
-        assert not task.running
-
-
 def test_a_results_folder_and_the_list_of_results_do_not_contradict(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
     at = open_app("compare", results=str(tiny_model / "results"))
     assert at.text_input(key="results_given").value == str(tiny_model / "results")
@@ -453,70 +334,6 @@ def test_nonsense_in_a_link_to_thresholds_is_ignored(open_app: Callable[..., App
     at = settle(open_app("thresholds", sample="indian_1", **link))
     assert_no_exception(at)
     assert not at.error
-
-
-def test_an_evaluation_goes_on_where_it_was_cancelled(
-    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines()
-    (tmp_path / "broken.wav").write_text("no audio")
-    for k in range(4):  # names that are not alike
-        lines[k] = json.dumps(json.loads(lines[k]) | {"audio": str(tiny_model / "samples" / json.loads(lines[k])["audio"])})
-    lines.append(json.dumps({"audio": "broken.wav", "text": "x", "accent": "german"}))
-    manifest = tmp_path / "many.jsonl"
-    manifest.write_text("\n".join(lines * 8))
-    asr, heard = ASR.load(tiny_model), []
-    encode = asr.encode
-    monkeypatch.setattr(asr, "encode", lambda audio: heard.append(1) or encode(audio))
-
-    def stop(at: int, error: type[BaseException]) -> Callable[[int, int], None]:
-        def progress(done: int, total: int) -> None:
-            if done == at:
-                raise error
-
-        return progress
-
-    methods, out = ["base", "hdmole"], tmp_path / "out"
-    whole, _ = evaluate(asr, manifest, methods, tmp_path / "whole")
-    assert len(heard) == 32
-    heard.clear()
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(asr, manifest, methods, out, progress=stop(16, KeyboardInterrupt))
-    assert not (out / "summary.json").exists()
-    summary, _ = evaluate(asr, manifest, methods, out, progress=stop(32, Cancelled))
-    assert summary["provenance"]["recordings"] == 32 and summary["provenance"]["of"] == 40
-    summary, failed = evaluate(asr, manifest, methods, out)
-    assert len(heard) == 32 and len(failed) == 8 and not (out / "parts").exists()
-    for name in ("utterances", "recordings", "routing"):
-        pd.testing.assert_frame_equal(*(pd.read_parquet(f / f"{name}.parquet") for f in (out, tmp_path / "whole")))
-    assert summary["methods"] == whole["methods"] and summary["routing"] == whole["routing"]
-
-    evaluate(asr, manifest, methods, out, progress=stop(16, Cancelled))
-    heard.clear()
-    evaluate(asr, manifest, ["base"], out)  # another question: nothing of the old one is taken
-    assert len(heard) == 32 and not (out / "routing.parquet").exists()
-
-    at = open_app("corpus")
-    with monkeypatch.context() as patched:
-        patched.setattr(Evaluation, "_progress", staticmethod(stop(16, Cancelled)))
-        task = Evaluation(asr, manifest, ["base"], tmp_path / "app")
-        task.wait(60)
-    at.session_state.evaluation = task
-    at.run()
-    assert "Cancelled after" in at.warning[0].value
-    settle(at.button(key="corpus_go_on").click().run())
-    assert not at.exception and at.session_state.evaluation.summary["provenance"]["recordings"] == 40
-
-
-def test_a_cancelled_evaluation_that_had_to_wait_says_so(tiny_model: Path, tmp_path: Path) -> None:
-    asr = ASR.load(tiny_model)
-    turns = [worker._TURNS.acquire() for _ in range(max(1, (os.cpu_count() or 2) // 2))]  # so that it cannot begin
-    task = Evaluation(asr, tiny_model / "samples" / "manifest.jsonl", ["base"], tmp_path / "none")
-    task.cancel()
-    task.wait(60)
-    for _ in turns:
-        worker._TURNS.release()
-    assert not task.running and task.summary is None and not task.error
 
 
 def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
