@@ -149,8 +149,7 @@ def confusion(recogniser: Mapping[str, Any]) -> None:
 
 def origin(summary: dict[str, Any]) -> None:
     """Where the numbers of a results file come from."""
-    known = {k: v for k, v in summary.get("provenance", {}).items() if k != "config" and not isinstance(v, dict)}
-    if known:
+    if known := texts.origin(summary):
         said = " · ".join(f"{name} `{value}`" for name, value in known.items())
         st.caption(t("Where these numbers come from: {origin}", origin=said))
 

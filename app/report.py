@@ -16,6 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from app import texts
 from app.texts import Text, drawn, language, t
 from app.words import legend_html, method_card
 from app.worker import Job
@@ -26,7 +27,7 @@ from hdmole.results import claim_text, rate_text
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
 _PAGE = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}
-body {{ font: 16px/1.5 Arial, Helvetica, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #23272e; }}
+body {{ font: 16px/1.5 Arial, Helvetica, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #23272e; background: #fff; }}
 h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }} audio {{ width: 100%; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; }} td, th {{ padding: .25rem .7rem; border-bottom: 1px solid #ccd; text-align: right; }}
 td:first-child, th:first-child {{ text-align: left; }} .note, footer {{ color: #5a6472; font-size: .85rem; }}
@@ -97,10 +98,8 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
                 answer=t("yes" if claim["holds"] else "no"), points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
             )  # fmt: skip
             parts.append(f"<p>{answer}</p>")
-    origin = {k: v for k, v in summary.get("provenance", {}).items() if k != "config" and not isinstance(v, dict)}
-    lines = {**about, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")} | {
-        f"results: {k}": v for k, v in origin.items()
-    }
+    lines = {t(k): v for k, v in about.items()} | {t("written"): datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    lines |= {t("results: {name}", name=name): value for name, value in texts.origin(summary).items()}
     parts.append(
         f"<footer><h2>{t('Where this comes from')}</h2>" + "<br>".join(f"{escape(k)}: {escape(str(v))}" for k, v in lines.items())
     )

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -24,12 +22,10 @@ from hdmole.figures import METHOD_NAMES, accent_label
 from hdmole.results import markdown_table
 
 Language = Literal["en", "zh"]
-Made = TypeVar("Made")
 FILE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "texts.json"
 LANGUAGES: dict[Language, str] = {"en": "English", "zh": "中文"}
 _FONT = "Noto Sans CJK SC, Microsoft YaHei, PingFang SC, Arial, sans-serif"
 _PLACE = re.compile(r"(?<!%)\{(\w+)\}")  # of a value; plotly's own begin with %
-_kept: ContextVar[Language | None] = ContextVar("language", default=None)
 
 
 class Text(str):
@@ -83,8 +79,6 @@ MADE = (
 
 def language() -> Language:
     """What the visitor reads: as chosen, as the address or else the browser says; English where there is no visitor."""
-    if kept := _kept.get():
-        return kept
     if get_script_run_ctx(suppress_warning=True) is None:
         return "en"
     wanted = st.session_state.get("language") or st.query_params.get("lang") or st.context.locale or ""
@@ -102,20 +96,6 @@ def choose_language() -> None:
         st.query_params.pop("lang", None)
     elif st.query_params.get("lang") != chosen:
         st.query_params["lang"] = chosen
-
-
-def keep_language(make: Callable[[], Made]) -> Callable[[], Made]:
-    """The same function in this session's language wherever it is called; Streamlit makes downloads outside the session."""
-    code = language()
-
-    def kept() -> Made:
-        before = _kept.set(code)
-        try:
-            return make()
-        finally:
-            _kept.reset(before)
-
-    return kept
 
 
 def t(text: str, /, **values: Any) -> str:
@@ -173,6 +153,12 @@ def table(summary: dict[str, Any], labels: dict[str, str]) -> str:
     head, _, rows = markdown_table(summary, labels).partition("\n")
     rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)  # a number stays with its interval
     return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows
+
+
+def origin(summary: dict[str, Any]) -> dict[str, Any]:
+    """Where the numbers of a results file come from: name -> value, both as they are shown."""
+    known = summary.get("provenance", {}).items()
+    return {t(name.replace("_", " ")): value for name, value in known if name != "config" and not isinstance(value, dict)}
 
 
 def picture(file: Path) -> str:

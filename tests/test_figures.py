@@ -98,6 +98,13 @@ def test_words_stand_over_their_own_time() -> None:
     assert axis.tickangle is None and -90 in axis.autotickangles  # so that they turn where there is no room
 
 
+def test_names_of_short_words_do_not_stand_on_each_other() -> None:
+    words = [Word("a", 0.0, 1.0), Word("to", 1.0, 1.02), Word("the", 1.02, 1.04), Word("b", 1.04, 2.0)]
+    places = figures.sound(np.zeros(32_000, np.float32), 16_000, words).layout.xaxis9.tickvals
+    assert min(np.diff(places)) >= 0.06 * 2 - 1e-9 and places[0] == 0.5 and places[3] == pytest.approx(1.52)
+    assert np.mean(places[1:3]) == pytest.approx(1.02)  # in the middle of where they were said
+
+
 def test_a_moment_is_framed_on_any_colour() -> None:
     data = figures.gate_data(table(), LAYERS[0])
     frames = figures.gate_heatmap(data, span=(0.2, 0.4)).layout.shapes

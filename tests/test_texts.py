@@ -16,7 +16,7 @@ import soundfile
 from streamlit.testing.v1 import AppTest
 
 from app import texts
-from app.texts import Text, drawn, keep_language, t
+from app.texts import Text, drawn, t
 from hdmole import figures
 from hdmole.audio import AudioError, decode
 from hdmole.evaluate import ManifestError, read_manifest
@@ -62,6 +62,7 @@ def test_no_text_is_left_over() -> None:
         for node in nodes(file)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
+    literals |= {node.arg for file in LIBRARY for node in nodes(file) if isinstance(node, ast.keyword) and node.arg}
     drawing = re.findall(r">([^<>]+)</text>", (ROOT / "assets" / "ui" / "method.svg").read_text())
     used = {*literals, *map(figures.accent_label, literals), *(text.replace("_", " ") for text in literals), *drawing}
     assert not set(CHINESE) - used
@@ -83,9 +84,8 @@ def test_texts_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     difference = {"method": "lora", "against": "base", "interval": [-2.0, -1.0], "points": -1.5}
     labels = {"lora": "LoRA", "base": t("Frozen base")}
     assert t(verdict(difference, labels)) == "LoRA 相对 冻结的基座模型：更好，-1.5 个百分点 [-2.0, -1.0]"
-    kept = keep_language(lambda: t("Save"))
-    monkeypatch.undo()
-    assert kept() == "保存" and t("Save") == "Save"
+    made = {"provenance": {"command": "hdmole compare", "run_seconds": 3, "config": "", "hours": {}}}
+    assert texts.origin(made) == {"命令": "hdmole compare", "运行秒数": 3}
 
 
 def test_what_the_library_says_of_bad_files_is_translated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -124,9 +124,10 @@ def test_figures_are_translated_and_their_data_is_not(monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def open_page(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AppTest]]:
+def open_page(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
-    here = texts._kept.set("zh")  # the driver labels options outside the session; the pages run in threads of their own
+    of_session = texts.language  # the driver labels options outside the session
+    monkeypatch.setattr(texts, "language", lambda: of_session() if texts.get_script_run_ctx(suppress_warning=True) else "zh")
 
     def opened(page: str, locale: str = "", **query: str) -> AppTest:
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
@@ -135,8 +136,7 @@ def open_page(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
             at.context["locale"] = locale
         return finished(at.switch_page(f"../pages/{page}.py").run())
 
-    yield opened
-    texts._kept.reset(here)
+    return opened
 
 
 def finished(at: AppTest) -> AppTest:
