@@ -53,7 +53,7 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 30_000
-    encoder_epochs: tuple[float, float, float] = (4, 3, 4)
+    encoder_epochs: tuple[float, float, float, float] = (4, 3, 4, 2)
     llm_epochs: float = 4
     base_epochs: float = 6
     recogniser_epochs: tuple[float, float, float] = (9, 4.5, 6)
@@ -66,6 +66,7 @@ class Recipe:
             "encoder-all": 8e-4,
             "encoder-long": 1e-3,
             "encoder-longer": 1e-3,
+            "encoder-last": 7e-4,
             "llm": 2e-3,
             "base": 1e-3,
             "recogniser": 1.5e-3,
@@ -173,6 +174,7 @@ class Build:
                 ("all", everything, self.recipe.encoder_epochs[0], 4_000),
                 ("long", everything, self.recipe.encoder_epochs[1], 8_000),
                 ("longer", everything, self.recipe.encoder_epochs[2], 8_000),
+                ("last", everything, self.recipe.encoder_epochs[3], 8_000),
             ):
                 masks = 0 if name == "digits" else 1
                 batches = Batches(
