@@ -16,7 +16,9 @@ from scipy.special import xlogy
 
 from hdmole.adapt import Method, Speech, encoder_states, pad
 from hdmole.asr import GENERAL
+from hdmole.data import Corpus
 from hdmole.intervention import intervene
+from hdmole.results import count_errors
 from hdmole.routing import route
 from hdmole.tracing import Trace, trace
 
@@ -26,6 +28,7 @@ SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 TOP_K = (1, 2, 3, 4, 6, 8)
 TOP_P = (0.3, 0.5, 0.7, 0.9)
 RESAMPLES = 200
+DEALS = 50
 
 
 def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> list[int]:
@@ -35,22 +38,40 @@ def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> li
     return sorted(test.groupby("accent").head(PER_ACCENT).index.tolist())
 
 
+def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray) -> dict[str, Any]:
+    """Balanced accuracy and confusion matrix of the accent recogniser on test speech of the accents it knows."""
+    rows = [i for i in corpus.select("test", GENERAL, "accent") if corpus.index.accent[i] in labels]
+    matrix = np.zeros((len(labels), len(labels)), int)
+    np.add.at(matrix, ([labels.index(corpus.index.accent[i]) for i in rows], posteriors[rows].argmax(1)), 1)
+    spoken = matrix.sum(1) > 0
+    return {
+        "balanced_accuracy": round(float((matrix.diagonal()[spoken] / matrix.sum(1)[spoken]).mean()), 4),
+        "mean_confidence": round(float(posteriors[rows].max(1).mean()), 4),
+        "labels": labels,
+        "confusion": matrix.tolist(),
+    }
+
+
 def correspondence(assigned: np.ndarray, accents: np.ndarray, speakers: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Purity and normalised mutual information of experts (U,) and accents (U,), with 95 % intervals over speakers (U,).
 
-    Purity: the share of utterances whose expert serves mostly their accent.
+    Purity: the share of utterances whose expert serves mostly their accent. Both are above zero even by chance, and more so
+    the fewer utterances there are: `chance` is their mean where the accents are dealt out anew, and as drawing speakers
+    adds to that bias, the interval is moved to where the mean of the draws is the value.
     """
     rows, columns, of = (np.unique(values, return_inverse=True)[1] for values in (accents, assigned, speakers))
     counts = np.zeros((of.max() + 1, rows.max() + 1, columns.max() + 1))
     np.add.at(counts, (of, rows, columns), 1)
     rng = np.random.default_rng(seed)
-    drawn = [rng.integers(0, len(counts), len(counts)) for _ in range(RESAMPLES)]
-    tables = np.stack([counts[who].sum(0) for who in drawn])
+    tables = np.stack([counts[rng.integers(0, len(counts), len(counts))].sum(0) for _ in range(RESAMPLES)])
+    dealt = np.zeros((DEALS, *counts.shape[1:]))
+    for table in dealt:
+        np.add.at(table, (rng.permutation(rows), columns), 1)
     result = {}
     for name, measure in (("purity", _purity), ("nmi", _mutual_information)):
-        low, high = np.percentile(measure(tables), [2.5, 97.5])
-        value = float(measure(counts.sum(0)))
-        result[name] = {"value": round(value, 4), "interval": [round(float(low), 4), round(float(high), 4)]}
+        value, drawn = float(measure(counts.sum(0))), measure(tables)
+        low, high = np.percentile(value + drawn - drawn.mean(), [2.5, 97.5]).clip(0, 1).round(4).tolist()
+        result[name] = {"value": round(value, 4), "interval": [low, high], "chance": round(float(measure(dealt).mean()), 4)}
     return result
 
 
@@ -163,7 +184,7 @@ def attribution(runner: Any, model: Any, method: Method) -> dict[str, Any]:
     for k in range(0, len(rows), 32):
         part = rows[k : k + 32]
         whole = log_likelihood(speech, model, method, part)
-        words = index.text.iloc[part].str.split().str.len().to_numpy()
+        words = [count_errors(text, "")[1] for text in index.text.iloc[part]]
         for expert in experts:
             with intervene(model, mask=[expert]):
                 without = log_likelihood(speech, model, method, part)

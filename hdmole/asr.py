@@ -144,6 +144,12 @@ class ASR:
                 f"{folder} holds a {config.get('model_type')!r} model; this tool transcribes with 'speech_llm' models "
                 "(hdmole.speech_llm.SpeechLLM). Other models can be adapted in Python with get_peft_model."
             )
+        sizes = [config.get(part, {}).get("vocab_size") for part in ("audio_config", "text_config")]
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise ModelError(
+                f"The CTC head of {folder} writes {sizes[0]} tokens and its LLM {sizes[1]}; both need one vocabulary, as the words' "
+                "times and the in-domain score come from comparing the two. Train the CTC head on the LLM's tokens."
+            )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.extractor = AutoFeatureExtractor.from_pretrained(folder)
         base = SpeechLLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False).to(self.device)

@@ -9,7 +9,6 @@ folder that all of them see.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ from hdmole.adapt import Method, Speech, adapt, equal_rank, hear, load_base, pre
 from hdmole.asr import GENERAL
 from hdmole.bench import side_by_side
 from hdmole.preparation import speech_digest, speech_of
-from hdmole.results import count_errors, provenance, summarise, write
+from hdmole.results import count_errors, normalise, provenance, summarise, write
 from hdmole.tuner import HDMoLEConfig
 
 CURVE_POINTS = 8
@@ -337,7 +336,7 @@ class Runner:
     def errors(self, speech: Speech, model: Any, method: Method, rows: list[int], around: Any = None) -> pd.DataFrame:
         """One row per utterance, with what was heard and the errors."""
         index = speech.corpus.index.iloc[rows]
-        heard = hear(speech, model, method, rows, around)
+        heard = [normalise(text) for text in hear(speech, model, method, rows, around)]
         counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
         table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
         return table.assign(
@@ -489,14 +488,15 @@ class Runner:
             for name in self.comparison.watched
             if (f := folders[name, self.comparison.seeds[name][0]] / "curve.json").is_file()
         }
+        if self.speech.recogniser is not None and self.speech.posteriors is not None:
+            summary["accent_recogniser"] = analysis.recogniser_results(
+                self.speech.corpus, self.speech.recogniser.labels, self.speech.posteriors
+            )
         for kind in kinds:
             summary[kind] = json.loads((self.analysed / f"{kind}.json").read_text())
         summary["claims"] = claims(summary)
-        digest = hashlib.sha256()
-        for column in ("utterance", "split", "text", "speaker"):
-            digest.update("\n".join(self.speech.corpus.index[column]).encode())
         summary["provenance"] = provenance(
-            0, self.device, data_sha256=digest.hexdigest()[:16], seeds=sorted({s for _, s in jobs}), epochs=self.comparison.epochs,
+            0, self.device, data_sha256=self.digest, seeds=sorted({s for _, s in jobs}), epochs=self.comparison.epochs,
             run_seconds=sum(n["seconds"] for n in notes.values()), last_session_seconds=round(seconds), config=self.comparison.text,
         )  # fmt: skip
         write(self.out, rows, summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,3 +125,17 @@ def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int = 2,
         start = int(rng.integers(0, max(1, len(features) - size)))
         features[start : start + size] = 0
     return features
+
+
+def mel_batches(
+    corpus: Corpus, rows: list[int], max_frames: int, extra: Any, seed: int = 0, masks: int = 0, width: float = 0.08
+) -> Batches:
+    """Batches of mel features; with `masks`, each of every epoch through another `spec_augment`, the same after a resume."""
+
+    def fetch(i: int) -> dict[str, np.ndarray]:
+        features = corpus.features(i)
+        rng = np.random.default_rng((seed, batches.epoch, i))
+        return {"input_features": spec_augment(features, rng, masks, width) if masks else features}
+
+    batches = Batches(rows, fetch, corpus.index.frames.to_numpy(), max_frames, extra, seed=seed)
+    return batches

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hdmole.adapt import Speech
 from hdmole.asr import ASR, GENERAL
 from hdmole.audio import AudioError, decode, framed
-from hdmole.data import Batches, Corpus, States, spec_augment, write_corpus
+from hdmole.data import Corpus, States, mel_batches, write_corpus
 from hdmole.evaluate import Line, fingerprint, read_manifest
 from hdmole.recogniser import AccentRecogniser
 from hdmole.training import fit
@@ -46,20 +46,12 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
         return States.load(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(encoder.parameters()).device
-    rng = np.random.default_rng(seed)
     spans = np.zeros((2, len(corpus.index), 2), np.int64)
     parts, offset = [], 0
     rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
     for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
-        batches = Batches(
-            rows,
-            lambda i, change=change: {
-                "input_features": spec_augment(corpus.features(i), rng, 1, 0.05) if change else corpus.features(i)
-            },
-            corpus.index.frames.to_numpy(),
-            40_000,
-            lambda rows: {"rows": torch.tensor(rows)},
-        )
+        batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, int(change), 0.05)
+        batches.epoch = view
         for n in range(len(batches) if rows else 0):
             batch = batches[n]
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
@@ -101,13 +93,12 @@ def train_recogniser(
     if (folder / "posteriors.npy").is_file():
         return AccentRecogniser.load(folder), np.load(folder / "posteriors.npy")
     index = corpus.index
-    rng = np.random.default_rng(seed)
     targets = torch.tensor([labels.index(a) if a in labels else 0 for a in index.accent])
     if (folder / "config.json").is_file():
         model = AccentRecogniser.load(folder).to(device)
     else:
-        model = _fit_recogniser(corpus, labels, targets, stages, folder, rng, rate, seed, report, device)
-    logits = _accent_logits(model, corpus, rng, device)
+        model = _fit_recogniser(corpus, labels, targets, stages, folder, rate, seed, report, device)
+    logits = _accent_logits(model, corpus, seed, device)
     dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
     if not (folder / "config.json").is_file():
         model.temperature.fill_(_temperature(logits[dev], targets[dev]))
@@ -130,22 +121,14 @@ def train_recogniser(
 
 def _fit_recogniser(
     corpus: Corpus, labels: list[str], targets: Tensor, stages: list[tuple[str, list[int], bool, float]], folder: Path,
-    rng: np.random.Generator, rate: float, seed: int, report: Report, device: str,
+    rate: float, seed: int, report: Report, device: str,
 ) -> AccentRecogniser:  # fmt: skip
     torch.manual_seed(seed)
     model = AccentRecogniser(n_mels=corpus.features(0).shape[1], labels=labels).to(device)
     for name, rows, masked, epochs in stages:
         weight = torch.bincount(targets[rows], minlength=len(labels)).float().clamp_min(1).reciprocal()
         weight = (weight / weight.mean()).to(device)
-        batches = Batches(
-            rows,
-            lambda i, masked=masked: {
-                "input_features": spec_augment(corpus.features(i), rng, 1) if masked else corpus.features(i)
-            },
-            corpus.index.frames.to_numpy(),
-            7_000,
-            lambda rows: {"labels": targets[rows]},
-        )
+        batches = mel_batches(corpus, rows, 7_000, lambda rows: {"labels": targets[rows]}, seed, int(masked))
 
         def objective(model: Any, batch: dict[str, Tensor], weight: Tensor = weight) -> Tensor:
             logits = model(batch["input_features"], batch["attention_mask"]).float()
@@ -158,22 +141,17 @@ def _fit_recogniser(
     return model
 
 
-def _accent_logits(model: Any, corpus: Corpus, rng: np.random.Generator, device: str) -> Tensor:
+def _accent_logits(model: Any, corpus: Corpus, seed: int, device: str) -> Tensor:
     index = corpus.index
     logits = torch.zeros(len(index), len(model.labels))
-    batches = Batches(
-        list(range(len(index))),
-        lambda i: {"input_features": spec_augment(corpus.features(i), rng) if index.split[i] == "train" else corpus.features(i)},
-        index.frames.to_numpy(),
-        40_000,
-        lambda rows: {"rows": torch.tensor(rows)},
-    )
     model.eval()
-    for n in range(len(batches)):
-        batch = batches[n]
-        with torch.no_grad():
-            out = model(batch["input_features"].to(device), batch["attention_mask"].to(device))
-        logits[batch["rows"]] = out.float().cpu()
+    for masks, rows in ((2, np.flatnonzero(index.split == "train")), (0, np.flatnonzero(index.split != "train"))):
+        batches = mel_batches(corpus, rows.tolist(), 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, masks)
+        for n in range(len(batches) if len(rows) else 0):
+            batch = batches[n]
+            with torch.no_grad():
+                out = model(batch["input_features"].to(device), batch["attention_mask"].to(device))
+            logits[batch["rows"]] = out.float().cpu()
     return logits
 
 
@@ -186,13 +164,7 @@ def _temperature(logits: Tensor, targets: Tensor) -> float:
 
 def posteriors_of(recogniser: AccentRecogniser, corpus: Corpus) -> np.ndarray:
     """Accent posteriors (utterances, N + 1) of a corpus as it is."""
-    batches = Batches(
-        list(range(len(corpus.index))),
-        lambda i: {"input_features": corpus.features(i)},
-        corpus.index.frames.to_numpy(),
-        40_000,
-        lambda rows: {"rows": torch.tensor(rows)},
-    )
+    batches = mel_batches(corpus, list(range(len(corpus.index))), 40_000, lambda rows: {"rows": torch.tensor(rows)})
     posteriors = np.zeros((len(corpus.index), len(recogniser.labels)), np.float32)
     for n in range(len(batches)):
         batch = batches[n]

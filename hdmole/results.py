@@ -96,9 +96,9 @@ def _rate(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def summarise(rows: pd.DataFrame) -> dict[str, Any]:
-    """Per method: WER (%) per domain and accent with 95 % intervals, the mean over accents, the change against the base.
+    """Per method: WER (%) per domain and accent with 95 % intervals, the mean over accents; and `differences`.
 
-    `rows` has the columns `COLUMNS`; domains are any names, "accent" and "general" are compared with the base.
+    `rows` has the columns `COLUMNS`; domains are any names.
     """
     methods: dict[str, Any] = {}
     for method, of_method in rows.groupby("method", sort=False):
@@ -112,19 +112,6 @@ def summarise(rows: pd.DataFrame) -> dict[str, Any]:
             entry["accents"] = per_accent
             domains[str(domain)] = entry
         methods[str(method)] = {"domains": domains}
-    base = rows[rows.method == "base"]
-    for method, entry in methods.items():
-        for domain, values in entry["domains"].items():
-            mine = rows[(rows.method == method) & (rows.domain == domain)]
-            theirs = base[base.domain == domain]
-            if method == "base" or not len(theirs):
-                continue
-            difference = bootstrap(mine) - bootstrap(theirs)
-            low, high = np.percentile(difference, [2.5, 97.5])
-            values["change_against_base"] = {
-                "points": round(values["wer"] - methods["base"]["domains"][domain]["wer"], 2),
-                "interval": [round(float(low), 2), round(float(high), 2)],
-            }
     return {"methods": methods, "differences": differences(rows)}
 
 

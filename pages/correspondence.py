@@ -78,7 +78,8 @@ layers = {figures.layer_label(name): name for name in routing.sort_values("layer
 
 
 def number(value: dict[str, Any]) -> str:
-    return f"{value['value']:.2f} [{value['interval'][0]:.2f}, {value['interval'][1]:.2f}]"
+    shown = f"{value['value']:.2f} [{value['interval'][0]:.2f}, {value['interval'][1]:.2f}]"
+    return shown + (t(" (by chance {chance})", chance=f"{value['chance']:.2f}") if "chance" in value else "")
 
 
 known = [
@@ -137,8 +138,10 @@ st.caption(
     )
 )
 
-recogniser = parts.summary_of(state.model_folder(asr) / "results").get("accent_recogniser")
-if recogniser and folder in state.results_folders(asr).values():  # other results may be of another recogniser
+recogniser = summary.get("accent_recogniser")
+if not recogniser and folder in state.results_folders(asr).values():  # other results may be of another recogniser
+    recogniser = parts.summary_of(state.model_folder(asr) / "results").get("accent_recogniser")
+if recogniser:
     parts.confusion(recogniser)
 worth = result_figures.attribution_data(summary)
 if len(worth):

@@ -310,3 +310,11 @@ def test_attribution_is_the_change_in_each_words_probability(asr: ASR) -> None:
     # by hand: the word's confidence is its probability, so leaving an expert out changes log p by what a forced decoding says
     general = asr.attribution(segment, "general")
     assert all(c == 0 for w in general for c in w["change"].values())  # nothing works there, so nothing is missed
+
+
+def test_a_ctc_head_of_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    config["audio_config"]["vocab_size"] -= 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="one vocabulary"):
+        ASR.load(tmp_path)

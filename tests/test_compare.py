@@ -112,6 +112,7 @@ def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, lis
     assert {c["claim"].split()[0] for c in summary["claims"]} == {"Accents", "Better", "At"}
     assert summary["decoding_time"]["base"] == 1 and set(summary["decoding_time"]) == set(summary["methods"]) - {"encoder"}
     assert "Decoding time |" in (table := markdown_table(summary, {})) and "| encoder |" in table
+    assert sum(map(sum, summary["accent_recogniser"]["confusion"])) == 8 and len(summary["accent_recogniser"]["labels"]) == 4
     assert summary["provenance"]["data_sha256"] and "epochs = 1" in summary["provenance"]["config"]
 
 
@@ -151,7 +152,7 @@ def test_the_app_shows_a_comparison(
     made: tuple[Path, Path, list[str]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
-    for page, figures in (("compare", 6), ("correspondence", 3)):
+    for page, figures in (("compare", 6), ("correspondence", 4)):
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
         at.query_params["results"] = str(made[1])
         at.switch_page(f"../pages/{page}.py").run()
@@ -291,6 +292,9 @@ def test_correspondence_of_known_assignments() -> None:
     mixed = np.where(rng.random(40) < 0.5, (accents == "b") * 1, rng.integers(0, 4, 40))
     theirs = normalized_mutual_info_score(accents, mixed)
     assert analysis.correspondence(mixed, accents, speakers)["nmi"]["value"] == pytest.approx(theirs, abs=1e-4)
+    chance = analysis.correspondence(rng.integers(0, 8, 320), np.repeat(list("abcdefgh"), 40), np.arange(320) // 10)["nmi"]
+    assert chance["interval"][0] <= chance["value"] <= chance["interval"][1]  # as biased as its draws
+    assert chance["value"] == pytest.approx(chance["chance"], abs=0.02) and chance["chance"] > 0.02
     half = analysis.correspondence(np.tile([0, 1], 20), accents, speakers)
     assert half["purity"]["interval"][0] <= half["purity"]["value"] <= half["purity"]["interval"][1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import pairwise
@@ -15,6 +16,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -326,6 +328,20 @@ def test_several_adapters_on_one_model(tmp_path: Path, low_memory: bool) -> None
     assert torch.equal(loaded(x, accent_posterior=pi), expected)
     loaded.set_adapter("other")
     assert torch.equal(loaded(x), changed)
+    old = {  # files of old named the adapter in the recogniser's keys
+        key.replace("hdmole_recogniser.", "hdmole_recogniser.other."): value
+        for key, value in load_file(tmp_path / "other" / "adapter_model.safetensors").items()
+    }
+    shutil.copytree(tmp_path / "other", tmp_path / "old")
+    save_file(old, tmp_path / "old" / "adapter_model.safetensors")
+    for folder in ("other", "old"):
+        for name in ("default", "renamed"):
+            renamed = PeftModel.from_pretrained(
+                copy.deepcopy(base), tmp_path / folder, adapter_name=name, low_cpu_mem_usage=low_memory
+            ).eval()
+            assert torch.equal(renamed(x), changed), (folder, name)
+    with pytest.raises(ValueError, match="labels"):
+        model.base_model.set_recogniser(AccentRecogniser(["z", "general"], n_mels=6, channels=4), "other")
     model.set_adapter("default")
     model.delete_adapter("other")
     assert list(model.base_model.hdmole_recogniser) == ["default"]

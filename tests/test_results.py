@@ -86,11 +86,11 @@ def test_summary_adds_up_and_is_paired() -> None:
     assert summary["base"]["domains"]["accent"]["wer"] == 30.0
     assert summary["base"]["domains"]["accent"]["accents"]["a0"]["wer"] == 40.0
     assert summary["hdmole"]["domains"]["accent"]["mean_over_accents"] == 15.0
-    change = summary["hdmole"]["domains"]["accent"]["change_against_base"]
-    assert change["points"] == -15.0 and change["interval"][1] < 0
+    change = summarise(rows)["differences"][1]
+    assert (change["method"], change["points"]) == ("hdmole", -15.0) and change["interval"][1] < 0
     # paired: were the methods equal on every speaker, the difference would have no spread at all
-    same = summarise(_rows({"base": [4, 2, 9, 0], "lora": [4, 2, 9, 0]}))["methods"]["lora"]["domains"]["accent"]
-    assert same["change_against_base"]["interval"] == [0.0, 0.0]
+    same = summarise(_rows({"base": [4, 2, 9, 0], "lora": [4, 2, 9, 0]}))["differences"]
+    assert [d["interval"] for d in same] == [[0.0, 0.0]] * 2
 
 
 def test_a_difference_is_called_only_where_its_interval_excludes_zero() -> None:
@@ -153,6 +153,7 @@ def test_summary_is_that_of_the_utterances(folder: Path) -> None:
     for method, entry in again.items():
         for values in stored[method]["domains"].values():
             values.pop("per_seed", None)
+            values.pop("change_against_base", None)  # only in files written before it went
         assert stored[method]["domains"] == entry["domains"]
 
 

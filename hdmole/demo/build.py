@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, Par
 
 from hdmole.adapt import Method, Speech, adapt, load_base, pad
 from hdmole.asr import ASR, ModelError
-from hdmole.data import Batches, Corpus, States, spec_augment
+from hdmole.data import Corpus, States, mel_batches
 from hdmole.demo.corpus import Sizes, make, plan, plan_unseen, read_real
 from hdmole.demo.synth import ACCENTS, GENERAL
 from hdmole.demo.text import is_digit_string, sentences
@@ -167,7 +167,6 @@ class Build:
             model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)
             everything = corpus.select("train", GENERAL, "real_digits", "real_sentences")
             digits = [i for i in everything if is_digit_string(corpus.index.text[i])]
-            rng = np.random.default_rng(self.seed)
             # ten words first: CTC leaves its plateau on them within minutes, on the whole vocabulary it rests there
             for name, rows, epochs, frames in (
                 ("digits", digits, 1.0, 4_000),
@@ -177,16 +176,7 @@ class Build:
                 ("last", everything, self.recipe.encoder_epochs[3], 8_000),
             ):
                 masks = 0 if name == "digits" else 1
-                batches = Batches(
-                    rows,
-                    lambda i, masks=masks: {
-                        "input_features": spec_augment(corpus.features(i), rng, masks) if masks else corpus.features(i)
-                    },
-                    corpus.index.frames.to_numpy(),
-                    frames,
-                    self._labels(corpus, tokenizer, eos=False),
-                    seed=self.seed,
-                )
+                batches = mel_batches(corpus, rows, frames, self._labels(corpus, tokenizer, eos=False), self.seed, masks)
                 fit(
                     model, batches, ctc_objective, self.work / f"encoder-{name}-training", epochs=epochs,
                     rate=self.recipe.rates[f"encoder-{name}"], report=self.report, seed=self.seed,

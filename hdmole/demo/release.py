@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from transformers import ParakeetFeatureExtractor
 
+from hdmole.analysis import recogniser_results
 from hdmole.asr import ASR, METHOD_LABELS, Encoded
 from hdmole.audio import decode
 from hdmole.data import Corpus, States
@@ -22,7 +23,7 @@ from hdmole.demo.corpus import N_MELS, RATE, render
 from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, speakers
 from hdmole.demo.text import sentences, vocabulary
 from hdmole.domain import DomainScorer
-from hdmole.results import count_errors, markdown_table, provenance, summarise, write
+from hdmole.results import count_errors, markdown_table, normalise, provenance, summarise, write
 from hdmole.speech_llm import SpeechLLM
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def release(stages: Build, corpus: Corpus, states: States, out: Path) -> dict[st
     summary = summarise(rows)
     for method, entry in summary["methods"].items():
         entry["trainable"] = asr.trainable(method)
-    summary["accent_recogniser"] = recogniser_results(stages, corpus)
+    summary["accent_recogniser"] = heard = recogniser_results(corpus, list(ACCENTS), stages.recogniser(corpus)[1])
+    stages.report(f"recogniser: balanced accuracy on test speakers {heard['balanced_accuracy']:.1%}")
     summary["in_domain"] = in_domain(stages, corpus, asr, out)
     summary["samples"] = sample_errors(asr, out / "samples")
     hours = corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
@@ -131,7 +133,7 @@ def evaluate(
     index = corpus.index.iloc[rows]
     tables = []
     for method in methods or asr.methods:
-        heard = transcribe_rows(asr, method, rows, states, posteriors)
+        heard = [normalise(text) for text in transcribe_rows(asr, method, rows, states, posteriors)]
         counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
         tables.append(
             pd.DataFrame(
@@ -146,25 +148,6 @@ def evaluate(
         wer = tables[-1].groupby("domain")[["errors", "words"]].sum()
         stages.report(f"{split} {method}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
     return pd.concat(tables, ignore_index=True)
-
-
-def recogniser_results(stages: Build, corpus: Corpus) -> dict[str, Any]:
-    """Balanced accuracy and confusion matrix on test speakers."""
-    _, posteriors = stages.recogniser(corpus)
-    rows = corpus.select("test", GENERAL, "accent")
-    names = list(ACCENTS)
-    truth = np.array([names.index(a) for a in corpus.index.accent.iloc[rows]])
-    said = posteriors[rows].argmax(1)
-    matrix = np.zeros((len(names), len(names)), int)
-    np.add.at(matrix, (truth, said), 1)
-    recall = matrix.diagonal() / matrix.sum(1)
-    stages.report(f"recogniser: balanced accuracy on test speakers {recall.mean():.1%}")
-    return {
-        "balanced_accuracy": round(float(recall.mean()), 4),
-        "mean_confidence": round(float(posteriors[rows].max(1).mean()), 4),
-        "labels": names,
-        "confusion": matrix.tolist(),
-    }
 
 
 def in_domain(stages: Build, corpus: Corpus, asr: ASR, out: Path, most: int = 200) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from hdmole.tuner.config import HDMoLEConfig
 from hdmole.tuner.layer import HDMoLELinear
 
 _ROUTING_ARGUMENTS = ("accent_posterior", "utterance_rows")
+_RECOGNISER = "base_model.hdmole_recogniser."
 _KEEP_ROUTING = {"use_reentrant": False, "context_fn": checkpoint_contexts}
 _MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask")
 
@@ -46,7 +47,7 @@ class HDMoLEModel(BaseTuner):
     recogniser, which reads `input_features` once per call.
 
     `set_adapter` and `disable_adapter` are PEFT's and change the model for every thread; inside one thread,
-    `hdmole.intervene(model, accent="general")` gives the frozen base.
+    `hdmole.intervene(model, accent="general")` gives the frozen base (with `general_class` on and no `modules_to_save`).
     """
 
     prefix = "hdmole_"
@@ -69,6 +70,25 @@ class HDMoLEModel(BaseTuner):
             device, empty = next(model.parameters()).device, recogniser.output.weight.is_meta  # empty: low_cpu_mem_usage
             self.hdmole_recogniser[adapter_name] = recogniser if empty else recogniser.to(device)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """The recogniser's keys hold the adapter's name in their middle, where PEFT does not look for it."""
+        return super()._remove_adapter_name_from_key(key.replace(f"{_RECOGNISER}{adapter_name}.", _RECOGNISER, 1), adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Files of old hold the name that the adapter was saved under in the recogniser's keys."""
+        if config.recogniser is not None:
+            own = AccentRecogniser(**config.recogniser).state_dict()
+            state_dict = {
+                _RECOGNISER + rest.partition(".")[2] if key.startswith(_RECOGNISER) and (rest := key.removeprefix(_RECOGNISER)) not in own
+                else key: value
+                for key, value in state_dict.items()
+            }  # fmt: skip
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     def _create_and_replace(  # type: ignore[override]
         self, config: HDMoLEConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
@@ -111,13 +131,20 @@ class HDMoLEModel(BaseTuner):
     def set_recogniser(self, recogniser: AccentRecogniser, adapter_name: str = "default") -> None:
         """Copy a trained recogniser's weights into the adapter.
 
-        Raises ValueError where the adapter has no recogniser (HDMoLEConfig.recogniser).
+        Raises ValueError where the adapter has no recogniser (HDMoLEConfig.recogniser), or one of other labels or features.
         """
         if adapter_name not in self.hdmole_recogniser:
             raise ValueError(
                 f"Adapter {adapter_name!r} has no accent recogniser; give HDMoLEConfig(recogniser=recogniser.arguments)."
             )
-        self.hdmole_recogniser[adapter_name].load_state_dict(recogniser.state_dict())
+        mine: Any = self.hdmole_recogniser[adapter_name]
+        for what in ("labels", "n_mels", "channels", "feature_layout"):
+            if mine.arguments[what] != recogniser.arguments[what]:
+                raise ValueError(
+                    f"The adapter's recogniser has {what} {mine.arguments[what]}, the given one {recogniser.arguments[what]}; "
+                    "give HDMoLEConfig(recogniser=recogniser.arguments)."
+                )
+        mine.load_state_dict(recogniser.state_dict())
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
