@@ -24,8 +24,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     """The adapted layer. Parameters of every adapter lie in dicts under its name.
 
     hdmole_A (N * r, d_in), hdmole_B (d_out, N * r), hdmole_router (N, d_in or N * r), hdmole_threshold (2,): logits of the
-    global and the local threshold; hdmole_threshold_weight (2, ...) for thresholds per input; hdmole_lambda () for the
-    convex combination; hdmole_accent () for c; hdmole_shared_A, hdmole_shared_B for the shared expert. What the switches
+    global and the local threshold; hdmole_threshold_weight (2, ...) for thresholds per input; hdmole_lambda (1,) for the
+    convex combination; hdmole_accent (1,) for c; hdmole_shared_A, hdmole_shared_B for the shared expert. What the switches
     leave unused does not exist, so that the number of trainable parameters is honest; only the threshold of a router that is not
     used stays beside the other's.
     """
@@ -72,13 +72,13 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if config.routing != "global":
             parameters["hdmole_router"] = torch.randn(n, width) * 0.1 / math.sqrt(width)
             if config.router_accent is not None:
-                parameters["hdmole_accent"] = torch.tensor(float(config.router_accent))
+                parameters["hdmole_accent"] = torch.full((1,), float(config.router_accent))  # FSDP shards no scalar
         if config.thresholds == "dynamic":
             parameters["hdmole_threshold"] = torch.full((2,), math.log(share / (1 - share)))
             if config.threshold_parametrisation == "input":
                 parameters["hdmole_threshold_weight"] = torch.zeros(2, width)
         if config.combination == "convex" and config.routing == "hierarchical":
-            parameters["hdmole_lambda"] = torch.zeros(())
+            parameters["hdmole_lambda"] = torch.zeros(1)
         if config.shared_expert_rank:
             shared = torch.empty(config.shared_expert_rank, self.in_features)
             nn.init.kaiming_uniform_(shared, a=math.sqrt(5))
@@ -140,7 +140,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if adapter in self.hdmole_accent:
             logits = logits + self.hdmole_accent[adapter] * pi[..., 1:].clamp_min(1e-6).log()
         tau_global, tau_local = self.thresholds(adapter, read)
-        mixing = torch.sigmoid(self.hdmole_lambda[adapter]) if adapter in self.hdmole_lambda else logits.new_tensor(0.5)
+        mixing = torch.sigmoid(self.hdmole_lambda[adapter][0]) if adapter in self.hdmole_lambda else logits.new_tensor(0.5)
         switches: dict[str, Any] = dict(
             thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
             combination=config.combination, general_class=config.general_class,

@@ -80,7 +80,9 @@ class HDMoLEModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Files of old hold the name that the adapter was saved under in the recogniser's keys."""
+        """Files of old hold scalars, and in the recogniser's keys the name that the adapter was saved under."""
+        scalars = ("hdmole_accent", "hdmole_lambda")
+        state_dict = {key: value.reshape(1) if key.endswith(scalars) else value for key, value in state_dict.items()}
         if config.recogniser is not None:
             own = AccentRecogniser(**config.recogniser).state_dict()
             state_dict = {
