@@ -286,13 +286,15 @@ def hear(
 ) -> list[str]:
     """Greedy transcripts of utterances, in the order of `rows`.
 
-    `around(rows, lengths)` gives a context manager for the decoding of each batch: a trace, an intervention.
+    `around(rows, lengths)` gives a context manager for the decoding of each batch: a trace, an intervention; where the LLM
+    is adapted, a batch is then one utterance, whose tokens no padding is among.
     """
+    size = 1 if around and method.place == "llm" else 48
     device = next(model.parameters()).device
     ordered = sorted(rows, key=lambda i: int(speech.states.spans[0, i, 1]))
     texts: dict[int, str] = {}
-    for k in range(0, len(ordered), 48):
-        part = ordered[k : k + 48]
+    for k in range(0, len(ordered), size):
+        part = ordered[k : k + size]
         posterior = speech.posterior(part, method).to(device) if method.routed else None
         states = encoder_states(speech, model, method, part)
         with around(part, [len(s) for s in states]) if around else nullcontext():

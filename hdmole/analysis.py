@@ -5,8 +5,8 @@ Each analysis is a function (runner, model, method) -> what goes into the result
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from hdmole.asr import GENERAL
 from hdmole.data import Corpus
 from hdmole.intervention import intervene
 from hdmole.results import count_errors
-from hdmole.routing import route
+from hdmole.routing import layers_of, route
 from hdmole.tracing import Trace, trace
 
 PER_ACCENT = 60  # utterances an analysis looks at
@@ -92,12 +92,23 @@ def _mutual_information(tables: np.ndarray) -> np.ndarray:
 NUMBERS = ["posterior", "local_probability", "global_gate", "local_gate", "gate", "tau_global", "tau_local", "n_active"]
 
 
+def in_llm(model: Any) -> bool:
+    """Whether an HDMoLE layer lies in the LLM: its frames are tokens, of which the lengths of utterances say nothing."""
+    return any("language_model" in name for name, _ in layers_of(model).values())
+
+
+def routing_trace(model: Any, lengths: Sequence[int]) -> AbstractContextManager[Trace]:
+    """A trace for `routing_table` of a batch of utterances of so many frames; where `in_llm`, of one utterance alone."""
+    return trace(model) if in_llm(model) else trace(model, aggregate="mean", lengths=lengths)
+
+
 def routing_table(traced: Trace, about: pd.DataFrame) -> pd.DataFrame:
-    """One row an utterance, layer and expert: means over frames of what a trace with aggregate="mean" recorded.
+    """One row an utterance, layer and expert: means over frames of what a `routing_trace` recorded.
 
     `about` says of each utterance of the trace its name (`utterance`), `domain`, `spoken` accent and `speaker`.
     """
-    frame = traced.to_frame()
+    keys = ["utterance", "layer", "layer_index", "expert", "accent"]
+    frame: pd.DataFrame = traced.to_frame().groupby(keys, as_index=False, sort=False)[NUMBERS].mean()
     known = about.iloc[frame.utterance].reset_index(drop=True)
     return pd.concat([known, frame[["layer", "layer_index", "expert", "accent"]], frame[NUMBERS].astype(np.float32)], axis=1)
 
@@ -125,7 +136,7 @@ def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
 
         @contextmanager
         def around(rows: list[int], lengths: list[int], about: pd.DataFrame = about) -> Iterator[None]:
-            with trace(model, aggregate="mean", lengths=lengths) as traced:
+            with routing_trace(model, lengths) as traced:
                 yield
             tables.append(routing_table(traced, about.iloc[rows]))
 
@@ -157,7 +168,7 @@ def frontier(runner: Any, model: Any, method: Method) -> list[dict[str, Any]]:
         def around(
             _rows: list[int], lengths: list[int], options: dict[str, Any] = options, active: list[Any] = active
         ) -> Iterator[None]:
-            with intervene(model, **options), trace(model, aggregate="mean", lengths=lengths) as traced:
+            with intervene(model, **options), routing_trace(model, lengths) as traced:
                 yield
             active += [r["n_active"] for r in traced.records]
 

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hdmole.analysis import NUMBERS, routing_summary, routing_table
+from hdmole.analysis import NUMBERS, in_llm, routing_summary, routing_table, routing_trace
 from hdmole.asr import ASR, GENERAL, ModelError
 from hdmole.audio import AudioError, decode
 from hdmole.results import count_errors, normalise, provenance, summarise, write
-from hdmole.tracing import trace
 
 BATCH = 16  # utterances decoded at once
 ROUTED = 500  # recordings of each accent whose routing is kept
@@ -227,12 +226,13 @@ def _hear(
     order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
     for method in methods:
         heard: dict[int, str] = {}
-        for k in range(0, len(order), BATCH):
+        size = 1 if method == "hdmole" and routed and in_llm(asr.models[method]) else BATCH
+        for k in range(0, len(order), size):
             breathe()
-            part = order[k : k + BATCH]
+            part = order[k : k + size]
             lengths = [len(segments[i].states) for i in part]
             wanted = method == "hdmole" and any(owners[i].number in routed for i in part)
-            with trace(asr.models[method], aggregate="mean", lengths=lengths) if wanted else nullcontext() as traced:
+            with routing_trace(asr.models[method], lengths) if wanted else nullcontext() as traced:
                 found = asr.decode_batch([segments[i] for i in part], method, accent)
             heard.update({i: result.text for i, result in zip(part, found, strict=True)})
             if traced is not None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from hdmole.asr import ASR, Decoded, Encoded, ModelError, _cut, align, find_model
 from hdmole.audio import decode
 from hdmole.demo.synth import Synthesiser, speakers
+from hdmole.evaluate import evaluate
 from hdmole.results import count_errors, normalise
 from hdmole.speech_llm import SpeechLLM
 from hdmole.tuner import HDMoLEConfig
@@ -154,6 +157,29 @@ def test_an_hdmole_adapter_without_recogniser_is_refused(tiny_model: Path, tmp_p
     adapter.save_pretrained(folder / "adapters" / "hdmole")
     with pytest.raises(ModelError, match="no accent recogniser"):
         ASR.load(folder)
+
+
+def test_the_routing_of_an_adapter_in_the_llm_is_that_of_the_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    """What `evaluate` says of a recording does not depend on the recordings judged with it, nor on padding."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    known = ASR.load(tiny_model).models["hdmole"].base_model.hdmole_recogniser["default"]
+    base = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+    config = HDMoLEConfig(accents=known.labels[1:], target_modules=r"language_model.*q_proj", recogniser=known.arguments)
+    adapter: Any = get_peft_model(base, config)
+    adapter.base_model.set_recogniser(known)
+    shutil.rmtree(folder / "adapters" / "hdmole")
+    adapter.save_pretrained(folder / "adapters" / "hdmole")
+    for k, seconds in enumerate((0.7, 2.5)):
+        soundfile.write(tmp_path / f"{k}.wav", speech_like(seconds, k), 16_000)
+    lines = [json.dumps({"audio": f"{k}.wav", "text": "one", "accent": known.labels[1]}) + "\n" for k in range(2)]
+    found = []
+    for name, part in (("alone", lines[:1]), ("both", lines)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+        evaluate(ASR.load(folder), tmp_path / f"{name}.jsonl", ["hdmole"], tmp_path / name)
+        table = pd.read_parquet(tmp_path / name / "routing.parquet")
+        found.append(table[table.utterance == "0.wav"].reset_index(drop=True))
+    assert len(found[0]) and set(found[0].layer_index) == {0, 1}
+    pd.testing.assert_frame_equal(*found, rtol=1e-4)
 
 
 def test_words_of_any_tokenizer(asr: ASR) -> None:
