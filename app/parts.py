@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import soundfile
 import streamlit as st
 
 from app import state, texts
@@ -22,6 +24,7 @@ from hdmole import figures, result_figures
 from hdmole.audio import SAMPLE_RATE
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
+_MOST_SPANS = 8  # of a long recording, named one by one
 
 
 def sample_label(clip: state.Sample) -> str:
@@ -154,20 +157,22 @@ def origin(summary: dict[str, Any]) -> None:
         st.caption(t("Where these numbers come from: {origin}", origin=said))
 
 
-@st.cache_data(show_spinner=False, max_entries=32)
-def _said_again(text: str, accent: str, speaker: str) -> np.ndarray | None:
+@st.cache_data(show_spinner=False, max_entries=8)
+def sound_of(folder: Path, utterance: str, text: str, accent: str, speaker: str) -> tuple[str, bytes] | None:
+    """Name and content of an utterance's audio: the recording that was judged, or a synthetic one made again; None where neither is."""
+    listed = folder / "recordings.parquet"
+    if listed.is_file():
+        audio = pd.read_parquet(listed, columns=["utterance", "audio"]).set_index("utterance").audio
+        found = Path(str(audio[audio.index == utterance].iloc[0])) if utterance in audio.index else Path()
+        return (found.name, found.read_bytes()) if found.is_file() else None
     from hdmole.demo.synth import say_again
 
-    return say_again(text, accent, speaker)
-
-
-def listen(text: str, accent: str, speaker: str) -> None:
-    """A player for a synthetic test utterance of the demo corpus, made again from what the results say of it."""
-    wave = _said_again(text, accent, speaker)
+    wave = say_again(text, accent, speaker)
     if wave is None:
-        st.caption(t("The audio of this utterance is not part of the results."))
-    else:
-        st.audio(wave, sample_rate=SAMPLE_RATE)
+        return None
+    content = io.BytesIO()
+    soundfile.write(content, wave, SAMPLE_RATE, format="WAV")
+    return f"{utterance}.wav", content.getvalue()
 
 
 def chosen_utterance() -> Utterance:
@@ -269,6 +274,15 @@ def warn_if_outside(job: Job) -> None:
                 + (t(" Why: {reasons}.", reasons=reasons) if reasons else ""),
                 icon=":material/hearing_disabled:",
             )
+        elif outside := transcript.in_domain.get("outside"):
+            spans = t(", ").join(f"{_clock(start)}–{_clock(end)}" for start, end in outside[:_MOST_SPANS])
+            st.info(
+                t(
+                    "{count} of {all} stretches do not sound like what the model was made for: {spans}", count=len(outside),
+                    all=len(job.segments), spans=spans + (" …" if len(outside) > _MOST_SPANS else ""),
+                ),
+                icon=":material/hearing_disabled:",
+            )  # fmt: skip
         return
 
 
@@ -303,7 +317,7 @@ def show_trouble(job: Job) -> None:
     """What went wrong or was left undone, with a way to try again."""
     if job.error:
         st.error(t(job.error))
-    elif job.cancelled:
+    elif job.cancelled and len(job.transcripts) < len(job.methods):
         st.info(t("Cancelled before every method was done; what was finished is kept."))
     else:
         return
@@ -404,9 +418,9 @@ def headline(asr: Any, summary: dict[str, Any]) -> None:
             numbers.append((name, f"{mine[field]:.1f} %", change))
     trained = {method: entry.get("trainable") for method, entry in summary.get("methods", {}).items()}
     share = f"{100 * trained['hdmole'] / trained['full']:.1f}" if trained.get("hdmole") and trained.get("full") else ""
-    numbers.append(
-        (t("Parameters HDMoLE trains"), t("{share} % of full", share=share) if share else state.trained_share(asr), None)
-    )
+    if trained.get("hdmole"):
+        count = t("{share} % of full", share=share) if share else f"{trained['hdmole']:,}"
+        numbers.append((t("Parameters HDMoLE trains"), count, None))
     if "accent_recogniser" in summary:
         numbers.append((t("Accent recogniser, right"), f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
     for column, (label, value, delta) in zip(st.columns(len(numbers)), numbers, strict=True):

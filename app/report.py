@@ -61,6 +61,9 @@ def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure
         found["layers"] = mean, figures.layer_overview(overview, which), overview
         dense = figures.active_heatmap(active, table.expert.nunique(), words, figures.ACTIVE[which])
         found["active"] = t("All layers: experts at work, over time"), dense, active
+    if len(job.segments) > 1:
+        where = t(" (the first stretch, {start} to {end} s)", start=f"{start:.1f}", end=f"{end:.1f}")
+        found = {name: (title + where, plot, data) for name, (title, plot, data) in found.items()}
     return found
 
 
@@ -77,6 +80,10 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
         reasons = t("; ").join(map(t, verdict.get("reasons") or []))
         warning = t("This does not sound like what the model was made for. {reasons}", reasons=reasons)
         parts.append(f"<p class='warning'>{escape(warning)}</p>")
+    for method, transcript in job.transcripts.items():
+        if transcript.flags:
+            flags = t("; ").join(map(t, transcript.flags))
+            parts.append(f"<p class='warning'>{escape(texts.method(method))}: {escape(flags)}.</p>")
     parts.append(f"<audio controls src='data:{kind};base64,{audio}'></audio>")
     if reference.strip():
         parts.append(f"<p>{t('<b>What was said:</b> {words}', words=escape(reference))}</p>")

@@ -90,9 +90,9 @@ def results(folder: Path) -> dict[str, Any]:
     Raises ValueError where it is not such a summary.
     """
     file = folder / "summary.json"
-    if not file.is_file():
-        return {}
     try:
+        if not file.is_file():
+            return {}
         summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         summary["methods"].items()
     except (ValueError, KeyError, TypeError, AttributeError, OSError):

@@ -26,6 +26,10 @@ LEGEND_DIFFERENCE = Text(
     "Against the reference: <span><span class='said'>said</span><span class='wrong'>heard</span></span> substituted · "
     "<span class='extra'>heard</span> inserted · <span class='missing'>said</span> deleted"
 )
+LEGEND_CHANGE = Text(
+    "Against the untouched run: <span><span class='said'>before</span><span class='wrong'>now</span></span> substituted · "
+    "<span class='extra'>now</span> inserted · <span class='missing'>before</span> deleted"
+)
 
 
 def legend_html(reference: str = "") -> str:
@@ -82,13 +86,18 @@ def text_card(method: str, heard: str, reference: str) -> str:
     )
 
 
-def method_card(method: str, transcript: Any | None, reference: str = "", missing: str = "…", title: str = "") -> str:
-    """What one method heard (an `hdmole.asr.Transcript`); `missing` stands in the place of one that is not there."""
+def method_card(
+    method: str, transcript: Any | None, reference: str = "", missing: str = "…", title: str = "", before: str = ""
+) -> str:
+    """What one method heard (an `hdmole.asr.Transcript`); `missing` stands in the place of one that is not there.
+
+    Without a reference, words are marked against what was heard `before`.
+    """
     rate = ""
     if transcript is None:
         body, foot = f"<span class='nothing'>{missing}</span>", ""
     else:
-        body = heard_html(transcript.words, reference) or f"<span class='nothing'>{t('no words heard')}</span>"
+        body = heard_html(transcript.words, reference or before) or f"<span class='nothing'>{t('no words heard')}</span>"
         foot = t("{factor} × real time", factor=f"{transcript.rtf:.2f}")
         if normalise(reference):
             errors, words = count_errors(normalise(reference), normalise(transcript.text))

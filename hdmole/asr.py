@@ -380,16 +380,28 @@ class ASR:
         ]  # fmt: skip
 
     def in_domain(self, segments: list[Encoded]) -> dict[str, Any]:
-        """Whether the audio is inside what the model was made for: score 0 to 1, verdict, reasons; by the base model."""
+        """Whether the audio is inside what the model was made for: score 0 to 1, verdict, reasons; by the base model.
+
+        Of several segments the score is their mean by seconds, the verdict that of most seconds, and `outside` lists start and
+        end (s) of those that are outside.
+        """
         if self.domain is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
-        worst = None
-        for segment in segments:
-            result = self.domain.score(self.domain_features(segment))
-            if worst is None or result["score"] < worst["score"]:
-                worst = result
-        assert worst is not None
-        return worst
+        found = [self.domain.score(self.domain_features(segment)) for segment in segments]
+        if len(found) == 1:
+            return found[0]
+        seconds = np.array([segment.seconds for segment in segments])
+        beyond = np.array([not result["verdict"] for result in found])
+        inside = bool(seconds[beyond].sum() < seconds.sum() / 2)
+        reasons = [reason for result in found for reason in result["reasons"]]
+        return {
+            "score": round(float(np.average([result["score"] for result in found], weights=seconds)), 4),
+            "verdict": inside,
+            "reasons": [] if inside else sorted(set(reasons), key=lambda r: -reasons.count(r))[:2],
+            "outside": [
+                [round(max(0.0, s.offset), 2), round(s.offset + s.seconds, 2)] for s, b in zip(segments, beyond, strict=True) if b
+            ],
+        }
 
     def domain_features(self, segment: Encoded, heard: Decoded | None = None) -> dict[str, float]:
         """What the in-domain score looks at, for one segment and what the base model heard in it."""

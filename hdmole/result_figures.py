@@ -268,15 +268,15 @@ def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
     """`frontier_data` as one line a way of choosing experts; `active` marks how many work now."""
     figure = go.Figure()
     ways = (
-        ("thresholds", "thresholds scaled", "#E0672F", "circle"),
-        ("top_k", "top-k", "#14507A", "square"),
-        ("top_p", "top-p", "#7350B5", "diamond"),
+        ("thresholds", "thresholds scaled", "solid", "circle"),
+        ("top_k", "top-k", "dash", "square"),
+        ("top_p", "top-p", "dot", "diamond"),
     )
-    for choice, name, colour, symbol in ways:
+    for choice, name, dash, symbol in ways:
         rows = data[data.choice == choice].sort_values("active")
         figure.add_scatter(
-            x=rows.active, y=rows.accent, mode="lines+markers", name=name, line_color=colour,
-            marker=dict(size=9, symbol=symbol), customdata=np.stack([rows.value, rows[GENERAL]], -1),
+            x=rows.active, y=rows.accent, mode="lines+markers", name=name,
+            line=dict(color=METHOD_COLOURS["hdmole"], dash=dash), marker=dict(size=9, symbol=symbol), customdata=np.stack([rows.value, rows[GENERAL]], -1),
             hovertemplate="%{customdata[0]:g}: %{x:.2f} experts<br>accents %{y:.1f} %, general %{customdata[1]:.1f} %",
         )  # fmt: skip
     if active is not None:
@@ -322,6 +322,8 @@ def map_data(routing: pd.DataFrame, router: str = "gate") -> pd.DataFrame:
 
     about = ["utterance", "domain", "spoken", "speaker"]
     vectors = routing.pivot_table(index=about, columns=["layer", "expert"], values=router, sort=False)
+    if min(vectors.shape) < 2:  # one utterance lies nowhere
+        return vectors.index.to_frame(index=False).assign(x=0.0, y=0.0)
     points = PCA(2, random_state=0).fit_transform(vectors.to_numpy(float))
     return vectors.index.to_frame(index=False).assign(x=points[:, 0], y=points[:, 1])
 
@@ -383,14 +385,18 @@ def pair_counts(table: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
     return table.rename(columns=columns).groupby(["mine", "theirs"]).size().rename("utterances").reset_index()
 
 
-def pair_scatter(data: pd.DataFrame, mine: str, theirs: str, seeds: int = 1) -> go.Figure:
-    """`pair_counts` as discs: below the diagonal is what the first method hears better; of several seeds it is decodings."""
-    better = data.mine < data.theirs
-    colours = np.where(better, METHOD_COLOURS["hdmole"], np.where(data.mine > data.theirs, METHOD_COLOURS["gated_lora"], GREY))
+def pair_scatter(
+    data: pd.DataFrame, mine: str, theirs: str, seeds: int = 1, colours: tuple[str, str] = (GREY, GREY)
+) -> go.Figure:
+    """`pair_counts` as discs: below the diagonal is what the first method hears better; of several seeds it is decodings.
+
+    A disc has the one of the two methods' `colours` that makes fewer errors there.
+    """
+    better = np.where(data.mine < data.theirs, colours[0], np.where(data.mine > data.theirs, colours[1], GREY))
     figure = go.Figure(
         go.Scatter(
             x=data.theirs, y=data.mine, mode="markers", customdata=data.utterances, showlegend=False,
-            marker=dict(size=np.sqrt(data.utterances), sizemin=3, sizeref=np.sqrt(data.utterances.max()) / 40, color=colours),
+            marker=dict(size=np.sqrt(data.utterances), sizemin=3, sizeref=np.sqrt(data.utterances.max()) / 40, color=better),
             hovertemplate="%{customdata} decodings: %{y} errors against %{x}<extra></extra>"
             if seeds > 1
             else "%{customdata} utterances: %{y} errors against %{x}<extra></extra>",

@@ -12,6 +12,7 @@ from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, text_card
 from hdmole import result_figures
 from hdmole.asr import GENERAL
+from hdmole.figures import METHOD_COLOURS
 from hdmole.results import DOMAIN_LABELS, accent_differences, claim_text, few_speakers, verdict
 
 asr = state.load_model()
@@ -175,6 +176,9 @@ if file.is_file():
     )  # fmt: skip
     address["accent"] = accent or ""
     table = table.loc[of == accent].reset_index(drop=True) if accent else table
+    if table.empty:
+        st.info(t("The two methods have no utterance in common of one training seed."))
+        st.stop()
     counts = result_figures.pair_counts(table, str(method), str(against))
     reading = (
         t("a disc is as many decodings as it is large; below the diagonal {method} makes fewer errors.", method=label(method))
@@ -183,8 +187,9 @@ if file.is_file():
             "a disc is as many utterances as it is large; below the diagonal {method} makes fewer errors.", method=label(method)
         )
     )
+    paint, paint_against = (METHOD_COLOURS.get(name, METHOD_COLOURS["hdmole"]) for name in (str(method), str(against)))
     picked = parts.figure(
-        result_figures.pair_scatter(counts, label(method), label(against), len(seeds)), f"{method}-{against}-errors", counts,
+        result_figures.pair_scatter(counts, label(method), label(against), len(seeds), (paint, paint_against)), f"{method}-{against}-errors", counts,
         reading + " " + t("Click one to list it alone, click twice beside it to list all again."), f"pairs-{method}-{against}-{accent}",
         on_select="rerun",
     )  # fmt: skip
@@ -205,7 +210,7 @@ if file.is_file():
     shown |= {f"hypothesis {name}": t("hypothesis {method}", method=name) for name in (str(method), str(against))}
     event = st.dataframe(
         table, hide_index=True, height=300, on_select="rerun", selection_mode="single-row",
-        key=f"utterances-{method}-{against}-{accent}-{cell}",
+        key=f"utterances-{folder}-{method}-{against}-{accent}-{cell}",
         column_order=list(shown), column_config=shown,
     )  # fmt: skip
     st.caption(
@@ -222,7 +227,10 @@ if file.is_file():
     if event.selection.rows:
         row = table.iloc[event.selection.rows[0]]
         heard = [text_card(name, row[f"hypothesis {name}"], row.reference) for name in (method, against)]
-        parts.listen(row.reference, row.accent, row.speaker)
+        if sound := parts.sound_of(folder, row.utterance, row.reference, row.accent, row.speaker):
+            st.audio(sound[1])
+        else:
+            st.caption(t("The audio of this utterance is not part of the results."))
         st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
 state.write_deep_link(**address)
 parts.origin(summary)

@@ -151,7 +151,8 @@ def one_by_one() -> None:
     rates_of = [c for c in rows.columns if c.startswith("WER ")]
     shown = shown[shown[rates_of].max(axis=1) >= least].reset_index(drop=True)
     event = st.dataframe(
-        shown.drop(columns="audio"), hide_index=True, height=320, on_select="rerun", selection_mode="single-row", key="corpus_rows",
+        shown.drop(columns="audio"), hide_index=True, height=320, on_select="rerun", selection_mode="single-row",
+        key=f"corpus_rows-{out}-{accents}-{text}-{least}",  # another table, in which nothing is chosen yet
         column_order=["utterance", "accent", *rates_of, "reference", "words", "seconds", "level", "clipped", "in_domain", "speaker"],
         column_config={
             **{name: t(name) for name in ("utterance", "accent", "reference", "words", "speaker")},

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import soundfile
 import streamlit as st
 
 from app import parts, state, texts
@@ -15,27 +13,10 @@ from app.texts import t
 from app.worker import Utterance
 from hdmole import figures, result_figures
 from hdmole.analysis import ROUTERS
-from hdmole.audio import SAMPLE_RATE
-from hdmole.demo.synth import say_again
+from hdmole.results import FEW_SPEAKERS
 
 asr = state.load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew
-
-
-@st.cache_data(show_spinner=False, max_entries=8)
-def sound_of(folder: Path, utterance: str, text: str, accent: str, speaker: str) -> tuple[str, bytes] | None:
-    """Name and content of an utterance's audio: the recording that was judged, or a synthetic one made again; None where neither is."""
-    listed = folder / "recordings.parquet"
-    if listed.is_file():
-        audio = pd.read_parquet(listed, columns=["utterance", "audio"]).set_index("utterance").audio
-        found = Path(str(audio[audio.index == utterance].iloc[0])) if utterance in audio.index else Path()
-        return (found.name, found.read_bytes()) if found.is_file() else None
-    wave = say_again(text, accent, speaker)
-    if wave is None:
-        return None
-    content = io.BytesIO()
-    soundfile.write(content, wave, SAMPLE_RATE, format="WAV")
-    return f"{utterance}.wav", content.getvalue()
 
 
 def hear(folder: Path, name: str) -> None:
@@ -49,7 +30,7 @@ def hear(folder: Path, name: str) -> None:
     clips = state.samples(state.model_folder(asr))
     same = (row.reference, row.accent, row.speaker)
     clip = next((c for c in clips if (c.text, c.accent, c.speaker) == same and c.path.is_file()), None)
-    sound = sound_of(folder, name, row.reference, row.accent, row.speaker)
+    sound = parts.sound_of(folder, name, row.reference, row.accent, row.speaker)
     if sound is None and clip is None:
         st.caption(t("The audio of this utterance is not part of the results."))
         return
@@ -77,8 +58,12 @@ routing = state.read_table(file)
 layers = {figures.layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
 
 
+speakers = routing[routing.domain == "accent"].speaker.nunique()
+
+
 def number(value: dict[str, Any]) -> str:
-    shown = f"{value['value']:.2f} [{value['interval'][0]:.2f}, {value['interval'][1]:.2f}]"
+    interval = f" [{value['interval'][0]:.2f}, {value['interval'][1]:.2f}]" if speakers >= FEW_SPEAKERS else ""
+    shown = f"{value['value']:.2f}{interval}"
     return shown + (t(" (by chance {chance})", chance=f"{value['chance']:.2f}") if "chance" in value else "")
 
 

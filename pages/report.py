@@ -35,7 +35,9 @@ if table is not None:
         )
     )
 folder, summary = parts.choose_results(asr, "methods", required=False)
-state.write_deep_link(sample=chosen.sample, results=st.session_state.get("results_shown", "") if summary else "")
+state.write_deep_link(
+    sample=chosen.sample, layer=figures.layer_label(layer), results=st.session_state.get("results_shown", "") if summary else ""
+)
 about = {"model": state.model_folder(asr).name, "device": state.device_name(asr), "methods": ", ".join(job.methods)}
 written = report.html(job, reference, layer, which, summary, about)
 with st.container(horizontal=True):

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import parts, state, texts
 from app.texts import Text, t
-from app.words import LEGEND_DIFFERENCE, method_card
+from app.words import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card
 from hdmole import figures, result_figures
 from hdmole.results import count_errors, normalise
 
@@ -33,6 +33,8 @@ layers = {figures.layer_label(entry["name"]): entry for entry in untouched.layer
 experts = asr.accents[1:]
 controls, outcome = st.columns([1, 1.9], gap="medium")
 linked = st.session_state.setdefault("what_if", {k: st.query_params[k] for k in st.query_params if k not in ("sample", "gate")})
+if st.session_state.setdefault("what_if_of", chosen.key) != chosen.key:  # the address was of another utterance
+    linked = {}
 
 
 def from_link(name: str, options: list[str]) -> list[str]:
@@ -60,28 +62,25 @@ with controls:
     if how == "dynamic":
         for name, label in (("tau_global", t("Global threshold τ")), ("tau_local", t("Local threshold τ"))):
             trained = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
-            most = max(0.5, trained)
+            most, kept = max(0.5, trained), f"{name}-set-{chosen.key}"  # what was set stays when other layers are chosen
             value = st.slider(
-                label, 0.0, most, number_from_link(name, trained, 0, most), 0.005, format="%.3f", key=f"{name}-{chosen.key}-{'-'.join(where)}",
+                label, 0.0, most, min(most, st.session_state.get(kept, number_from_link(name, trained, 0, most))), 0.005, format="%.3f", key=f"{name}-{chosen.key}-{'-'.join(where)}",
                 persist_state="session", help=t(
                     "As trained: {trained} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most.",
                     trained=f"{trained:.3f}",
                 ),
             )  # fmt: skip
+            st.session_state.pop(kept, None)
             if value != trained:
+                st.session_state[kept] = value
                 change |= {name: value, "thresholds": how}
                 link[name] = f"{value:g}"
     else:
         change["thresholds"], link["choose"] = how, str(how)
         if how == "top_k":
-            change["top_k"] = st.slider(
-                t("Experts kept"),
-                1,
-                len(experts),
-                int(number_from_link("k", 2, 1, len(experts))),
-                key="k",
-                persist_state="session",
-            )
+            change["top_k"] = 1 if len(experts) == 1 else st.slider(
+                t("Experts kept"), 1, len(experts), int(number_from_link("k", 2, 1, len(experts))), key="k", persist_state="session"
+            )  # fmt: skip
             link["k"] = str(change["top_k"])
         elif how == "top_p":
             change["top_p"] = st.slider(
@@ -107,7 +106,7 @@ with controls:
 
 change |= {name: value for name, value in (("accent", accent), *picked.items()) if value}
 link |= {name: ",".join(value) for name, value in picked.items() if value} | ({"accent": accent} if accent else {})
-if only:
+if only and change:
     change["layers"] = [layers[layer]["name"] for layer in only]
     link["layers"] = ",".join(only)
 state.write_deep_link(sample=chosen.sample, **link)
@@ -115,7 +114,7 @@ state.write_deep_link(sample=chosen.sample, **link)
 with outcome:
     state.show_notes()
     parts.warn_if_outside(job)
-    after, reference = untouched, chosen.reference
+    after, reference = untouched, st.session_state.get(f"reference-{chosen.key}", chosen.reference)
     if change:
         trial = state.trial_of(asr, job, change)
         parts.ended(trial, 1.0)
@@ -131,11 +130,13 @@ with outcome:
     st.html(
         "<div class='cards'>"
         + method_card("hdmole", untouched, reference, title=t("As trained"))
-        + method_card("hdmole", after, reference, title=t("Changed" if change else "Changed: nothing yet"))
+        + method_card("hdmole", after, reference, title=t("Changed" if change else "Changed: nothing yet"), before=untouched.text)
         + "</div>"
     )
-    if reference:
+    if reference.strip():
         st.html(f"<div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
+    elif after.text != untouched.text:
+        st.html(f"<div class='legend'>{t(LEGEND_CHANGE)}</div>")
     differing, _ = count_errors(normalise(untouched.text), normalise(after.text))
     active = [sum(entry["active_experts"] for entry in t.layers) / max(1, len(t.layers)) for t in (untouched, after)]
     seconds = [t.rtf * t.seconds for t in (untouched, after)]

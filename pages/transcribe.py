@@ -53,9 +53,14 @@ with sound:
     st.header(t("The sound"))
     stretch = parts.choose_stretch(job, best)
     samples = stretch.samples
+
+    def later(table: pd.DataFrame) -> pd.DataFrame:
+        """With the seconds of the whole recording, as the figure has them."""
+        return table.assign(time=table.time + stretch.start)
+
     tables: dict[str, Callable[[], pd.DataFrame]] = {
-        Text("Waveform"): lambda: figures.envelope(samples, SAMPLE_RATE),
-        Text("Mel spectrogram"): lambda: figures.spectrogram_data(samples, SAMPLE_RATE),
+        Text("Waveform"): lambda: later(figures.envelope(samples, SAMPLE_RATE)),
+        Text("Mel spectrogram"): lambda: later(figures.spectrogram_data(samples, SAMPLE_RATE)),
     }
     plot = figures.sound(samples, SAMPLE_RATE, stretch.words, stretch.start)
     parts.figure(

@@ -506,6 +506,13 @@ def test_words_are_escaped() -> None:
     assert "<script>" not in html and "&lt;script&gt;" in html and "<b>" not in html
 
 
+def test_a_changed_transcript_is_marked_against_the_one_before() -> None:
+    transcript = SimpleNamespace(words=said("turn", "of", "lights"), text="turn of lights", rtf=0.1)
+    html = method_card("hdmole", transcript, "", before="turn off the lights")
+    assert "class='missing'" in html and "class='said'>off" in html and "WER" not in html
+    assert "class='said'" not in method_card("hdmole", transcript, "turn of lights", before="turn off the lights")
+
+
 def test_normalising_keeps_apostrophes_and_drops_the_rest() -> None:
     assert normalise("O’Brien's bill:  12 dollars!") == "o'brien's bill 12 dollars"
 

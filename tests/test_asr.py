@@ -344,3 +344,21 @@ def test_a_ctc_head_of_another_vocabulary_is_refused(tiny_model: Path, tmp_path:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="one vocabulary"):
         ASR.load(tmp_path)
+
+
+def test_a_long_recording_is_not_judged_by_its_worst_stretch(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = torch.zeros(0)
+    segments = [
+        Encoded(np.zeros(16_000 * n, np.float32), start, nothing, nothing, nothing) for n, start in ((2, -0.1), (5, 2), (1, 7))
+    ]
+
+    def judged(*inside: bool) -> dict[str, Any]:
+        found = iter({"score": 0.9 * i, "verdict": i, "reasons": [] if i else ["noise"]} for i in inside)
+        monkeypatch.setattr(asr, "domain", type("Scorer", (), {"score": lambda self, features: next(found)})())
+        monkeypatch.setattr(asr, "domain_features", lambda segment: {})
+        return asr.in_domain(segments[: len(inside)])
+
+    assert judged(True, True, False) == {"score": 0.7875, "verdict": True, "reasons": [], "outside": [[7, 8]]}
+    most = judged(True, False, True)
+    assert most["verdict"] is False and most["reasons"] == ["noise"] and most["outside"] == [[2, 7]]
+    assert judged(False) == {"score": 0.0, "verdict": False, "reasons": ["noise"]}
