@@ -207,7 +207,7 @@ def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -
     rows = rows.assign(accent_share=(rows.posterior / mass.where(mass > 0)).fillna(0.0))
     parts = []
     for router, weight in (("global", "accent_share"), ("local", "local_probability")):
-        grouped = rows.assign(on=rows[weight] > rows[f"tau_{router}"]).groupby(["expert", "accent"], as_index=False)
+        grouped = rows.assign(on=rows[f"{router}_gate"] > 0).groupby(["expert", "accent"], as_index=False)
         part = grouped.agg(
             weight=(weight, "mean"), lowest=(weight, "min"), highest=(weight, "max"),
             threshold=(f"tau_{router}", "mean"), share_on=("on", "mean"),
@@ -320,16 +320,20 @@ def active_heatmap(
     return _over_time(figure, times, words, axis, span).update_layout(height=160 + 17 * len(layers))
 
 
-def threshold_bars(data: pd.DataFrame) -> go.Figure:
-    """Both routers of one layer's `threshold_data`: a bar an expert, full where it exceeds the dashed threshold."""
+def threshold_bars(data: pd.DataFrame, dynamic: bool = True) -> go.Figure:
+    """Both routers of one layer's `threshold_data`: a bar an expert, full where it exceeds the dashed threshold.
+
+    Where experts are not chosen by thresholds (`dynamic` is false), none is drawn, and full are those on in half of the frames.
+    """
     tau = data.groupby("router").threshold.mean()
-    titles = [f"{router.capitalize()}, τ = {tau.get(router, np.nan):.3f}" for router in ("global", "local")]
+    routers = ("global", "local")
+    titles = [f"{r.capitalize()}, τ = {tau.get(r, np.nan):.3f}" if dynamic else r.capitalize() for r in routers]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, shared_yaxes=True)
     figure.update_annotations(font_size=13)
     colours = accent_colours(data.accent.unique())
     for column, router in enumerate(("global", "local"), start=1):
         rows = data[data.router == router].sort_values("expert")
-        on = rows.weight > rows.threshold
+        on = rows.weight > rows.threshold if dynamic else rows.share_on >= 0.5
         figure.add_bar(
             row=1, col=column, x=rows.weight, y=rows.accent, orientation="h", showlegend=False,
             marker=dict(
@@ -344,7 +348,7 @@ def threshold_bars(data: pd.DataFrame) -> go.Figure:
             hovertemplate="%{y}: weight %{x:.3f}<br>threshold %{customdata[0]:.3f}<br>on in %{customdata[1]:.0f} % of the "
             "frames<extra></extra>",
         )  # fmt: skip
-        if len(rows):
+        if len(rows) and dynamic:
             for line in ON_ANY_COLOUR:
                 figure.add_vline(x=tau[router], row=1, col=column, line=line)
     figure.update_xaxes(title="accent share π / m", row=1, col=1, rangemode="tozero")

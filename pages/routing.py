@@ -54,11 +54,14 @@ parts.warn_if_outside(job)
 
 key = f"{chosen.key}-{stretch.number}-{layer}-{which}"
 choose_word(chosen.key, words)
-moment = clicked_moment(chosen.key, words, stretch.start, stretch.end)
+timed = bool(table[table.layer == layer].time.notna().all())
+moment = clicked_moment(chosen.key, words, stretch.start, stretch.end) if timed else None
 show_moment(moment, job.audio, table, layer, which)
 span = (moment.start, moment.end) if moment else None
 label, gate = figures.layer_label(layer), t(figures.GATES[which])
 st.header(t("{gate} of {layer}, over time", gate=gate, layer=label))
+if not timed:
+    st.caption(t("This layer lies in the LLM: it counts tokens, those of the audio and the prompt among them, not seconds."))
 data = figures.gate_data(table, layer, which)
 parts.figure(
     figures.gate_heatmap(data, which, words, span), f"{chosen.stem}-{label}-{which}", data,
@@ -66,7 +69,7 @@ parts.figure(
         "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
         "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own."
     ),
-    f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, words),
+    f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, words) if timed else "ignore",
 )  # fmt: skip
 
 left, right = st.columns(2)
@@ -76,7 +79,7 @@ with left:
     cut = figures.threshold_data(table, layer, at)
     when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
     parts.figure(
-        figures.threshold_bars(cut), f"{chosen.stem}-{label}-thresholds", cut,
+        figures.threshold_bars(cut, state.dynamic(asr)), f"{chosen.stem}-{label}-thresholds", cut,
         t("each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).", when=when),
         f"thresholds-{key}",
     )  # fmt: skip
@@ -102,7 +105,8 @@ count = figures.ACTIVE[which]
 parts.figure(
     figures.active_heatmap(active, table.expert.nunique(), words, count, span), f"{chosen.stem}-active", active,
     t("how many experts are on at each layer and moment ({gate}); dark is none. Click a cell to hear it.", gate=gate.lower()),
-    f"active-{key}", on_select=remember_click(f"active-{key}", chosen.key, words),
+    f"active-{key}",
+    on_select=remember_click(f"active-{key}", chosen.key, words) if table.time.notna().all() else "ignore",
 )  # fmt: skip
 
 st.header(t("Word by word"))
@@ -112,6 +116,8 @@ view = st.segmented_control(
 )  # fmt: skip
 if not words:
     st.caption(t("No words were heard here."))
+elif view == "gate" and table.time.isna().all():
+    st.caption(t("Layers in the LLM have no times, so they cannot be told apart by word."))
 elif view == "gate":
     carried = figures.word_data(table, words, which)
     parts.figure(
