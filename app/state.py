@@ -269,11 +269,6 @@ def prepare_choice(name: str, options: list[str]) -> None:
         st.session_state[name] = found or options[0]
 
 
-def dynamic(asr: Any) -> bool:
-    """Whether HDMoLE's experts are chosen by thresholds, as it was trained; else a layer has none to show."""
-    return bool(asr.models["hdmole"].peft_config["default"].thresholds == "dynamic")
-
-
 def trained_share(asr: Any) -> str:
     """Parameters that HDMoLE trains, as a share of full fine-tuning's where the model has both."""
     if "hdmole" not in asr.methods:

@@ -150,6 +150,11 @@ class Job(_Task):
         starts = [0.0, *(s.offset for s in self.encoded[1:])]
         return list(zip(starts, [*starts[1:], self.audio.seconds], strict=True))
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether HDMoLE's experts are chosen by thresholds, as it was trained; else a layer has none to show."""
+        return bool(self._asr.models["hdmole"].peft_config["default"].thresholds == "dynamic")
+
     def routing(self, segment: int = 0) -> pd.DataFrame | None:
         """Tidy trace of HDMoLE in one stretch of the audio; None where the model has no such adapter or is not done."""
         trace = self.transcripts["hdmole"].trace if "hdmole" in self.transcripts else None

@@ -79,7 +79,7 @@ with left:
     cut = figures.threshold_data(table, layer, at)
     when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
     parts.figure(
-        figures.threshold_bars(cut, state.dynamic(asr)), f"{chosen.stem}-{label}-thresholds", cut,
+        figures.threshold_bars(cut, job.dynamic), f"{chosen.stem}-{label}-thresholds", cut,
         t("each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).", when=when),
         f"thresholds-{key}",
     )  # fmt: skip
