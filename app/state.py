@@ -188,7 +188,8 @@ def worth_of(asr: Any, job: Job, segment: int) -> Worth:
     """What each expert was worth in a stretch of the job's utterance, started if it was not asked before."""
     asked: dict[tuple[str, int], Worth] = st.session_state.setdefault("worth", {})
     key = (job.utterance.key, segment)
-    if key not in asked or (asked[key].cancelled and asked[key].words is None and not asked[key].running):
+    stopped = job.utterance.key == st.session_state.get("stopped")
+    if key not in asked or (asked[key].cancelled and asked[key].words is None and not asked[key].running and not stopped):
         asked[key] = Worth(asr, job, segment)
     for old in list(asked)[:-_KEPT]:
         asked.pop(old).cancel()

@@ -112,9 +112,12 @@ with right:
         ),
         "map", on_select="rerun",
     )  # fmt: skip
-    if chosen := event.selection.points:
+    named = st.selectbox(  # for those who cannot click
+        t("Utterance"), sorted(points.utterance.unique()), index=None, placeholder=t("none"), key="map_utterance"
+    )
+    if event.selection.points or named:
         with clicked:
-            hear(folder, chosen[0]["customdata"][0])
+            hear(folder, event.selection.points[0]["customdata"][0] if event.selection.points else str(named))
 st.caption(
     t(
         "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "

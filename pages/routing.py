@@ -129,6 +129,9 @@ else:
     parts.ended(asked, 1.0)
     if asked.error:
         st.error(t(asked.error))
+    elif asked.words is None and st.button(t("Go on"), key="worth_again"):
+        st.session_state.pop("stopped", None)
+        st.rerun()
     if asked.words:
         worth = figures.worth_data(asked.words)
         parts.figure(
