@@ -56,7 +56,11 @@ def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure
         heat = figures.gate_heatmap(gates, which, words)
         gate = t(figures.GATES[which])
         found["gates"] = t("{gate} of {layer}: which expert worked when", gate=gate, layer=name), heat, gates
-        found["thresholds"] = t("Thresholds of {layer} and what they cut", layer=name), figures.threshold_bars(cut, job.dynamic), cut
+        found["thresholds"] = (
+            t("Thresholds of {layer} and what they cut", layer=name),
+            figures.threshold_bars(cut, job.dynamic),
+            cut,
+        )
         mean = t("All layers: {gate}, mean", gate=gate.lower())
         found["layers"] = mean, figures.layer_overview(overview, which), overview
         dense = figures.active_heatmap(active, table.expert.nunique(), words, figures.ACTIVE[which])

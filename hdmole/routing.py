@@ -27,6 +27,7 @@ class Routing:
     posterior: Tensor
     rows: Tensor | Mapping[str, Tensor] | None = None
     beams: int = 1
+    unmasked: bool = False  # the adapter's recogniser found the accent without a mask of padding
 
     def __post_init__(self) -> None:
         if self.posterior.dim() != 2:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tiny import TARGETS, tiny_speech_llm
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMultimodalLM, GenerationConfig, Trainer, TrainingArguments
 
 from hdmole import AccentRecogniser, HDMoLEConfig, intervene, route, trace
 from hdmole.routing import RoutingError
+from hdmole.speech_llm import SpeechLLM
 from hdmole.tuner import HDMoLELinear
 
 ACCENTS = ["a", "b", "c"]
@@ -258,3 +260,18 @@ def test_off_the_trace_adds_no_operation() -> None:
     off = operations()
     with trace(build("glmasr")):  # another model is traced
         assert operations() == off
+
+
+def test_a_typed_peft_model_hears_the_accent_without_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT's model for causal language models keeps `attention_mask` from the tuner's hook."""
+    monkeypatch.setattr(SpeechLLM, "prepare_inputs_for_generation", lambda self, *args, **kwargs: kwargs, raising=False)
+    recogniser = AccentRecogniser(["general", *ACCENTS], n_mels=80, channels=8)
+    features, mask = torch.randn(2, 80, 80), torch.arange(80) < torch.tensor([[80], [40]])
+    for task in (None, "CAUSAL_LM"):
+        config = HDMoLEConfig(accents=ACCENTS, target_modules=TARGETS, recogniser=recogniser.arguments, task_type=task)
+        model: Any = get_peft_model(tiny_speech_llm(), config)
+        model.base_model.set_recogniser(recogniser)
+        with trace(model.eval()) as t:
+            model(input_features=features, attention_mask=mask, labels=torch.ones(2, 3, dtype=torch.long))
+        heard = torch.from_numpy(t.arrays(t.layer_names[0], 1)["posterior"][0])
+        torch.testing.assert_close(heard, recogniser.eval().posterior(features, mask)[1, 1:])

@@ -27,6 +27,12 @@ def _strip(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, 
     return args, {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
 
 
+def _features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The features of a call: `input_features`, or the first argument where that is no text."""
+    features: Tensor | None = kwargs.get("input_features")
+    return args[0] if features is None and args and isinstance(args[0], Tensor) and args[0].is_floating_point() else features
+
+
 def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The model's own `generate`, without the routing arguments, and with the beams it is asked for made known."""
     kwargs = {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
@@ -156,28 +162,44 @@ class HDMoLEModel(BaseTuner):
         if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):
             for trace in context.traces:
                 trace.begin()
-        posterior = kwargs.get("accent_posterior")
+        posterior, unmasked = kwargs.get("accent_posterior"), False
         if posterior is None and context.routing is None:
-            posterior = self.recognise(args, kwargs)
+            posterior, unmasked = self.recognise(args, kwargs), self._mask(args, kwargs) is None
         if posterior is not None:
-            context = replace(context, routing=Routing(posterior.detach(), kwargs.get("utterance_rows")))
+            context = replace(context, routing=Routing(posterior.detach(), kwargs.get("utterance_rows"), unmasked=unmasked))
         with use(context):  # without a routing, a layer that runs will say what is missing
             yield
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own. PEFT's typed models keep `attention_mask` from the hook above: the accent is then found again with it."""
+        context = current()
+        if context.routing is not None and context.routing.unmasked and self._mask(args, kwargs) is not None:
+            posterior = self.recognise(args, kwargs)
+            assert posterior is not None
+            with use(replace(context, routing=replace(context.routing, posterior=posterior.detach(), unmasked=False))):
+                return super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The active adapter's accent posterior (U, N + 1) from `input_features`; None without recogniser or features."""
+        recogniser, features = self._recogniser, _features(args, kwargs)
+        return None if recogniser is None or features is None else recogniser.posterior(features, self._mask(args, kwargs))
+
+    @property
+    def _recogniser(self) -> Any:
+        """The active adapter's accent recogniser; None where it has none."""
         name = self.active_adapters[0] if self.active_adapters else ""
-        features = kwargs.get("input_features")
-        if features is None and args and isinstance(args[0], Tensor) and args[0].is_floating_point():
-            features = args[0]
-        if name not in self.hdmole_recogniser or features is None:
+        return dict(self.hdmole_recogniser.items()).get(name)
+
+    def _mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The mask (U, T) of the features that are given, false on padding; None where there is none."""
+        recogniser, features = self._recogniser, _features(args, kwargs)
+        if recogniser is None or features is None:
             return None
-        recogniser: Any = self.hdmole_recogniser[name]
         time = 1 if recogniser.arguments["feature_layout"] == "time_first" else 2
         masks = _MASKS if kwargs.get("input_ids") is None else _MASKS[:2]  # the text's own mask may be as long by chance
         candidates = [kwargs.get(m) for m in masks] + [a for a in args[1:] if isinstance(a, Tensor)]
-        mask = next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
-        return recogniser.posterior(features, mask)
+        return next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         self.merge_adapter()
