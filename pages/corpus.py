@@ -58,6 +58,8 @@ with st.expander(t("The recordings"), expanded=not (earlier or (task and not tas
         st.session_state.corpus_started = True
         st.rerun()
 if task is not None:
+    if task.running:  # a reload then finds the way back
+        state.write_deep_link(results=str(task.out))
     parts.ended(task)
     if task.error:
         st.error(t(task.error))
@@ -69,6 +71,9 @@ elif not earlier:
     st.stop()
 out = task.out if task is not None else Path(earlier)
 state.write_deep_link(results=str(out))
+if (out / "parts").is_dir() and not (out / "summary.json").is_file():
+    st.info(t("This evaluation is not finished yet; open this address again later."))
+    st.stop()
 try:
     summary = state.results(out)
 except ValueError as error:

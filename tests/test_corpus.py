@@ -20,7 +20,9 @@ from hdmole.asr import ASR
 from hdmole.evaluate import Cancelled, ManifestError, evaluate
 
 
-def test_a_corpus_is_judged_and_its_recordings_can_be_searched(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
+def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
+    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path
+) -> None:
     at = open_app("corpus")
     assert_no_exception(at)
     at.text_input(key="corpus_path").set_value(str(tiny_model / "samples" / "manifest.jsonl")).run()
@@ -44,6 +46,9 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(open_app: Callabl
     assert other.session_state.evaluation.out != task.out and other.session_state.corpus_results == ""
     other.text_input(key="corpus_results").set_value(str(tiny_model / "results")).run()
     assert "has no recordings.parquet" in other.error[0].value and not other.exception
+    (tmp_path / "running" / "parts").mkdir(parents=True)  # as a reload finds it while the work goes on
+    other.text_input(key="corpus_results").set_value(str(tmp_path / "running")).run()
+    assert "not finished yet" in other.info[0].value and not other.error and not other.exception
 
 
 def test_a_corpus_that_cannot_be_read_gets_a_sentence(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
