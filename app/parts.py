@@ -404,7 +404,7 @@ def transcript_downloads(job: Job) -> None:
         )
 
 
-def headline(asr: Any, summary: dict[str, Any]) -> None:
+def headline(summary: dict[str, Any]) -> None:
     """The numbers a visitor looks for first; those the results do not have are left out."""
     numbers: list[tuple[str, str, str | None]] = []
     domains = {method: entry["domains"] for method, entry in summary.get("methods", {}).items()}
@@ -423,5 +423,5 @@ def headline(asr: Any, summary: dict[str, Any]) -> None:
         numbers.append((t("Parameters HDMoLE trains"), count, None))
     if "accent_recogniser" in summary:
         numbers.append((t("Accent recogniser, right"), f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
-    for column, (label, value, delta) in zip(st.columns(len(numbers)), numbers, strict=True):
+    for column, (label, value, delta) in zip(st.columns(max(1, len(numbers))), numbers, strict=False):
         column.metric(label, value, delta, delta_color="inverse")

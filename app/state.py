@@ -270,16 +270,6 @@ def prepare_choice(name: str, options: list[str]) -> None:
         st.session_state[name] = found or options[0]
 
 
-def trained_share(asr: Any) -> str:
-    """Parameters that HDMoLE trains, as a share of full fine-tuning's where the model has both."""
-    if "hdmole" not in asr.methods:
-        return t("no adapter")
-    trained = asr.trainable("hdmole")
-    if "full" not in asr.methods:
-        return t("{count} parameters", count=f"{trained:,}")
-    return t("{share} % of full", share=f"{100 * trained / asr.trainable('full'):.1f}")
-
-
 def model_card(path: Path) -> str:
     """A model card's text without the metadata block that hubs put before it."""
     text = path.read_text(encoding="utf-8")

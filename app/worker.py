@@ -97,10 +97,13 @@ class _Task:
         self._share = share
         if self.cancelled and share < 1:  # what is just done is kept
             raise _Stopped
-        if self._thread is threading.current_thread():  # between two stretches of long audio others take their turn
-            _TURNS.release()
-            time.sleep(0.01)
-            _TURNS.acquire()
+        self._let_others()
+
+    def _let_others(self) -> None:
+        """Between two stretches or recordings others take their turn."""
+        _TURNS.release()
+        time.sleep(0.05)
+        _TURNS.acquire()
 
     def _run(self) -> None:
         while not _TURNS.acquire(timeout=0.2):
@@ -224,9 +227,7 @@ class Evaluation(_Task):
         self._share = done / max(1, total)
         if self.cancelled and done < total:
             raise Cancelled
-        _TURNS.release()  # others need not wait for the whole corpus
-        time.sleep(0.05)
-        _TURNS.acquire()
+        self._let_others()
 
     def _work(self) -> None:
         if not isinstance(self.source, Path):

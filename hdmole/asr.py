@@ -30,14 +30,13 @@ from transformers import AutoFeatureExtractor, AutoTokenizer
 
 import hdmole.tuner  # noqa: F401  (makes PEFT know HDMoLE)
 from hdmole.audio import SAMPLE_RATE, Audio, framed
-from hdmole.domain import DomainScorer, domain_features, flags
+from hdmole.domain import DomainScorer, domain_features, flags, verdict_of_all
 from hdmole.intervention import intervene
 from hdmole.routing import route
 from hdmole.speech_llm import SpeechLLM
 from hdmole.tracing import Trace, trace
 
 METHODS = ("base", "lora", "full", "hdmole")
-METHOD_LABELS = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
 GENERAL = "general"
 AGREED = 0.4  # letters in which CTC head and LLM differ, as a share: of utterances heard whole less, of several at once more
 
@@ -380,28 +379,12 @@ class ASR:
         ]  # fmt: skip
 
     def in_domain(self, segments: list[Encoded]) -> dict[str, Any]:
-        """Whether the audio is inside what the model was made for: score 0 to 1, verdict, reasons; by the base model.
-
-        Of several segments the score is their mean by seconds, the verdict that of most seconds, and `outside` lists start and
-        end (s) of those that are outside.
-        """
+        """Whether the audio is inside what the model was made for: score 0 to 1, verdict, reasons; by the base model."""
         if self.domain is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
         found = [self.domain.score(self.domain_features(segment)) for segment in segments]
-        if len(found) == 1:
-            return found[0]
-        seconds = np.array([segment.seconds for segment in segments])
-        beyond = np.array([not result["verdict"] for result in found])
-        inside = bool(seconds[beyond].sum() < seconds.sum() / 2)
-        reasons = [reason for result in found for reason in result["reasons"]]
-        return {
-            "score": round(float(np.average([result["score"] for result in found], weights=seconds)), 4),
-            "verdict": inside,
-            "reasons": [] if inside else sorted(set(reasons), key=lambda r: -reasons.count(r))[:2],
-            "outside": [
-                [round(max(0.0, s.offset), 2), round(s.offset + s.seconds, 2)] for s, b in zip(segments, beyond, strict=True) if b
-            ],
-        }
+        spans = [(segment.offset, segment.offset + segment.seconds) for segment in segments]
+        return found[0] if len(found) == 1 else verdict_of_all(found, spans)
 
     def domain_features(self, segment: Encoded, heard: Decoded | None = None) -> dict[str, float]:
         """What the in-domain score looks at, for one segment and what the base model heard in it."""

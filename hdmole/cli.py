@@ -169,8 +169,8 @@ def evaluate(
     """
     _make_folder(out)
     asr = _load(model)
-    from hdmole.asr import METHOD_LABELS
     from hdmole.evaluate import evaluate as run
+    from hdmole.figures import METHOD_NAMES
     from hdmole.results import accent_table, markdown_table
 
     chosen = [m.strip() for m in methods.split(",") if m.strip()]
@@ -191,7 +191,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
     else:
-        typer.echo(f"{markdown_table(summary, METHOD_LABELS)}\n\n{accent_table(summary, METHOD_LABELS)}")
+        typer.echo(f"{markdown_table(summary, METHOD_NAMES)}\n\n{accent_table(summary, METHOD_NAMES)}")
     if failed:
         raise typer.Exit(1)
 
@@ -276,7 +276,7 @@ def demo_info(
 ) -> None:
     """What the demo model is: sizes, methods, accents and measured results."""
     asr = _load(model)
-    from hdmole.asr import METHOD_LABELS
+    from hdmole.figures import METHOD_NAMES
     from hdmole.results import markdown_table, update_readme
 
     size = sum(f.stat().st_size for f in asr.folder.rglob("*") if f.is_file())
@@ -292,7 +292,7 @@ def demo_info(
     path = asr.folder / "results" / "summary.json"
     if readme is not None:
         try:
-            update_readme(readme, path, METHOD_LABELS)
+            update_readme(readme, path, METHOD_NAMES)
         except (ValueError, OSError) as error:
             _fail(error)
     try:
@@ -306,7 +306,7 @@ def demo_info(
     typer.echo("Parameters: " + ", ".join(f"{k} {v:,}" for k, v in parts.items()))
     typer.echo("Accents: " + ", ".join(asr.accents))
     if summary:
-        typer.echo("\n" + markdown_table(summary, METHOD_LABELS))
+        typer.echo("\n" + markdown_table(summary, METHOD_NAMES))
         origin = summary["provenance"]
         typer.echo(f"\nMeasured {origin['date']} by `{origin['command']}` on {origin['machine']}.")
 

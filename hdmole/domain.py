@@ -175,3 +175,20 @@ class DomainScorer:
     def load(cls, path: Path) -> DomainScorer:
         """Read what `save` wrote."""
         return cls(**json.loads(path.read_text()))
+
+
+def verdict_of_all(found: list[dict[str, Any]], spans: list[tuple[float, float]]) -> dict[str, Any]:
+    """One verdict of a recording's segments, of what `DomainScorer.score` said of each and their start and end in seconds.
+
+    The score is their mean by seconds, the verdict that of most seconds; `outside` lists the spans of those that are outside.
+    """
+    seconds = np.array([end - start for start, end in spans])
+    beyond = np.array([not result["verdict"] for result in found])
+    inside = bool(seconds[beyond].sum() < seconds.sum() / 2)
+    reasons = [reason for result in found for reason in result["reasons"]]
+    return {
+        "score": round(float(np.average([result["score"] for result in found], weights=seconds)), 4),
+        "verdict": inside,
+        "reasons": [] if inside else sorted(set(reasons), key=lambda r: -reasons.count(r))[:2],
+        "outside": [[round(max(0.0, start), 2), round(end, 2)] for (start, end), out in zip(spans, beyond, strict=True) if out],
+    }

@@ -29,7 +29,7 @@ folder, summary = parts.choose_results(asr, "methods")
 ours = folder.resolve().is_relative_to(state.ROOT / "assets")
 labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
 
-parts.headline(asr, summary)
+parts.headline(summary)
 for claim in summary.get("claims", []):
     low, high = claim["interval"]
     icon = ":material/check_circle:" if claim["holds"] else ":material/cancel:"
@@ -178,6 +178,7 @@ if file.is_file():
     table = table.loc[of == accent].reset_index(drop=True) if accent else table
     if table.empty:
         st.info(t("The two methods have no utterance in common of one training seed."))
+        state.write_deep_link(**address)
         st.stop()
     counts = result_figures.pair_counts(table, str(method), str(against))
     reading = (

@@ -51,6 +51,15 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
     assert "not finished yet" in other.info[0].value and not other.error and not other.exception
 
 
+def test_results_without_base_and_hdmole_are_compared_too(
+    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path
+) -> None:
+    evaluate(ASR.load(tiny_model), tiny_model / "samples" / "manifest.jsonl", ["lora", "full"], tmp_path / "two")
+    at = open_app("compare", results=str(tmp_path / "two"))
+    assert_no_exception(at)
+    assert at.get("plotly_chart")
+
+
 def test_a_corpus_that_cannot_be_read_gets_a_sentence(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
     at = open_app("corpus")
     at.text_input(key="corpus_path").set_value(str(tmp_path / "none.jsonl")).run()

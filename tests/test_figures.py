@@ -168,7 +168,7 @@ def test_the_middle_of_a_cell_lies_in_its_own_frame_only() -> None:
 
 def test_an_adapter_without_thresholds_shows_none() -> None:
     rows = table()
-    rows["global_gate"] = (rows.expert == 1).astype(float)  # top-1: weights and placeholders of thresholds say nothing of it
+    rows["global_gate"] = (rows.expert == 1).astype(float)  # top-1, which neither weights nor thresholds tell
     figure = figures.threshold_bars(figures.threshold_data(rows, LAYERS[0]), dynamic=False)
     assert list(figure.data[0].marker.pattern.shape) == ["" if k == 1 else "/" for k in range(len(figure.data[0].y))]
     assert not figure.layout.shapes and [note.text for note in figure.layout.annotations] == ["Global", "Local"]

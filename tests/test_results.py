@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hdmole.asr import METHOD_LABELS
 from hdmole.compare import claims
+from hdmole.figures import METHOD_NAMES
 from hdmole.results import (
     COLUMNS,
     accent_differences,
@@ -73,8 +73,8 @@ def test_the_mean_over_accents_has_an_interval_of_its_own() -> None:
     entry = summarise(rows)["methods"]["base"]["domains"]["accent"]
     low, high = entry["mean_interval"]
     assert entry["mean_over_accents"] == 25.0 and entry["interval"][1] < 15 < low < 25 < high < 35
-    assert "| 25.0 [2" in markdown_table({"methods": summarise(rows)["methods"]}, METHOD_LABELS)
-    assert accent_table(summarise(rows), METHOD_LABELS).splitlines()[2:] == [
+    assert "| 25.0 [2" in markdown_table({"methods": summarise(rows)["methods"]}, METHOD_NAMES)
+    assert accent_table(summarise(rows), METHOD_NAMES).splitlines()[2:] == [
         "| easy | 0.0 [0.0, 0.0] |",
         f"| hard | 50.0 [{entry['accents']['hard']['interval'][0]:.1f}, {entry['accents']['hard']['interval'][1]:.1f}] |",
     ]
@@ -99,9 +99,9 @@ def test_a_difference_is_called_only_where_its_interval_excludes_zero() -> None:
     assert len(found) == 6
     better, worse = found["hdmole", "lora"], found["lora", "hdmole"]
     assert better["points"] == -worse["points"] == -17.5 and better["interval"] == [-v for v in reversed(worse["interval"])]
-    assert verdict(better, METHOD_LABELS).startswith("HDMoLE against LoRA: better, -17.5 points [-")
-    assert ": worse, +17.5 points" in verdict(worse, METHOD_LABELS)
-    assert "no difference established" in verdict(found["full", "lora"], METHOD_LABELS)
+    assert verdict(better, METHOD_NAMES).startswith("HDMoLE against LoRA: better, -17.5 points [-")
+    assert ": worse, +17.5 points" in verdict(worse, METHOD_NAMES)
+    assert "no difference established" in verdict(found["full", "lora"], METHOD_NAMES)
 
 
 def test_differences_by_accent_have_the_sign_and_the_interval_of_their_speakers() -> None:
@@ -119,11 +119,11 @@ def test_differences_by_accent_have_the_sign_and_the_interval_of_their_speakers(
 def test_a_rate_of_few_speakers_is_shown_without_an_interval() -> None:
     summary = summarise(_rows({"base": [4, 2, 4, 2], "hdmole": [2, 1, 2, 1]}))
     assert few_speakers(summary, "accent") == 4 and few_speakers(summary, "none") == 0
-    assert "[" not in markdown_table(summary, METHOD_LABELS) + accent_table(summary, METHOD_LABELS)
-    assert "| HDMoLE |  | 15.0 |" in markdown_table(summary, METHOD_LABELS)
+    assert "[" not in markdown_table(summary, METHOD_NAMES) + accent_table(summary, METHOD_NAMES)
+    assert "| HDMoLE |  | 15.0 |" in markdown_table(summary, METHOD_NAMES)
     enough = summarise(_rows({"base": [4, 2, 4, 2, 4], "hdmole": [2, 1, 2, 1, 2]}))
-    assert few_speakers(enough, "accent") == 0 and "[" in markdown_table(enough, METHOD_LABELS)
-    assert "[" not in accent_table(enough, METHOD_LABELS)  # of each accent, three or two
+    assert few_speakers(enough, "accent") == 0 and "[" in markdown_table(enough, METHOD_NAMES)
+    assert "[" not in accent_table(enough, METHOD_NAMES)  # of each accent, three or two
 
 
 def test_bootstrap_covers_the_mean_and_narrows_with_speakers() -> None:
@@ -143,7 +143,7 @@ def test_written_results_read_back(tmp_path: Path) -> None:
 
 def test_readme_shows_the_table_of_the_results_file() -> None:
     summary = json.loads((ROOT / "assets" / "demo" / "results" / "summary.json").read_text())
-    assert markdown_table(summary, METHOD_LABELS) in (ROOT / "README.md").read_text()
+    assert markdown_table(summary, METHOD_NAMES) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("folder", [ROOT / "assets" / "demo" / "results", *(ROOT / "assets" / "results").glob("*")])

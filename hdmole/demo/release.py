@@ -16,13 +16,14 @@ from sklearn.metrics import roc_auc_score
 from transformers import ParakeetFeatureExtractor
 
 from hdmole.analysis import recogniser_results
-from hdmole.asr import ASR, METHOD_LABELS, Encoded
+from hdmole.asr import ASR, Encoded
 from hdmole.audio import decode
 from hdmole.data import Corpus, States
 from hdmole.demo.corpus import N_MELS, RATE, render
 from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, speakers
 from hdmole.demo.text import sentences, vocabulary
 from hdmole.domain import DomainScorer
+from hdmole.figures import METHOD_NAMES
 from hdmole.results import count_errors, markdown_table, normalise, provenance, summarise, write
 from hdmole.speech_llm import SpeechLLM
 
@@ -52,7 +53,7 @@ def release(stages: Build, corpus: Corpus, states: States, out: Path) -> dict[st
     )  # fmt: skip
     write(out / "results", rows, summary)
     (out / "README.md").write_text(model_card(summary))
-    stages.report("results:\n" + markdown_table(summary, METHOD_LABELS))
+    stages.report("results:\n" + markdown_table(summary, METHOD_NAMES))
     return summary
 
 
@@ -198,7 +199,7 @@ def model_card(summary: dict[str, Any]) -> str:
     recogniser, domain, origin = summary["accent_recogniser"], summary["in_domain"], summary["provenance"]
     accents = "\n".join(f"| {a.name} | {a.label} | {a.rules} |" for a in ACCENTS.values())
     per_accent = methods["hdmole"]["domains"].get("accent", {}).get("accents", {})
-    header = "| Accent | " + " | ".join(METHOD_LABELS[m] for m in methods) + " |\n|---|" + "---:|" * len(methods)
+    header = "| Accent | " + " | ".join(METHOD_NAMES[m] for m in methods) + " |\n|---|" + "---:|" * len(methods)
     rows = "\n".join(
         f"| {a} | " + " | ".join(f"{methods[m]['domains']['accent']['accents'][a]['wer']:.1f}" for m in methods) + " |"
         for a in per_accent
@@ -234,7 +235,7 @@ were part of the base's training and count as "general" for the accent recognise
 Word error rate in %, with 95 % intervals from a bootstrap over speakers, on speakers, sentences and recordings never
 trained on. One seed.
 
-{markdown_table(summary, METHOD_LABELS)}
+{markdown_table(summary, METHOD_NAMES)}
 
 By accent:
 
