@@ -190,9 +190,9 @@ def trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def equal_rank(base: SpeechLLM, parameters: int) -> int:
-    """The rank at which LoRA on the projector trains nearest to so many `parameters`."""
-    linears = _linears(base, "projector")
+def equal_rank(base: SpeechLLM, parameters: int, place: str) -> int:
+    """The rank at which LoRA in a place trains nearest to so many `parameters`."""
+    linears = _linears(base, place)
     return max(1, round(parameters / sum(m.in_features + m.out_features for m in linears)))
 
 

@@ -40,15 +40,14 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what to do."""
 
 
-def known_methods(hdmole: dict[str, Any]) -> dict[str, Method]:
-    """The methods a configuration can name; `hdmole` holds the options of HDMoLEConfig they share.
+def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Method]:
+    """The methods a configuration can name; `hdmole` holds the options of HDMoLEConfig they share, `place` is what they adapt.
 
     The rank "equal" is the one at which LoRA trains as many parameters as HDMoLE.
     """
+    method = partial(Method, place=place)
 
-    def variant(
-        label: str, warm_share: float = 0.0, true_accent: bool = False, place: str = "projector", **changes: Any
-    ) -> Method:
+    def variant(label: str, warm_share: float = 0.0, true_accent: bool = False, place: str = place, **changes: Any) -> Method:
         return Method(
             f"HDMoLE, {label}", "hdmole", {**hdmole, **changes}, "hdmole", place=place, true_accent=true_accent,
             warm_share=warm_share,
@@ -57,14 +56,14 @@ def known_methods(hdmole: dict[str, Any]) -> dict[str, Method]:
     r = hdmole.get("r", 2)
     known = {
         "base": Method("Frozen base", "base"),
-        "full": Method("Full fine-tuning", "full"),
-        "lora": Method("LoRA, equal parameters", "lora", {"r": "equal"}),
-        "gated_lora": Method("LoRA times accent mass", "gated_lora", {"r": "equal"}),
-        "hdmole": Method("HDMoLE", "hdmole", hdmole),
-        "lora_r": Method(f"LoRA, rank {r}", "lora", {"r": r}, "lora"),
-        "gated_lora_r": Method(f"LoRA times accent mass, rank {r}", "gated_lora", {"r": r}, "gated_lora"),
-        "full_replay": Method("Full fine-tuning, replay", "full", rate="full", replay=0.25),
-        "lora_replay": Method("LoRA, replay", "lora", {"r": "equal"}, "lora", replay=0.25),
+        "full": method("Full fine-tuning", "full"),
+        "lora": method("LoRA, equal parameters", "lora", {"r": "equal"}),
+        "gated_lora": method("LoRA times accent mass", "gated_lora", {"r": "equal"}),
+        "hdmole": method("HDMoLE", "hdmole", hdmole),
+        "lora_r": method(f"LoRA, rank {r}", "lora", {"r": r}, "lora"),
+        "gated_lora_r": method(f"LoRA times accent mass, rank {r}", "gated_lora", {"r": r}, "gated_lora"),
+        "full_replay": method("Full fine-tuning, replay", "full", rate="full", replay=0.25),
+        "lora_replay": method("LoRA, replay", "lora", {"r": "equal"}, "lora", replay=0.25),
         "global": variant("global routing only", routing="global", router_accent=None),
         "local": variant("local routing only", routing="local"),
         "top1": variant("top-1", thresholds="top_k", top_k=1),
@@ -129,7 +128,8 @@ def read_config(path: Path) -> Comparison:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
     allowed = {
-        "data", "model", "manifests", "methods", "seeds", "seeds_of", "epochs", "rates", "trial_epochs", "watched", "hdmole", "method"
+        "data", "model", "manifests", "place", "methods", "seeds", "seeds_of", "epochs", "rates", "trial_epochs", "watched", "hdmole",
+        "method",
     }  # fmt: skip
     if unknown := sorted(set(values) - allowed):
         raise ConfigError(
@@ -138,9 +138,10 @@ def read_config(path: Path) -> Comparison:
     if ("data" in values) == ("manifests" in values):
         raise ConfigError(f"{path.name} needs either data (a work folder of 'hdmole demo build') or manifests, not both.")
     try:
-        methods = known_methods(dict(_table(values, "hdmole", path)))
+        place = values.get("place", "projector")
+        methods = known_methods(dict(_table(values, "hdmole", path)), place)
         for name, entry in _table(values, "method", path).items():
-            methods[name] = Method(**{"label": name, **entry})
+            methods[name] = Method(**{"label": name, "place": place, **entry})
         for method in methods.values():
             options = dict(method.options)
             if method.kind == "hdmole":
@@ -286,10 +287,10 @@ class Runner:
         self.work, self.rank, self.world, self.report = out / "work", rank, world, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.digest = speech_digest(speech, extra)
+        base = load_base(speech.base)
         size = trainable(prepare(load_base(speech.base), comparison.known["hdmole"], speech.recogniser))
-        r = equal_rank(load_base(speech.base), size)
         self.methods = {
-            name: replace(m, options={**m.options, "r": r}) if m.options.get("r") == "equal" else m
+            name: replace(m, options={**m.options, "r": equal_rank(base, size, m.place)}) if m.options.get("r") == "equal" else m
             for name, m in comparison.known.items()
         }
 
@@ -415,10 +416,12 @@ class Runner:
     def speed(self, rates: dict[str, float]) -> dict[str, float]:
         """How long each method takes to decode the same test speech, as a multiple of the frozen base beside it.
 
-        Encoder outputs are given; a method that changes the encoder is left out.
+        Encoder outputs are given, unless one of the methods changes the encoder: then each encodes the speech as well.
         """
-        seeds = self.comparison.seeds
-        names = [n for n in self.comparison.methods if self.methods[n].place != "encoder"]
+        names, seeds = self.comparison.methods, self.comparison.seeds
+        methods = {name: self.methods[name] for name in names}
+        if any(m.place == "encoder" for m in methods.values()):
+            methods = {name: replace(m, place="encoder") for name, m in methods.items()}
         steps = {name: self.run_step(name, seeds[name][0], rates) for name in names}
         step = Step(self.work / "speed", "speed.json", {name: s.settings for name, s in steps.items()})
         if step.begin(self.report):
@@ -428,8 +431,8 @@ class Runner:
             for name, run in steps.items():
                 model = self.trained(name, run.folder)
                 contenders: dict[str, Callable[[], Any]] = {
-                    "base": partial(hear, self.speech, base, self.methods["base"], rows),
-                    name: partial(hear, self.speech, model, self.methods[name], rows),
+                    "base": partial(hear, self.speech, base, methods["base"], rows),
+                    name: partial(hear, self.speech, model, methods[name], rows),
                 }
                 ratios[name] = side_by_side(contenders, rounds=5)[name]["ratio"]
             _write(step.done, ratios)
@@ -474,7 +477,7 @@ class Runner:
             if "dev" in notes[name, seeds[0]]:
                 entry["dev"] = notes[name, seeds[0]]["dev"]
             if method.kind != "base":
-                entry["rate"] = rates[method.rate or name]
+                entry["rate"], entry["place"] = rates[method.rate or name], method.place
             for domain, values in entry["domains"].items():
                 of = rows[(rows.method == name) & (rows.domain == domain)].groupby("seed")[["errors", "words"]].sum()
                 values["per_seed"] = {str(s): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}

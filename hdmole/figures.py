@@ -73,8 +73,8 @@ def accent_colours(accents: Iterable[str]) -> dict[str, str]:
 
 
 def layer_label(name: str) -> str:
-    """A layer's name without the wrappers' prefixes: `layers.0.q_proj` of the projector, say."""
-    for prefix in ("base_model.model.", "multi_modal_projector."):
+    """A layer's name without the wrappers' prefixes: `layers.0.q_proj` of the projector, `encoder.layers.0...` of the encoder."""
+    for prefix in ("base_model.model.", "multi_modal_projector.", "audio_tower."):
         name = name.removeprefix(prefix)
     return name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import streamlit as st
@@ -11,6 +12,7 @@ from app import parts, state, texts
 from app.texts import Text, t
 from app.words import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card
 from hdmole import figures, result_figures
+from hdmole.adapt import PLACES
 from hdmole.results import count_errors, normalise
 
 CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
@@ -144,8 +146,10 @@ with outcome:
     words.metric(t("Words that changed"), differing)
     work.metric(t("Experts at work, mean"), f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
     time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
-    measured = [f for f in map(parts.summary_of, state.results_folders(asr).values()) if f.get("frontier")]
-    if measured:
+    adapted = next((place for place, names in PLACES.items() if re.search(names, untouched.layers[0]["name"])), "")
+    found = [f for f in map(parts.summary_of, state.results_folders(asr).values()) if f.get("frontier")]
+    measured = [f for f in found if f["methods"]["hdmole"].get("place", "projector") == adapted]
+    if measured:  # in layers of the same place
         st.header(t("More experts or fewer: what it does over a corpus"))
         points = result_figures.frontier_data(measured[-1])
         parts.figure(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hdmole import adapt as adapting
 from hdmole import analysis
 from hdmole import compare as comparing
 from hdmole.cli import app
-from hdmole.compare import ConfigError, compare, known_methods, read_config
+from hdmole.compare import ConfigError, Runner, compare, known_methods, read_config
 from hdmole.preparation import speech_of
 from hdmole.results import markdown_table
 
@@ -110,8 +111,8 @@ def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, lis
     assert len(tried) == 2 and summary["methods"]["warm"]["rate"] == min(tried, key=lambda t: t["accent"])["rate"]
     assert {"accent", "general"} <= set(next(iter(summary["curves"]["hdmole"].values())))
     assert {c["claim"].split()[0] for c in summary["claims"]} == {"Accents", "Better", "At"}
-    assert summary["decoding_time"]["base"] == 1 and set(summary["decoding_time"]) == set(summary["methods"]) - {"encoder"}
-    assert "Decoding time |" in (table := markdown_table(summary, {})) and "| encoder |" in table
+    assert summary["decoding_time"]["base"] == 1 and set(summary["decoding_time"]) == set(summary["methods"])
+    assert "Decoding time |" in markdown_table(summary, {}) and summary["methods"]["encoder"]["place"] == "encoder"
     assert sum(map(sum, summary["accent_recogniser"]["confusion"])) == 8 and len(summary["accent_recogniser"]["labels"]) == 4
     assert summary["provenance"]["data_sha256"] and "epochs = 1" in summary["provenance"]["config"]
 
@@ -282,6 +283,23 @@ def test_processes_share_the_work(tmp_path: Path, tiny_model: Path, made: tuple[
     assert mine["methods"]["hdmole"] == alone["methods"]["hdmole"] and mine["attribution"] == alone["attribution"]
 
 
+def test_every_method_adapts_the_place_of_the_configuration(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    """LoRA's rank is then the one that is equal there."""
+    config, out, _ = made
+    comparison = read_config(config)
+    speech, extra = speech_of(comparison, out / "work", lambda text: None, 0)
+    for place in ("encoder", "llm"):
+        known = known_methods(dict(comparison.known["hdmole"].options), place)
+        runner = Runner(replace(comparison, known=known), tmp_path, speech, extra, lambda text: None)
+        sizes = {}
+        for name in ("full", "lora", "gated_lora", "hdmole"):
+            model = adapting.prepare(adapting.load_base(speech.base), runner.methods[name], speech.recogniser)
+            trained = [n for n, p in model.named_parameters() if p.requires_grad]
+            assert trained and all(("audio_tower" if place == "encoder" else "language_model") in n for n in trained)
+            sizes[name] = adapting.trainable(model)
+        assert abs(sizes["lora"] - sizes["hdmole"]) < 0.25 * sizes["hdmole"] and sizes["gated_lora"] == sizes["lora"]
+
+
 def test_correspondence_of_known_assignments() -> None:
     accents, speakers = np.repeat(["a", "b"], 20), np.tile(np.arange(10), 4).astype(str)
     perfect = analysis.correspondence(np.repeat([3, 5], 20), accents, speakers)
@@ -322,6 +340,7 @@ def test_correspondence_of_known_assignments() -> None:
         (("trial_epochs = 1", "trial_epochs = 0"), "trial_epochs is a number above 0"),
         (('train = "train.jsonl"', "train = 3"), "train is a path in quotes"),
         (('watched = ["hdmole"]', 'watched = "hdmole"'), "watched is a list of names"),
+        (("seeds = [0]", 'seeds = [0]\nplace = "ear"'), "The place of a method is one of projector, encoder, llm"),
     ],
 )
 def test_bad_configurations_get_a_sentence(tmp_path: Path, change: tuple[str, str], message: str) -> None:
