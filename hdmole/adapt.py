@@ -24,8 +24,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from hdmole.asr import GENERAL, greedy
 from hdmole.data import Batches, Corpus, States
 from hdmole.recogniser import AccentRecogniser
-from hdmole.routing import route
-from hdmole.speech_llm import SpeechLLM
+from hdmole.speech_llm import SpeechLLM, encode_all
 from hdmole.training import fit, smoothed_objective
 from hdmole.tuner import HDMoLEConfig
 from hdmole.tuner.layer import HDMoLELinear
@@ -296,9 +295,9 @@ def hear(
     for k in range(0, len(ordered), size):
         part = ordered[k : k + size]
         posterior = speech.posterior(part, method).to(device) if method.routed else None
-        states = encoder_states(speech, model, method, part)
-        with around(part, [len(s) for s in states]) if around else nullcontext():
-            heard = greedy(model, states, speech.tokenizer, posterior)
+        lengths = speech.states.spans[0, part, 1].tolist()
+        with around(part, lengths) if around else nullcontext():
+            heard = greedy(model, encoder_states(speech, model, method, part), speech.tokenizer, posterior)
         texts.update({i: d.text for i, d in zip(part, heard, strict=True)})
     return [texts[i] for i in rows]
 
@@ -309,8 +308,5 @@ def encoder_states(speech: Speech, model: Any, method: Method, rows: Sequence[in
     device = next(model.parameters()).device
     if method.place != "encoder":
         return [torch.from_numpy(speech.states.get(i).astype(np.float32)).to(device) for i in rows]
-    mels = [torch.from_numpy(np.array(speech.corpus.features(i), np.float32)) for i in rows]
-    mask = nn.utils.rnn.pad_sequence([torch.ones(len(m), dtype=torch.bool) for m in mels], batch_first=True).to(device)
-    with route(speech.posterior(rows, method).to(device)) if method.routed else nullcontext():
-        states, valid = model.encode(nn.utils.rnn.pad_sequence(mels, batch_first=True).to(device), mask)
-    return [s[v] for s, v in zip(states, valid, strict=True)]
+    mels = [torch.from_numpy(np.array(speech.corpus.features(i), np.float32)).to(device) for i in rows]
+    return encode_all(model, mels, speech.posterior(rows, method).to(device) if method.routed else None)

@@ -2,7 +2,8 @@
 
 * an utterance is encoded once (`encode`): mel features, encoder states, CTC posteriors, accent posterior; every method
   (frozen base, LoRA, full fine-tuning, HDMoLE) then decodes from that
-* each method has its own projector and shares encoder and LLM, so that methods and threads never interfere
+* each method has its own projector and shares the rest, unless its adapter changes that too, so that methods and threads never
+  interfere; one that changes the encoder encodes the utterance for itself when it decodes
 * word times come from the CTC head, word confidence from the LLM
 """
 
@@ -33,7 +34,7 @@ from hdmole.audio import SAMPLE_RATE, Audio, framed
 from hdmole.domain import DomainScorer, domain_features, flags, verdict_of_all
 from hdmole.intervention import intervene
 from hdmole.routing import route
-from hdmole.speech_llm import SpeechLLM
+from hdmole.speech_llm import SpeechLLM, encode_all
 from hdmole.tracing import Trace, trace
 
 METHODS = ("base", "lora", "full", "hdmole")
@@ -66,6 +67,7 @@ class Encoded:
     posterior: Tensor  # (N + 1,)
     base: Decoded | None = None  # what the frozen base hears, once it was asked
     until: float = float("inf")  # seconds into the recording where the sound ends
+    features: Tensor | None = None  # (T_mel, n_mels), where a method has an encoder of its own
 
     @property
     def seconds(self) -> float:
@@ -157,9 +159,10 @@ class ASR:
             self.models["lora"] = _adapted(base, folder / "adapters" / "lora")
         if (folder / "adapters" / "full" / "model.safetensors").is_file():
             weights = load_file(folder / "adapters" / "full" / "model.safetensors")
-            full = _with_own(base, weights, folder / "adapters" / "full")
+            full = _with_own(base, weights)
             full.load_state_dict(weights, strict=False)
             self.models["full"] = full.float().eval()
+            self._full_size = sum(w.numel() for w in weights.values())
         self.accents = [GENERAL]
         if (folder / "adapters" / "hdmole").is_dir():
             adapted = _adapted(base, folder / "adapters" / "hdmole")
@@ -170,6 +173,8 @@ class ASR:
                 )
             self.models["hdmole"] = adapted
             self.accents += list(adapted.peft_config["default"].accents)
+        towers = {name: model.get_base_model() if isinstance(model, PeftModel) else model for name, model in self.models.items()}
+        self.own_encoder = {name for name, model in towers.items() if model.audio_tower is not base.audio_tower}
         self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
 
     @classmethod
@@ -193,8 +198,9 @@ class ASR:
 
     @property
     def seconds_per_frame(self) -> dict[str, float]:
-        """Length of a frame by the part of the model whose layers see frames of audio."""
-        return {"multi_modal_projector": float(self.models["base"].config.seconds_per_frame)}
+        """Length of a frame by the part of the model whose layers see frames of audio; relative positions are no such frames."""
+        step = float(self.models["base"].config.seconds_per_frame)
+        return {"multi_modal_projector": step, "relative_k_proj": float("nan"), "audio_tower": step}
 
     @property
     def blank(self) -> int:
@@ -207,7 +213,7 @@ class ASR:
         if method == "base":
             return 0
         if method == "full":
-            return sum(p.numel() for p in model.multi_modal_projector.parameters())
+            return self._full_size
         return sum(p.numel() for n, p in model.named_parameters() if ("hdmole_" in n and "recogniser" not in n) or "lora_" in n)
 
     def check_method(self, method: str) -> None:
@@ -250,7 +256,8 @@ class ASR:
         if "hdmole" in self.models:
             posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
         until = min(len(samples), start + len(sound)) / SAMPLE_RATE
-        return Encoded(sound, start / SAMPLE_RATE, states, base.ctc_log_probs(states[None])[0], posterior, until=until)
+        kept, ctc = features[0][mask[0].bool()] if self.own_encoder else None, base.ctc_log_probs(states[None])[0]
+        return Encoded(sound, start / SAMPLE_RATE, states, ctc, posterior, until=until, features=kept)
 
     def posterior_of(self, segment: Encoded, accent: str) -> Tensor:
         """The posterior (N + 1,) that routes: what was heard ("auto") or certainty of a named accent."""
@@ -266,7 +273,13 @@ class ASR:
         """Greedy transcripts of many segments at once, with the log-probability of every token."""
         self.check_method(method)
         posterior = torch.stack([self.posterior_of(s, accent) for s in segments]) if method == "hdmole" else None
-        return greedy(self.models[method], [s.states for s in segments], self.tokenizer, posterior)
+        return greedy(self.models[method], self._states(segments, method, posterior), self.tokenizer, posterior)
+
+    def _states(self, segments: list[Encoded], method: str, posterior: Tensor | None) -> list[Tensor]:
+        """What the encoder, shared or the method's own, says of the segments."""
+        if method not in self.own_encoder:
+            return [s.states for s in segments]
+        return encode_all(self.models[method], [s.features for s in segments if s.features is not None], posterior)
 
     def ctc_text(self, segment: Encoded) -> str:
         """What the CTC head alone hears, greedily."""
@@ -361,9 +374,10 @@ class ASR:
         posterior = self.posterior_of(segment, accent)[None]
 
         def scores() -> Tensor:
-            mask = torch.ones(1, len(segment.states), dtype=torch.bool, device=self.device)
+            (states,) = self._states([segment], "hdmole", posterior)
+            mask = torch.ones(1, len(states), dtype=torch.bool, device=self.device)
             with route(posterior):
-                out = self.models["hdmole"](encoder_states=segment.states[None], encoder_mask=mask, labels=labels)
+                out = self.models["hdmole"](encoder_states=states[None], encoder_mask=mask, labels=labels)
             log_probs = out.logits[0, -len(result.ids) - 1 : -1].float().log_softmax(-1)
             return log_probs.gather(1, labels[0][:, None])[:, 0]
 
@@ -420,7 +434,7 @@ class ASR:
         if not groups:
             return [], "ctc"
         aligned = align(segment.ctc, [result.ids[k] for k in tokens], self.blank)
-        (step,) = self.seconds_per_frame.values()
+        step = self.seconds_per_frame["multi_modal_projector"]
         if aligned is None:
             width = segment.seconds / len(tokens)
             spans, timing = [(k * width, (k + 1) * width) for k in range(len(tokens))], "uniform"
@@ -496,14 +510,9 @@ def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tu
     return spans, total
 
 
-def _with_own(base: SpeechLLM, changed: Iterable[str], folder: Path) -> SpeechLLM:
-    """A copy of the model that shares everything but the parts in which the modules or weights `changed` lie.
-
-    Raises ModelError where the encoder is among them: it is run once for all methods.
-    """
+def _with_own(base: SpeechLLM, changed: Iterable[str]) -> SpeechLLM:
+    """A copy of the model that shares everything but the parts in which the modules or weights `changed` lie."""
     parts = {"multi_modal_projector", *(name.split(".")[0] for name in changed)}
-    if "audio_tower" in parts:
-        raise ModelError(f"{folder} changes the encoder, which is run once for all methods; adapt the projector or the LLM.")
     model = copy.copy(base)
     model._modules = dict(base._modules)
     model._forward_pre_hooks = copy.copy(base._forward_pre_hooks)
@@ -519,7 +528,7 @@ def _adapted(base: SpeechLLM, folder: Path) -> Any:
     names = [n for n, _ in base.named_modules() if n]
     saved = set(getattr(config, "modules_to_save", None) or ())
     changed = [n for n in names if check_target_module_exists(config, n) or saved & set(n.split("."))]
-    return PeftModel.from_pretrained(_with_own(base, changed, folder), folder).eval()  # type: ignore[arg-type]
+    return PeftModel.from_pretrained(_with_own(base, changed), folder).eval()  # type: ignore[arg-type]
 
 
 def _samples(audio: Audio | np.ndarray) -> np.ndarray:

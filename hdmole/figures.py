@@ -48,6 +48,18 @@ LAYOUT: dict[str, Any] = dict(
     margin=dict(l=8, r=8, t=36, b=8), hoverlabel=dict(namelength=-1), dragmode=False, font_family="Arial, Helvetica, sans-serif"
 )
 
+_SHORT = {  # of layers' names, in this order
+    "base_model.model.": "",
+    "multi_modal_projector.": "",
+    "audio_tower.": "",
+    "language_model.model.": "llm.",
+    "encoder.layers.": "encoder.",
+    "llm.layers.": "llm.",
+    "feed_forward": "ff",
+    "self_attn.": "",
+    "mlp.": "",
+}
+
 
 def exported(figure: go.Figure) -> go.Figure:
     """The same for a file of its own, where Streamlit does not make room for what stands on the axes."""
@@ -73,9 +85,9 @@ def accent_colours(accents: Iterable[str]) -> dict[str, str]:
 
 
 def layer_label(name: str) -> str:
-    """A layer's name without the wrappers' prefixes: `layers.0.q_proj` of the projector, `encoder.layers.0...` of the encoder."""
-    for prefix in ("base_model.model.", "multi_modal_projector.", "audio_tower."):
-        name = name.removeprefix(prefix)
+    """A layer's short name: `layers.0.q_proj` in the projector, `encoder.0.ff1.linear1`, `llm.0.q_proj`."""
+    for part, short in _SHORT.items():
+        name = name.replace(part, short)
     return name
 
 
@@ -421,9 +433,12 @@ def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
 
 
 def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.ndarray, list[str], np.ndarray, str]:
-    """Middles of the columns (T,), row labels, values (rows, T), and the axis' title; columns averaged to `MAX_COLUMNS`."""
-    timed = bool(data.time.notna().all())
-    column = "time" if timed else "frame"
+    """Middles of the columns (T,), row labels, values (rows, T), and the axis' title; columns averaged to `MAX_COLUMNS`.
+
+    Where some layers have times, those without are left out.
+    """
+    timed = bool(data.time.notna().any())
+    data, column = (data[data.time.notna()], "time") if timed else (data, "frame")
     labels = list(data.sort_values(row_order)[row].unique())
     wide = data.pivot_table(index=row, columns=column, values=value, aggfunc="mean", sort=True).reindex(labels)
     columns = wide.columns.to_numpy(float)
@@ -436,7 +451,7 @@ def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.
         sizes = np.diff(np.append(starts, len(columns)))
         values = (np.add.reduceat(values, starts, axis=1) / sizes).astype(np.float32)
         middles = np.add.reduceat(middles, starts) / sizes
-    return middles, labels, values, "time (s)" if timed else "token"
+    return middles, labels, values, "time (s)" if timed else "position"
 
 
 def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str) -> None:

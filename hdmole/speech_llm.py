@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +20,8 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForCTC, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from hdmole.routing import route
 
 
 class SpeechLLMConfig(PreTrainedConfig):
@@ -228,6 +232,16 @@ class SpeechLLM(PreTrainedModel):
         """Token ids of the transcript (B, L); keyword arguments go to the LLM's `generate`."""
         embeds, mask = self._prompt(input_features, attention_mask, encoder_states, encoder_mask)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
+
+
+@torch.no_grad()
+def encode_all(model: Any, features: Sequence[Tensor], posterior: Tensor | None = None) -> list[Tensor]:
+    """Encoder states (T, d_encoder) of utterances whose mel features (T_mel, n_mels) are given; `posterior` (U, N + 1) routes."""
+    mels = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([f.new_ones(len(f), dtype=torch.bool) for f in features], batch_first=True)
+    with nullcontext() if posterior is None else route(posterior):
+        states, valid = model.encode(mels, mask)
+    return [s[v] for s, v in zip(states, valid, strict=True)]
 
 
 AutoConfig.register(SpeechLLMConfig.model_type, SpeechLLMConfig, exist_ok=True)

@@ -61,7 +61,11 @@ span = (moment.start, moment.end) if moment else None
 label, gate = figures.layer_label(layer), t(figures.GATES[which])
 st.header(t("{gate} of {layer}, over time", gate=gate, layer=label))
 if not timed:
-    st.caption(t("This layer lies in the LLM: it counts tokens, those of the audio and the prompt among them, not seconds."))
+    st.caption(
+        t("This layer sees the distances between frames, not the frames.")
+        if "relative" in layer
+        else t("This layer lies in the LLM: it counts tokens, those of the audio and the prompt among them, not seconds.")
+    )
 data = figures.gate_data(table, layer, which)
 parts.figure(
     figures.gate_heatmap(data, which, words, span), f"{chosen.stem}-{label}-{which}", data,
@@ -106,8 +110,10 @@ parts.figure(
     figures.active_heatmap(active, table.expert.nunique(), words, count, span), f"{chosen.stem}-active", active,
     t("how many experts are on at each layer and moment ({gate}); dark is none. Click a cell to hear it.", gate=gate.lower()),
     f"active-{key}",
-    on_select=remember_click(f"active-{key}", chosen.key, words) if table.time.notna().all() else "ignore",
+    on_select=remember_click(f"active-{key}", chosen.key, words) if table.time.notna().any() else "ignore",
 )  # fmt: skip
+if table.time.notna().any() and table.time.isna().any():
+    st.caption(t("Layers that see no frames of audio are left out here."))
 
 st.header(t("Word by word"))
 view = st.segmented_control(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,7 +18,8 @@ import soundfile
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from tiny import speech_like
+from safetensors.torch import save_file
+from tiny import ACCENTS, speech_like
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -25,6 +27,7 @@ from hdmole.asr import ASR, Decoded, Encoded, ModelError, _cut, align, find_mode
 from hdmole.audio import decode
 from hdmole.demo.synth import Synthesiser, speakers
 from hdmole.evaluate import evaluate
+from hdmole.recogniser import AccentRecogniser
 from hdmole.results import count_errors, normalise
 from hdmole.speech_llm import SpeechLLM
 from hdmole.tuner import HDMoLEConfig
@@ -131,7 +134,7 @@ def test_silence_around_speech_changes_neither_text_nor_verdict(noise: float) ->
 
 
 def test_what_an_adapter_changes_is_its_own(tiny_model: Path, tmp_path: Path) -> None:
-    """An adapter in the LLM leaves base and other methods alone; one in the encoder cannot be used."""
+    """An adapter in the LLM or in the encoder leaves base and other methods alone."""
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     plain = ASR.load(tiny_model).transcribe(speech_like(2.0), "base").text
     base = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
@@ -139,14 +142,48 @@ def test_what_an_adapter_changes_is_its_own(tiny_model: Path, tmp_path: Path) ->
         adapter: Any = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
         shutil.rmtree(folder / "adapters" / "lora")
         adapter.save_pretrained(folder / "adapters" / "lora")
-        if place == "encoder":
-            with pytest.raises(ModelError, match="changes the encoder"):
-                ASR.load(folder)
-            continue
         asr = ASR.load(folder)
+        assert asr.own_encoder == ({"lora"} if place == "encoder" else set())
         assert asr.transcribe(speech_like(2.0), "base").text == plain
         assert not any(isinstance(m, BaseTunerLayer) for m in asr.models["base"].modules())
-        assert asr.transcribe(speech_like(2.0), "lora").text != plain
+        one, other = (asr.decode_batch(asr.encode(speech_like(2.0)), method)[0].log_probs for method in ("base", "lora"))
+        assert one != other
+
+
+def test_every_method_in_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
+    """Each encodes for itself: routed, traced, changed by an intervention, and alone as in a batch."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    base: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+    place = r"audio_tower\.encoder\.layers\..*(linear1|q_proj|k_proj)"
+    recogniser = AccentRecogniser(["general", *ACCENTS], channels=16)
+    config = HDMoLEConfig(r=2, accents=ACCENTS, target_modules=place, recogniser=recogniser.arguments)
+    adapter: Any = get_peft_model(copy.deepcopy(base), config)
+    for name, parameter in adapter.named_parameters():
+        if "_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapter.save_pretrained(folder / "adapters" / "hdmole")
+    full = {f"{n}.weight": m.weight + 0.1 * torch.randn_like(m.weight) for n, m in base.named_modules() if re.fullmatch(place, n)}
+    save_file(full, folder / "adapters" / "full" / "model.safetensors")
+    asr = ASR.load(folder)
+    assert asr.own_encoder == {"full", "hdmole"} and asr.trainable("full") == sum(w.numel() for w in full.values())
+    segments = [asr.encode(speech_like(seconds, k))[0] for k, seconds in enumerate((1.0, 2.2, 3.1))]
+    for method in ("full", "hdmole"):
+        posterior = torch.stack([s.posterior for s in segments]) if method == "hdmole" else None
+        together = asr._states(segments, method, posterior)
+        for k, segment in enumerate(segments):
+            alone = asr._states([segment], method, None if posterior is None else posterior[k : k + 1])[0]
+            torch.testing.assert_close(together[k], alone, atol=1e-4, rtol=1e-4)
+            assert alone.shape == segment.states.shape and not torch.allclose(alone, segment.states, atol=1e-2)
+    heard = asr.transcribe(speech_like(2.0), want_trace=True)
+    assert heard.trace is not None and {entry["name"].split(".")[0] for entry in heard.layers} == {"audio_tower"}
+    table = heard.trace.to_frame()
+    positions = table.layer.str.contains("relative_k_proj")
+    assert table[positions].time.isna().all() and table[~positions].time.max() == pytest.approx(2.0, abs=0.2)
+    masked = asr.transcribe(speech_like(2.0), intervention={"mask": ACCENTS})
+    assert masked.text == asr.transcribe(speech_like(2.0), "base").text
+    assert all(entry["active_experts"] == 0 for entry in masked.layers)
+    worth = asr.attribution(asr.encode(speech_like(2.0))[0])
+    assert any(abs(change) > 0 for word in worth for change in word["change"].values())
 
 
 def test_an_hdmole_adapter_without_recogniser_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from hdmole import analysis
 from hdmole import compare as comparing
 from hdmole.cli import app
 from hdmole.compare import ConfigError, Runner, compare, known_methods, read_config
+from hdmole.intervention import intervene
 from hdmole.preparation import speech_of
 from hdmole.results import markdown_table
+from hdmole.tracing import trace
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = [
@@ -147,6 +151,27 @@ def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
     assert points[(points.choice == "top_k") & (points.value == 2)].active.item() >= 2
     worth = summary["attribution"]
     assert np.shape(worth["values"]) == (4, 3) and np.abs(worth["values"]).max() > 0
+
+
+def test_analyses_see_and_change_layers_of_the_encoder(made: tuple[Path, Path, list[str]]) -> None:
+    config, out, _ = made
+    comparison = read_config(config)
+    speech, extra = speech_of(comparison, out / "work", lambda text: None, 0)
+    runner = Runner(comparison, out, speech, extra, lambda text: None)
+    model = runner.trained("encoder", out / "work" / "encoder-0")
+    rows, seen = speech.corpus.select("test", "accent"), []
+
+    @contextmanager
+    def around(rows: list[int], lengths: list[int]) -> Iterator[None]:
+        with intervene(model, thresholds="top_k", top_k=1), trace(model, lengths=lengths) as traced:
+            yield
+        seen.append((len(rows), traced.to_frame()))
+
+    adapting.hear(speech, model, runner.methods["encoder"], rows, around)
+    assert sum(count for count, _ in seen) == len(rows)
+    for count, table in seen:
+        assert table.layer.str.contains("audio_tower").all() and table.utterance.nunique() == count
+        assert (table.n_active_global == 1).all()
 
 
 def test_the_app_shows_a_comparison(

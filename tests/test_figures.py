@@ -122,10 +122,28 @@ def test_long_audio_is_averaged_and_short_audio_is_not() -> None:
     np.testing.assert_allclose(shown.x[0], STEP)  # middle of two frames
 
 
-def test_without_times_the_axis_counts_tokens() -> None:
+def test_without_times_the_axis_counts_positions() -> None:
     figure = figures.gate_heatmap(figures.gate_data(table(timed=False), LAYERS[0]), words=[Word("set", 0.0, 0.2)])
-    assert figure.layout.xaxis.title.text == "token"
+    assert figure.layout.xaxis.title.text == "position"
     assert "xaxis9" not in figure.to_dict()["layout"]
+
+
+def test_layers_without_times_are_left_out_beside_others() -> None:
+    data = figures.active_data(table())
+    untimed = data.assign(
+        layer="base_model.model.audio_tower.encoder.layers.0.self_attn.relative_k_proj", layer_index=9, time=np.nan
+    )
+    shown = heatmap(figures.active_heatmap(pd.concat([data, untimed]), len(ACCENTS)))
+    assert list(shown.y) == ["linear_1", "layers.0.q_proj"] and shown.z.shape == (2, 10)
+
+
+def test_layers_have_short_names() -> None:
+    names = [
+        "multi_modal_projector.linear_1",
+        "audio_tower.encoder.layers.1.feed_forward2.linear1",
+        "language_model.model.layers.0.mlp.up_proj",
+    ]
+    assert [figures.layer_label(f"base_model.model.{n}") for n in names] == ["linear_1", "encoder.1.ff2.linear1", "llm.0.up_proj"]
 
 
 def test_active_experts_are_counted_per_layer_and_frame() -> None:
