@@ -36,7 +36,7 @@ td:first-child, th:first-child {{ text-align: left; }} .note, footer {{ color: #
 """
 
 
-def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure, pd.DataFrame]]:
+def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFrame]]:
     """File name -> title, figure and data of everything the pages show of an utterance."""
     assert job.audio is not None
     best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()))
@@ -51,10 +51,10 @@ def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure
     table = job.routing()
     if table is not None:
         name = figures.layer_label(layer)
-        gates, active = figures.gate_data(table, layer, which), figures.active_data(table)
-        cut, overview = figures.threshold_data(table, layer), figures.overview_data(table, which)
-        heat = figures.gate_heatmap(gates, which, words)
-        gate = t(figures.GATES[which])
+        gates, active = figures.gate_data(table, layer), figures.active_data(table)
+        cut, overview = figures.threshold_data(table, layer), figures.overview_data(table)
+        heat = figures.gate_heatmap(gates, words=words)
+        gate = t(figures.GATES["gate"])
         found["gates"] = t("{gate} of {layer}: which expert worked when", gate=gate, layer=name), heat, gates
         found["thresholds"] = (
             t("Thresholds of {layer} and what they cut", layer=name),
@@ -62,8 +62,8 @@ def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure
             cut,
         )
         mean = t("All layers: {gate}, mean", gate=gate.lower())
-        found["layers"] = mean, figures.layer_overview(overview, which), overview
-        dense = figures.active_heatmap(active, table.expert.nunique(), words, figures.ACTIVE[which])
+        found["layers"] = mean, figures.layer_overview(overview), overview
+        dense = figures.active_heatmap(active, table.expert.nunique(), words)
         found["active"] = t("All layers: experts at work, over time"), dense, active
     if len(job.segments) > 1:
         where = t(" (the first stretch, {start} to {end} s)", start=f"{start:.1f}", end=f"{end:.1f}")
@@ -71,7 +71,7 @@ def pictures(job: Job, layer: str, which: str) -> dict[str, tuple[str, go.Figure
     return found
 
 
-def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, Any], about: dict[str, str]) -> str:
+def html(job: Job, reference: str, layer: str, summary: dict[str, Any], about: dict[str, str]) -> str:
     """The whole report. `about` is said at its foot, with the provenance of the results."""
     utterance = job.utterance
     kind = mimetypes.guess_type(utterance.name)[0] or "audio/wav"
@@ -92,7 +92,7 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
     if reference.strip():
         parts.append(f"<p>{t('<b>What was said:</b> {words}', words=escape(reference))}</p>")
     parts.append(f"<div class='cards'>{cards}</div>{legend_html(reference)}")
-    shown = [(title, plot) for title, plot, _ in pictures(job, layer, which).values()]
+    shown = [(title, plot) for title, plot, _ in pictures(job, layer).values()]
     if summary:
         rates, cost = result_figures.error_rate_data(summary), result_figures.forgetting_data(summary)
         shown.append((t("Word error rate by accent, on a whole test set"), result_figures.error_rates(rates)))
@@ -101,7 +101,7 @@ def html(job: Job, reference: str, layer: str, which: str, summary: dict[str, An
     for title, plot in shown:
         parts.append(f"<h2>{escape(title)}</h2>{figures.exported(drawn(plot)).to_html(full_html=False, include_plotlyjs=False)}")
     if summary:
-        parts.append(f"<h2>{t('Results')}</h2>{_table(summary)}")
+        parts.append(f"<h2>{t('Results')}</h2><p>{texts.adapted(summary)}</p>{_table(summary)}")
         for claim in summary.get("claims", []):
             low, high = claim["interval"]
             answer = t(
@@ -137,14 +137,14 @@ def _table(summary: dict[str, Any]) -> str:
     return str(pd.DataFrame(rows).to_html(index=False, border=0))
 
 
-def data(job: Job, layer: str, which: str, results: Path) -> bytes:
+def data(job: Job, layer: str, results: Path) -> bytes:
     """A ZIP of what the report shows: audio, transcripts, the full routing, each figure's data, the results where there are some."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr(f"audio/{Path(job.utterance.name).name}", job.utterance.data)
         heard = [{"file": job.utterance.name, **t.to_dict()} for t in job.transcripts.values()]
         packed.writestr("transcripts.json", json.dumps(heard, indent=1))
-        for name, (_, _, table) in pictures(job, layer, which).items():
+        for name, (_, _, table) in pictures(job, layer).items():
             packed.writestr(f"figures/{name}.csv", table.to_csv(index=False))
         trace = job.transcripts["hdmole"].trace if "hdmole" in job.transcripts else None
         if trace is not None:

@@ -76,6 +76,12 @@ MADE = (
     Text("None of the {count} recordings of {name} could be read; the first says: {reason}"),
 )
 
+ADAPTED = {
+    "encoder": Text("Every method adapts the linear layers of the encoder."),
+    "projector": Text("Every method adapts the projector."),
+    "llm": Text("Every method adapts the linear layers of the LLM."),
+}
+
 
 def language() -> Language:
     """What the visitor reads: as chosen, as the address or else the browser says; English where there is no visitor."""
@@ -153,6 +159,12 @@ def table(summary: dict[str, Any], labels: dict[str, str]) -> str:
     head, _, rows = markdown_table(summary, labels).partition("\n")
     rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)  # a number stays with its interval
     return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows
+
+
+def adapted(summary: dict[str, Any]) -> str:
+    """What the methods of a comparison adapt, where it is the same for all and known; else nothing."""
+    places = {entry["place"] for entry in summary["methods"].values() if "place" in entry}
+    return t(ADAPTED[places.pop()]) if len(places) == 1 else ""
 
 
 def origin(summary: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,6 @@ from hdmole.results import DOMAIN_LABELS, accent_differences, claim_text, few_sp
 
 asr = state.load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew
-ADAPTED = {
-    "encoder": Text("Every method adapts the linear layers of the encoder."),
-    "projector": Text("Every method adapts the projector."),
-    "llm": Text("Every method adapts the linear layers of the LLM."),
-}
 
 
 def kind(domain: str) -> str:
@@ -43,9 +38,8 @@ for claim in summary.get("claims", []):
         points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
     )  # fmt: skip
     st.markdown(f"{icon} {answer}")
-places = {entry["place"] for entry in summary["methods"].values() if "place" in entry}
-if len(places) == 1:
-    st.caption(t(ADAPTED[places.pop()]))
+if adapted := texts.adapted(summary):
+    st.caption(adapted)
 bars, plane = st.columns([1.6, 1])
 with bars:
     domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m["domains"] for m in summary["methods"].values())]

@@ -24,7 +24,7 @@ job = parts.heard_job(asr, chosen)
 if not job.transcripts or job.audio is None:
     st.stop()
 reference = parts.reference_input(chosen)
-layer, which = "", "gate"
+layer = ""
 table = job.routing()
 if table is not None:
     layers = state.layers_of(table)
@@ -39,14 +39,14 @@ state.write_deep_link(
     sample=chosen.sample, layer=figures.layer_label(layer), results=st.session_state.get("results_shown", "") if summary else ""
 )
 about = {"model": state.model_folder(asr).name, "device": state.device_name(asr), "methods": ", ".join(job.methods)}
-written = report.html(job, reference, layer, which, summary, about)
+written = report.html(job, reference, layer, summary, about)
 with st.container(horizontal=True):
     st.download_button(
         t("Report (HTML)"), written, f"{chosen.stem}-report.html", "text/html", type="primary", icon=":material/download:",
         on_click="ignore",
     )  # fmt: skip
     st.download_button(
-        t("Data (ZIP)"), lambda: report.data(job, layer, which, folder), f"{chosen.stem}-data.zip", "application/zip",
+        t("Data (ZIP)"), lambda: report.data(job, layer, folder), f"{chosen.stem}-data.zip", "application/zip",
         icon=":material/folder_zip:", on_click="ignore",
     )  # fmt: skip
 st.iframe(written, height=480, alt=t("The report"))

@@ -342,7 +342,7 @@ def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[...
     job = at.session_state.jobs[at.session_state.utterance.key]
     summary = json.loads((tiny_model / "results" / "summary.json").read_text())
     layer = job.routing().layer.iloc[0]
-    page = report.html(job, "play <b>some</b> jazz", layer, "gate", summary, {"model": "tiny"})
+    page = report.html(job, "play <b>some</b> jazz", layer, summary, {"model": "tiny"})
     body = page[page.index("<body>") :]
     assert "<b>some</b>" not in body and "data:audio" in body and summary["provenance"]["commit"] in body
     assert body.count('class="plotly-graph-div"') == 8
@@ -351,7 +351,7 @@ def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[...
     linked = open_app("report", sample="indian_1", results=variants)  # any results folder, which the address keeps
     assert_no_exception(linked)
     assert linked.query_params["results"] == variants and linked.query_params["sample"] == "indian_1"
-    packed = zipfile.ZipFile(io.BytesIO(report.data(job, layer, "gate", tiny_model / "results")))
+    packed = zipfile.ZipFile(io.BytesIO(report.data(job, layer, tiny_model / "results")))
     assert {"transcripts.json", "routing.parquet", "figures/gates.csv", "results/summary.json"} <= set(packed.namelist())
 
 
