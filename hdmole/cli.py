@@ -1,4 +1,4 @@
-"""The command line: `hdmole transcribe | trace | evaluate | compare | bench | demo build | demo info | app`.
+"""The command line: `hdmole transcribe | trace | evaluate | compare | bench | demo build | demo conflicts | demo info | app`.
 
 Results go to standard output, progress and warnings to standard error, so that `--json` can be piped. torch is imported
 only by the commands that need it.
@@ -264,6 +264,23 @@ def demo_build(
 
     try:
         build(out, real_speech or [], seed, scale, work, lambda text: errors.print(text, markup=False), released)
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+@demo.command("conflicts")
+def demo_conflicts(
+    out: Annotated[Path, typer.Option(help="Folder of the speech, for the data of a comparison.")] = Path("build/conflicts"),
+    work: Annotated[Path, typer.Option(help="Work folder of 'hdmole demo build', whose base is taken.")] = Path("build/demo"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    scale: Annotated[float, typer.Option(help="Share of the speech, for a quick trial.")] = 1.0,
+) -> None:
+    """Make speech in twelve accents that conflict, for a comparison: in each the same sound stands for another phoneme."""
+    _make_folder(out, "--out")
+    from hdmole.demo.build import conflicts
+
+    try:
+        conflicts(work, out, seed, scale, lambda text: errors.print(text, markup=False))
     except (ValueError, OSError) as error:
         _fail(error)
 

@@ -13,11 +13,13 @@ import soundfile
 from safetensors.torch import load_file
 from tiny import speech_like
 
-from hdmole.compare import compare
+from hdmole.compare import compare, read_config
 from hdmole.demo import build as recipe
 from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
 from hdmole.demo.synth import (
     ACCENTS,
+    CONFLICTING,
+    EVERY,
     GENERAL,
     Synthesiser,
     augment,
@@ -27,6 +29,7 @@ from hdmole.demo.synth import (
     speakers,
 )
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
+from hdmole.preparation import speech_of
 
 
 def test_no_sentence_is_in_two_splits_but_single_digits() -> None:
@@ -80,6 +83,32 @@ def test_every_accent_speaks_and_sounds_different() -> None:
     # espeak-ng's flutter runs on from one utterance to the next: a repetition is nearly, not exactly, the same
     assert abs(len(again) - len(waves[GENERAL])) < 160 and distance(again, waves[GENERAL]) < 0.15
     assert all(distance(again, wave) > 0.4 for accent, wave in waves.items() if accent != GENERAL)
+
+
+def test_accents_that_conflict(tmp_path: Path, tiny_model: Path) -> None:
+    """In each, sounds are exchanged; no two exchange all the same; a work folder of them can be compared on."""
+    rules = [dict(rule.split(" as ") for rule in accent.rules.split(", ")) for accent in CONFLICTING.values()]
+    assert len(rules) == 12 and all(said[said[one]] == one != said[one] for said in rules for one in said)
+    heard = [{spoken: meant for meant, spoken in said.items()} for said in rules]
+    assert all(len({of.get(sound, sound) for of in heard}) > 1 for sound in ("t", "s", "l", "I"))
+    text, person = "the red house is very old", speakers("test", 1, 0)[0]
+    with Synthesiser() as synthesiser:
+        waves = [synthesiser.say_language(text, EVERY[name].voice, person) for name in (GENERAL, *CONFLICTING)]
+    assert len({len(wave) for wave in waves}) > 10
+    assert (again := say_again(text, "exchange_3", person.name)) is not None and abs(len(again) - len(waves[3])) < 800
+
+    work = tmp_path / "work"
+    shutil.copytree(tiny_model, work / "base", ignore=shutil.ignore_patterns("adapters", "samples", "results"))
+    shutil.copytree(work / "base", work / "tokenizer")
+    recipe.conflicts(work, tmp_path / "out", scale=0.005, report=lambda text: None)
+    config = tmp_path / "config.toml"
+    config.write_text(f'data = "{tmp_path / "out"}"\nmethods = ["full"]\nrates = {{full = [1e-3]}}\n')
+    speech, extra = speech_of(read_config(config), tmp_path, lambda text: None)
+    index = speech.corpus.index
+    assert set(index.accent) == {GENERAL, *CONFLICTING} and set(index.split) == {"train", "dev", "test"} and not extra
+    assert speech.recogniser is not None and speech.recogniser.labels == [GENERAL, *CONFLICTING]
+    with pytest.raises(FileNotFoundError, match="has no base"):
+        recipe.conflicts(tmp_path / "nowhere", tmp_path / "out")
 
 
 def test_augmentation_is_bounded_and_repeatable() -> None:

@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, Par
 from hdmole.adapt import Method, Speech, adapt, load_base, pad
 from hdmole.asr import ASR, ModelError
 from hdmole.data import Corpus, States, mel_batches
-from hdmole.demo.corpus import Sizes, make, plan, plan_unseen, read_real
-from hdmole.demo.synth import ACCENTS, GENERAL
+from hdmole.demo.corpus import Sizes, make, plan, plan_conflicts, plan_unseen, read_real
+from hdmole.demo.synth import ACCENTS, CONFLICTING, GENERAL
 from hdmole.demo.text import is_digit_string, sentences
 from hdmole.preparation import encode_corpus, posteriors_of, train_recogniser
 from hdmole.recogniser import AccentRecogniser
@@ -374,3 +374,28 @@ def build(
     for method in ("full", "lora", "hdmole"):
         stages.adapt(method, corpus, tokenizer, states)
     return release(stages, corpus, states, out)
+
+
+def conflicts(work: Path, out: Path, seed: int = 0, scale: float = 1.0, report: Callable[[str], None] = print) -> None:
+    """Write to `out` the work folder of a comparison on accents that conflict; base and tokenizer are those of `work`.
+
+    `scale` is the share of the speech that is made. Raises FileNotFoundError where `work` has no base.
+    """
+    if not (work / "base" / "config.json").is_file():
+        raise FileNotFoundError(f"{work} has no base; run 'hdmole demo build --work {work}' first.")
+    out.mkdir(parents=True, exist_ok=True)
+    for part in ("base", "tokenizer"):
+        shutil.copytree(work / part, out / part, dirs_exist_ok=True)
+    sizes = Sizes(general=2_800, per_accent=1_400, test_per_accent=200, dev_per_accent=40).scaled(scale)
+    if not (out / "corpus" / "index.parquet").is_file():
+        for k, share in enumerate(make(plan_conflicts(sizes, seed), out / "corpus")):
+            if k % 25 == 0:
+                report(f"corpus: {share:.0%}")
+    corpus, base = Corpus(out / "corpus"), load_base(out / "base", "cuda" if torch.cuda.is_available() else "cpu")
+    encoder: Any = base.audio_tower
+    encode_corpus(corpus, encoder.encoder, out / "states", corpus.select("train", "accent"), seed, report)
+    train = corpus.select("train")
+    train_recogniser(
+        corpus, [GENERAL, *CONFLICTING], [("clear", train, False, 8.0), ("masked", train, True, 4.0)], out / "recogniser",
+        rate=Recipe().rates["recogniser"], seed=seed, report=report, device=str(base.device),
+    )  # fmt: skip

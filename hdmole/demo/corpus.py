@@ -29,6 +29,8 @@ from hdmole.audio import framed
 from hdmole.data import write_corpus
 from hdmole.demo.synth import (
     ACCENTS,
+    CONFLICTING,
+    EVERY,
     GENERAL,
     UNSEEN,
     Synthesiser,
@@ -113,25 +115,36 @@ def read_real(folders: list[Path]) -> pd.DataFrame:
     return table
 
 
+def _said(accents: list[str], sizes: Sizes, seed: int, stream: int) -> list[dict[str, Any]]:
+    """Sentences in every split and accent, the general one among them; streams of sentences are numbered from `stream`."""
+    jobs: list[dict[str, Any]] = []
+    for k, accent in enumerate(accents):
+        general = accent == GENERAL
+        for number, (split, count) in enumerate(
+            (
+                ("train", sizes.general if general else sizes.per_accent),
+                ("dev", sizes.dev_general if general else sizes.dev_per_accent),
+                ("test", sizes.test_general if general else sizes.test_per_accent),
+            )
+        ):
+            people = speakers(split, 160 if split == "train" else 12, seed)
+            jobs += [
+                dict(kind="say", split=split, domain=GENERAL if general else "accent", accent=accent, text=text,
+                     speaker=people[i % len(people)], augment=split == "train")
+                for i, text in enumerate(sentences(count, seed + stream + 100 * number + k, split))
+            ]  # fmt: skip
+    return jobs
+
+
+def plan_conflicts(sizes: Sizes, seed: int) -> list[dict[str, Any]]:
+    """Speech in the accents that conflict, and general speech beside it."""
+    jobs = _said([GENERAL, *CONFLICTING], sizes, seed, 500)
+    return [{**job, "seed": [seed + 2, number]} for number, job in enumerate(jobs)]
+
+
 def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     """Every utterance to be made: its text, accent, speaker and how."""
-    jobs: list[dict[str, Any]] = []
-
-    def synthetic(split: str, accent: str, count: int, stream: int, noisy: bool) -> None:
-        people = speakers(split, 160 if split == "train" else 12, seed)
-        for i, text in enumerate(sentences(count, seed + stream, split)):
-            person = people[i % len(people)]
-            jobs.append(
-                dict(kind="say", split=split, domain=GENERAL if accent == GENERAL else "accent", accent=accent, text=text,
-                     speaker=person, augment=noisy)
-            )  # fmt: skip
-
-    for k, accent in enumerate(ACCENTS):
-        is_general = accent == GENERAL
-        synthetic("train", accent, sizes.general if is_general else sizes.per_accent, 100 + k, True)
-        synthetic("dev", accent, sizes.dev_general if is_general else sizes.dev_per_accent, 200 + k, False)
-        synthetic("test", accent, sizes.test_general if is_general else sizes.test_per_accent, 300 + k, False)
-
+    jobs = _said(list(ACCENTS), sizes, seed, 100)
     rng = np.random.default_rng(seed)
     for row in real.to_dict("records"):
         digits = is_digit_string(row["text"])
@@ -192,8 +205,7 @@ def render(job: dict[str, Any], synthesiser: Synthesiser) -> np.ndarray:
     """The samples (float32, 16 kHz, mono) of one planned utterance."""
     rng = np.random.default_rng(job["seed"])
     if job["kind"] == "say":
-        accent = {**ACCENTS, **UNSEEN}[job["accent"]]
-        wave = synthesiser.say_language(job["text"], accent.voice, job["speaker"])
+        wave = synthesiser.say_language(job["text"], EVERY[job["accent"]].voice, job["speaker"])
     elif job["kind"] == "language":
         wave = synthesiser.say_language(job["text"], job["accent"], job["speaker"])
     elif job["kind"] == "read":

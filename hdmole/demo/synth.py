@@ -58,6 +58,40 @@ UNSEEN: dict[str, Accent] = {  # never trained on: what does an adapted model ma
     )
 }
 
+_EXCHANGED = (
+    "p t k",
+    "b d g",
+    "f s S T",
+    "v z D",
+    "l r w",
+    "I E a V",
+    "i: eI u: oU",
+)  # espeak-ng's phonemes, like sounds together
+
+
+def _conflicting(count: int) -> dict[str, Accent]:
+    """Accents in each of which a pair of phonemes of every group is exchanged, at random: a sound stands for another in the next."""
+    found = {}
+    for k in range(1, count + 1):
+        rng = np.random.default_rng([12, k])
+        pairs = [rng.permutation(group.split())[:2] for group in _EXCHANGED]
+        rules = ", ".join(f"{one} as {other}, {other} as {one}" for one, other in pairs)
+        found[f"exchange_{k}"] = Accent(f"exchange_{k}", f"Exchanged phonemes {k}", "foreign", f"en-X{k}", rules)
+    return found
+
+
+# Of nobody: they ask when routing pays, which one shared adapter can do without where accents agree.
+CONFLICTING: dict[str, Accent] = _conflicting(12)
+EVERY: dict[str, Accent] = {**ACCENTS, **UNSEEN, **CONFLICTING}
+
+
+def _voice_file(accent: Accent) -> str:
+    """espeak-ng's voice file of one of `CONFLICTING`."""
+    rules = [rule.split(" as ") for rule in accent.rules.split(", ")]
+    head = f"name English ({accent.label})\nlanguage {accent.voice.lower()}\nlanguage en 9\n\nphonemes en-us\ndictrules 3 6\n\n"
+    return head + "".join(f"replace 00 {one} {other}\n" for one, other in rules)
+
+
 _NOVELTY = [
     "whisper",
     "whisperf",
@@ -149,11 +183,10 @@ def say_again(text: str, accent: str, speaker: str, seed: int = 0) -> np.ndarray
     said before, so that lengths differ by milliseconds.
     """
     person = next((p for p in speakers("test", 12, seed) if p.name == speaker), None)
-    known = {**ACCENTS, **UNSEEN}
-    if person is None or accent not in known:
+    if person is None or accent not in EVERY:
         return None
     with Synthesiser() as synthesiser:
-        return synthesiser.say_language(text, known[accent].voice, person)
+        return synthesiser.say_language(text, EVERY[accent].voice, person)
 
 
 def other_language_sentences() -> list[tuple[str, str]]:
@@ -176,6 +209,8 @@ class Synthesiser:
         shutil.copytree(espeakng_loader.get_data_path(), data)
         for voice in VOICES.glob("en-*"):
             shutil.copy(voice, data / "lang" / "gmw" / voice.name)
+        for accent in CONFLICTING.values():
+            (data / "lang" / "gmw" / accent.voice).write_text(_voice_file(accent))
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._rate = self._library.espeak_Initialize(2, 0, str(data.parent).encode(), 0)  # 2: synchronous
         if self._rate <= 0:
