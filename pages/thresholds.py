@@ -147,14 +147,19 @@ with outcome:
     work.metric(t("Experts at work, mean"), f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
     time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
     adapted = next((place for place, names in PLACES.items() if re.search(names, untouched.layers[0]["name"])), "")
-    found = [f for f in map(parts.summary_of, state.results_folders(asr).values()) if f.get("frontier")]
-    measured = [f for f in found if f["methods"]["hdmole"].get("place", "projector") == adapted]
-    if measured:  # in layers of the same place
+    found = {name: parts.summary_of(folder) for name, folder in state.results_folders(asr).items()}
+    alike = [n for n, s in found.items() if s.get("frontier") and s["methods"]["hdmole"].get("place", "projector") == adapted]
+    if alike:  # results of layers in the same place, those of most seeds
+        name = max(alike, key=lambda n: len(found[n]["methods"]["hdmole"].get("seeds", [])))
         st.header(t("More experts or fewer: what it does over a corpus"))
-        points = result_figures.frontier_data(measured[-1])
+        points = result_figures.frontier_data(found[name])
         parts.figure(
             result_figures.frontier(points, active[1]), "threshold-frontier", points,
-            t("word error rate on accents when thresholds are scaled, or replaced; the dashed line is where this utterance stands now."),
+            t(
+                "word error rate on accents when thresholds are scaled, or replaced, in the results “{name}”; the dashed line is where "
+                "this utterance stands now.",
+                name=name,
+            ),
             "frontier",
         )  # fmt: skip
     st.header(t("Experts at work, layer by layer"))
