@@ -414,7 +414,7 @@ def headline(summary: dict[str, Any]) -> None:
     ):
         base, mine = domains.get("base", {}).get(domain), domains.get("hdmole", {}).get(domain)
         if base and mine:
-            change = t("{points} points against the base", points=f"{mine[field] - base[field]:+.1f}")
+            change = t("{points} points against the base", points=f"{mine[field] - base[field]:+z.1f}")
             numbers.append((name, f"{mine[field]:.1f} %", change))
     trained = {method: entry.get("trainable") for method, entry in summary.get("methods", {}).items()}
     share = f"{100 * trained['hdmole'] / trained['full']:.1f}" if trained.get("hdmole") and trained.get("full") else ""

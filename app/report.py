@@ -106,7 +106,7 @@ def html(job: Job, reference: str, layer: str, summary: dict[str, Any], about: d
             low, high = claim["interval"]
             answer = t(
                 "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(t(claim_text(claim))),
-                answer=t("yes" if claim["holds"] else "no"), points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
+                answer=t("yes" if claim["holds"] else "no"), points=f"{claim['points']:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
             )  # fmt: skip
             parts.append(f"<p>{answer}</p>")
     lines = {t(k): v for k, v in about.items()} | {t("written"): datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}

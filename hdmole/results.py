@@ -168,7 +168,7 @@ def verdict(difference: dict[str, Any], labels: dict[str, str]) -> str:
     low, high = difference["interval"]
     said = "better" if high < 0 else "worse" if low > 0 else "no difference established"
     method, against = (labels.get(difference[k], difference[k]) for k in ("method", "against"))
-    return f"{method} against {against}: {said}, {difference['points']:+.1f} points [{low:+.1f}, {high:+.1f}]"
+    return f"{method} against {against}: {said}, {difference['points']:+z.1f} points [{low:+z.1f}, {high:+z.1f}]"
 
 
 def _mean_rate(rows: pd.DataFrame, over_accents: bool) -> float:
@@ -267,8 +267,8 @@ def claim_text(claim: Mapping[str, Any]) -> str:
 def claim_lines(summary: dict[str, Any]) -> str:
     """The claims that a comparison judged, as a markdown list with verdict, difference and 95 % interval."""
     return "\n".join(
-        f"- {claim_text(c)}: **{'yes' if c['holds'] else 'no'}**, {c['points']:+.1f} points "
-        f"[{c['interval'][0]:+.1f}, {c['interval'][1]:+.1f}]"
+        f"- {claim_text(c)}: **{'yes' if c['holds'] else 'no'}**, {c['points']:+z.1f} points "
+        f"[{c['interval'][0]:+z.1f}, {c['interval'][1]:+z.1f}]"
         for c in summary.get("claims", [])
     )
 

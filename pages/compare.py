@@ -35,7 +35,7 @@ for claim in summary.get("claims", []):
     icon = ":material/check_circle:" if claim["holds"] else ":material/cancel:"
     answer = t(
         "**{claim}: {answer}**, {points} points [{interval}]", claim=t(claim_text(claim)), answer=t("yes" if claim["holds"] else "no"),
-        points=f"{claim['points']:+.1f}", interval=f"{low:+.1f}, {high:+.1f}",
+        points=f"{claim['points']:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
     )  # fmt: skip
     st.markdown(f"{icon} {answer}")
 if adapted := texts.adapted(summary):
@@ -110,7 +110,7 @@ for d in pair:
         said.append(
             t(
                 "- **{speech}.** {method} against {against}: {points} points; too few speakers ({speakers}) to say how sure",
-                speech=speech_said, method=label(method), against=label(against), points=f"{d['points']:+.1f}", speakers=few,
+                speech=speech_said, method=label(method), against=label(against), points=f"{d['points']:+z.1f}", speakers=few,
             )
         )  # fmt: skip
     else:

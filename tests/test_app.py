@@ -215,22 +215,25 @@ def clicks(monkeypatch: pytest.MonkeyPatch, key: str, point: dict[str, object]) 
 
 def test_decodings_of_several_seeds_can_be_told_apart(open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch) -> None:
     main = str(ROOT / "assets" / "results" / "main")
-    at = open_app("compare", results=main, against="lora", accent="real_digits/German", speech="real_digits", method="nobody")
+    at = open_app("compare", results=main, against="full", accent="real_digits/German", speech="real_digits", method="nobody")
     assert_no_exception(at)
     chosen = [at.selectbox(key=key).value for key in ("compared", "against", "compared_accent")]
-    assert chosen == ["hdmole", "lora", "real_digits/German"] and at.segmented_control(key="speech").value == "real_digits"
-    assert at.query_params["against"] == "lora" and "method" not in at.query_params
+    assert chosen == ["hdmole", "full", "real_digits/German"] and at.segmented_control(key="speech").value == "real_digits"
+    assert at.query_params["against"] == "full" and "method" not in at.query_params
     assert {"german · Accents", "German · Real digits"} <= set(at.selectbox(key="compared_accent").options)
     rows = at.dataframe[-1].value
-    assert set(rows.accent) == {"German"} and set(rows.domain) == {"real_digits"} and set(rows.seed) == {0, 1, 2}
+    assert set(rows.accent) == {"German"} and set(rows.domain) == {"real_digits"} and set(rows.seed) == {0, 1, 2, 3, 4}
     said = " ".join(caption.value for caption in at.caption)
-    assert f"{len(rows)} decodings, of the training seeds that both have: 0, 1, 2" in said and "fewer than five speakers" in said
+    assert (
+        f"{len(rows)} decodings, of the training seeds that both have: 0, 1, 2, 3, 4" in said
+        and "fewer than five speakers" in said
+    )
     with monkeypatch.context() as patched:
         clicks(patched, "pairs", {"x": 1, "y": 0})
         at.run()
         assert_no_exception(at)
         one = at.dataframe[-1].value
-        assert 0 < len(one) < len(rows) and set(one["errors hdmole"]) == {0} and set(one["errors lora"]) == {1}
+        assert 0 < len(one) < len(rows) and set(one["errors hdmole"]) == {0} and set(one["errors full"]) == {1}
     assert len(at.run().dataframe[-1].value) == len(rows)
     at.selectbox(key="against").set_value("base").run()
     assert_no_exception(at)
@@ -386,9 +389,9 @@ def test_a_click_on_the_map_is_heard_and_opened(open_app: Callable[..., AppTest]
 def test_the_accent_recogniser_is_shown_beside_the_experts(
     open_app: Callable[..., AppTest], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main = ROOT / "assets" / "results" / "main"
-    assert "What the accent recogniser hears" not in [h.value for h in open_app("correspondence", results=str(main)).header]
-    monkeypatch.setattr(state, "results_folders", lambda asr: {"main": main})
+    older = ROOT / "assets" / "results" / "projector"
+    assert "What the accent recogniser hears" not in [h.value for h in open_app("correspondence", results=str(older)).header]
+    monkeypatch.setattr(state, "results_folders", lambda asr: {"projector": older})
     at = open_app("correspondence")
     assert_no_exception(at)
     assert at.header[0].value == "What the accent recogniser hears"
