@@ -225,7 +225,7 @@ def test_decodings_of_several_seeds_can_be_told_apart(open_app: Callable[..., Ap
     assert set(rows.accent) == {"German"} and set(rows.domain) == {"real_digits"} and set(rows.seed) == {0, 1, 2, 3, 4}
     said = " ".join(caption.value for caption in at.caption)
     assert (
-        f"{len(rows)} decodings, of the training seeds that both have: 0, 1, 2, 3, 4" in said
+        f"{len(rows):,} decodings, of the training seeds that both have: 0, 1, 2, 3, 4" in said
         and "fewer than five speakers" in said
     )
     with monkeypatch.context() as patched:
