@@ -47,6 +47,7 @@ def sample_select(clips: list[state.Sample], label: str = "") -> None:
     st.selectbox(
         label or t("Sample"), list(by_name), key="sample_choice", on_change=chosen, format_func=lambda n: sample_label(by_name[n]),
         placeholder=t("{name} (yours)", name=current.name) if current is not None else t("Choose a sample"),
+        label_visibility="visible" if label else "collapsed",
     )  # fmt: skip
 
 
@@ -62,7 +63,14 @@ def choose_utterance(clips: list[state.Sample]) -> None:
     left, right = st.columns([1, 2], vertical_alignment="top")
     with left:
         way = st.segmented_control(
-            t("Speech from"), ways, default=ways[0], required=True, key="way", format_func=t, persist_state="session"
+            t("Speech from"),
+            ways,
+            default=ways[0],
+            required=True,
+            key="way",
+            format_func=t,
+            persist_state="session",
+            label_visibility="collapsed",
         )
     with right:
         if way == "Sample":

@@ -16,9 +16,9 @@ from hdmole.results import count_errors, normalise
 
 SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
 LEGEND_CONFIDENCE = Text(
-    "The model's confidence in a word: <span class='word unsure' style='--method: currentColor'>word</span> "
+    "Confidence: <span class='word unsure' style='--method: currentColor'>word</span> "
     "under {sure} · <span class='word doubtful' style='--method: currentColor'>word</span> under {unsure} · "
-    "point at a word for its number and time",
+    "point at a word to read it",
     sure=SURE,
     unsure=UNSURE,
 )
@@ -34,8 +34,8 @@ LEGEND_CHANGE = Text(
 
 def legend_html(reference: str = "") -> str:
     """What the marks on words mean; those of the difference only where there is a reference."""
-    difference = f"{t(LEGEND_DIFFERENCE)}<br>" if reference.strip() else ""
-    return f"<div class='legend'>{difference}{t(LEGEND_CONFIDENCE)}</div>"
+    difference = f"<div>{t(LEGEND_DIFFERENCE)}</div>" if reference.strip() else ""
+    return f"<div class='legend'>{difference}<div>{t(LEGEND_CONFIDENCE)}</div></div>"
 
 
 def word_html(word: Any, kind: str = "") -> str:

@@ -37,7 +37,7 @@ _GENERAL_COLOUR = "#8A8A8A"
 # Viridis without its darkest end, so that a small gate differs from an expert that is off on a dark page too.
 GATE_SCALE = sample_colorscale("Viridis", np.linspace(0.2, 1, 12))
 _WAVE_COLOUR = "#71839A"  # no method's and no accent's
-_MEL_TICKS = (250, 500, 1_000, 2_000, 4_000, 8_000)  # Hz
+_MEL_TICKS = (250, 1_000, 2_000, 4_000)  # Hz
 # One line drawn as two, which shows on every colour and page.
 ON_ANY_COLOUR: tuple[dict[str, Any], ...] = (
     dict(width=4, color="rgba(255,255,255,0.7)"),
@@ -147,7 +147,7 @@ def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = (), start
     times, frequencies, levels = mel_spectrogram(samples, rate)
     times = times + start
     mel = _mel(frequencies)
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.28, 0.72], vertical_spacing=0.03)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.3, 0.7], vertical_spacing=0.04)
     outline = dict(
         x=np.concatenate([wave.time, wave.time[::-1]]).astype(np.float32),
         y=np.concatenate([wave.high, wave.low[::-1]]).astype(np.float32),
@@ -170,7 +170,7 @@ def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = (), start
     )
     figure.update_xaxes(range=[start, start + len(samples) / rate])
     figure.update_xaxes(title="time (s)", row=2, col=1)
-    figure.update_layout(**LAYOUT, height=360)
+    figure.update_layout(**LAYOUT, height=300)
     _mark_words(figure, words)
     return figure
 
@@ -189,7 +189,7 @@ def accent_posterior(posterior: Mapping[str, float]) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(range=[0, 118], title="accent recogniser's posterior (%)", tickvals=[0, 25, 50, 75, 100])
     figure.update_yaxes(autorange="reversed", automargin=True, **accent_ticks(names))
-    return figure.update_layout(**LAYOUT, height=360)
+    return figure.update_layout(**LAYOUT, height=300)
 
 
 # -- the routing: data ---------------------------------------------------------------------------------------------------
