@@ -416,9 +416,9 @@ def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure.update_layout(
         **LAYOUT,
-        height=130 + 17 * len(wide),
-        legend=dict(orientation="h", yanchor="bottom", y=1.0, xanchor="right", x=0.7),
-    )
+        height=160 + 17 * len(wide),
+        legend=dict(orientation="h", yref="container", yanchor="bottom", y=0, x=0),
+    ).update_layout(margin_b=80)
 
 
 # -- parts ---------------------------------------------------------------------------------------------------------------
