@@ -6,8 +6,10 @@ import streamlit as st
 
 from app import parts, state, texts
 from app.moment import choose_word, clicked_moment, remember_click, show_moment
-from app.texts import t
+from app.texts import Text, t
 from hdmole import figures
+
+SHORT = {"gate": Text("Combined"), "global_gate": Text("Global"), "local_gate": Text("Local")}
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))
@@ -44,7 +46,7 @@ with gate_box:
         list(figures.GATES),
         key="gate",
         required=True,
-        format_func=lambda g: t(figures.GATES[g]).split()[0],
+        format_func=lambda g: t(SHORT[g]),
         persist_state="session",
     )
 which = picked or "gate"
