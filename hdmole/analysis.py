@@ -142,7 +142,7 @@ def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
 
         runner.errors(speech, model, method, chosen(speech, domains), around)
     table = pd.concat(tables, ignore_index=True)
-    table.to_parquet(runner.analysed / "routing.parquet", index=False)
+    table.round(4).to_parquet(runner.analysed / "routing.parquet", index=False, compression="zstd")
     return routing_summary(table)
 
 

@@ -329,16 +329,21 @@ def map_data(routing: pd.DataFrame, router: str = "gate") -> pd.DataFrame:
 
 
 def utterance_map(data: pd.DataFrame, experts: Sequence[str]) -> go.Figure:
-    """`map_data`: one mark an utterance, in the colour of its accent's expert; an accent without one has a grey mark of its own."""
+    """`map_data`: one mark an utterance, in the colour of its accent's expert; an accent without one has a grey mark of its own.
+
+    Where there are more experts than colours, those that come second have rings.
+    """
     colours = accent_colours(experts)
+    first = {colour: name for name, colour in reversed(colours.items())}
     figure, marks = go.Figure(), cycle(NO_EXPERT)
     for spoken in sorted(
         data.spoken.unique(), key=lambda name: ([*colours].index(name) if name in colours else len(colours), name)
     ):
-        rows = data[data.spoken == spoken]
+        rows, colour = data[data.spoken == spoken], colours.get(spoken, GREY)
+        symbol = next(marks) if spoken not in colours else "circle" if first[colour] == spoken else "circle-open"
         figure.add_scatter(
             x=rows.x, y=rows.y, mode="markers", name=accent_label(spoken), customdata=rows[["utterance", "speaker"]],
-            marker=dict(size=7, color=colours.get(spoken, GREY), symbol="circle" if spoken in colours else next(marks)),
+            marker=dict(size=7, color=colour, symbol=symbol),
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}",
         )  # fmt: skip
     figure.update_xaxes(title="first principal component", showticklabels=False)

@@ -325,6 +325,10 @@ def test_intervals_and_accents_without_an_expert_show_on_light_and_on_dark() -> 
     marks = [trace.marker for trace in result_figures.utterance_map(points, ["indian"]).data]
     assert len({mark.symbol for mark in marks[2:]} | {"circle"}) == 4 and {mark.color for mark in marks[2:]} == {"#8A8A8A"}
     assert [mark.symbol for mark in marks[:2]] == ["circle", "circle"]
+    many = [f"accent_{i:02d}" for i in range(12)]  # more than there are colours
+    points = pd.DataFrame(dict(utterance=many, domain="accent", spoken=many, speaker="s", x=0.0, y=0.0))
+    marks = [trace.marker for trace in result_figures.utterance_map(points, many).data]
+    assert len({(mark.color, mark.symbol) for mark in marks}) == 12
 
 
 def test_numbers_in_matrices_can_be_read_in_narrow_cells() -> None:
