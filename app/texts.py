@@ -45,6 +45,7 @@ MADE = (
     Text("word errors, {method}"),
     Text("Global, τ = {tau}"),
     Text("Local, τ = {tau}"),
+    Text("gate over τ = {tau}"),
     Text("{method}<br>general %{x:.1f} %<br>accents %{y:.1f} %<extra></extra>"),
     Text("%{y}, {run}: %{x:.2f} experts<extra></extra>"),
     Text("Accents as well as full fine-tuning with {share} % of its trainable parameters"),

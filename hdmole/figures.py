@@ -269,18 +269,19 @@ def worth_data(attribution: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def gate_heatmap(
-    data: pd.DataFrame, which: str = "gate", words: Sequence[TimedWord] = (), span: tuple[float, float] | None = None
-) -> go.Figure:
+    data: pd.DataFrame, which: str = "gate", words: Sequence[TimedWord] = (), span: tuple[float, float] | None = None,
+    tau: float | None = None,
+) -> go.Figure:  # fmt: skip
     """Expert x time of one layer's `gate_data`; cells where an expert is off stay empty. Cells can be clicked.
 
-    A frame is drawn around `span`, start and end in seconds.
+    A frame is drawn around `span`, start and end in seconds. `tau` is the router's threshold, where the scale begins.
     """
     times, accents, values, axis = _grid(data, "accent", "expert", which)
     figure = go.Figure(
         go.Heatmap(
             x=times, y=accents, z=np.where(values > 0, values, np.nan).astype(np.float32), colorscale=GATE_SCALE, zmin=0,
             zmax=max(0.05, float(np.nanmax(values, initial=0))), hoverongaps=False, hoverinfo="skip",
-            colorbar=dict(title=dict(text="gate", side="right"), thickness=10),
+            colorbar=dict(title=dict(text="gate" if tau is None else f"gate over τ = {tau:.3f}", side="right"), thickness=10),
         )
     )  # fmt: skip
     _clickable(figure, times, accents, values, "expert %{y}<br>%{x:.2f} s<br>gate %{customdata:.3f}<extra></extra>")

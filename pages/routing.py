@@ -69,8 +69,10 @@ if not timed:
         else t("This layer lies in the LLM: it counts tokens, those of the audio and the prompt among them, not seconds.")
     )
 data = figures.gate_data(table, layer, which)
+router = {"global_gate": "tau_global", "local_gate": "tau_local"}.get(which) if job.dynamic else None
+tau = float(table[table.layer == layer][router].mean()) if router else None
 parts.figure(
-    figures.gate_heatmap(data, which, words, span), f"{chosen.stem}-{label}-{which}", data,
+    figures.gate_heatmap(data, which, words, span, tau), f"{chosen.stem}-{label}-{which}", data,
     t(
         "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
         "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own."
