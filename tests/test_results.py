@@ -163,3 +163,30 @@ def test_readme_shows_the_comparison() -> None:
     assert markdown_table(summary, {name: entry["label"] for name, entry in summary["methods"].items()}) in readme
     assert claim_lines(summary) in readme and "(by the estimate): **yes**" in readme
     assert [c | {"claim": claim_text(c)} for c in summary["claims"]] == claims(summary)
+
+
+CONDITIONS = (  # what is compared under which condition: results, HDMoLE, full fine-tuning and LoRA times accent mass in them
+    ("Encoder, one epoch (the headline)", "main", "hdmole", "full", "gated_lora"),
+    ("Projector, four epochs", "projector", "hdmole", "full", "gated_lora"),
+    ("Projector, two epochs", "variants", "hdmole", "full", "gated_lora"),
+    ("the same, true accent known", "variants", "true_accent", "full", "gated_lora"),
+    ("the same, a tenth of the speech", "variants", "hdmole_tenth", "full_tenth", "gated_lora_tenth"),
+    ("Encoder, one epoch, twelve accents that conflict", "conflicts", "hdmole", "full", "gated_lora"),
+    ("the same, true accent known", "conflicts", "true_accent", "full", "gated_lora"),
+)
+
+
+def test_the_table_of_conditions_says_what_the_results_say() -> None:
+    lines = []
+    for condition, folder, mine, full, gated in CONDITIONS:
+        summary = json.loads((ROOT / "assets" / "results" / folder / "summary.json").read_text())
+        found = {(d["method"], d["against"], d["domain"]): d for d in summary["differences"]}
+        cells = []
+        for against, domain in ((full, "accent"), (gated, "accent"), ("base", "general")):
+            difference = found[mine, against, domain]
+            low, high = difference["interval"]
+            text = f"{difference['points']:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
+            cells.append(f"**{text}**" if low > 0 or high < 0 else text)
+        seeds = len(summary["provenance"]["seeds"])
+        lines.append(f"| {condition} | `{folder}` | {seeds} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in (ROOT / "docs" / "compare.md").read_text(), "\n".join(lines)
