@@ -346,11 +346,16 @@ class Runner:
 
     def rates(self) -> dict[str, float]:
         """The learning rate with the fewest errors on dev accents, per family; all trials must be there."""
-        best = {}
-        for family, rates in self.comparison.rates.items():
-            found = [json.loads(self.trial_step(family, r).done.read_text()) for r in rates]
-            best[family] = min(found, key=lambda t: t["accent"])["rate"]
-        return best
+        best = {trial["method"]: trial["rate"] for trial in sorted(self.tried(), key=lambda t: (-t["accent"], -t["rate"]))}
+        return {family: best.get(family, rates[0]) for family, rates in self.comparison.rates.items()}
+
+    def trials(self) -> list[tuple[str, float]]:
+        """Family and learning rate of each trial; a family with one rate needs none."""
+        return [(family, rate) for family, rates in self.comparison.rates.items() if len(rates) > 1 for rate in rates]
+
+    def tried(self) -> list[dict[str, Any]]:
+        """What each trial found."""
+        return [json.loads(self.trial_step(family, rate).done.read_text()) for family, rate in self.trials()]
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
@@ -443,10 +448,9 @@ class Runner:
     def everything(self) -> dict[str, Any] | None:
         """Run what is missing; the first process returns the summary, the others None."""
         started = time.time()
-        trials = [(family, rate) for family, rates in self.comparison.rates.items() for rate in rates]
-        for family, rate in self.mine(trials):
+        for family, rate in self.mine(self.trials()):
             self.trial(family, rate)
-        self.wait(lambda: [self.trial_step(family, rate).finished for family, rate in trials])
+        self.wait(lambda: [self.trial_step(family, rate).finished for family, rate in self.trials()])
         rates = self.rates()
         jobs = self.comparison.jobs()
         for name, seed in self.mine(jobs):
@@ -481,11 +485,7 @@ class Runner:
             for domain, values in entry["domains"].items():
                 of = rows[(rows.method == name) & (rows.domain == domain)].groupby("seed")[["errors", "words"]].sum()
                 values["per_seed"] = {str(s): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}
-        summary["trials"] = [
-            json.loads(self.trial_step(family, rate).done.read_text())
-            for family, tried in self.comparison.rates.items()
-            for rate in tried
-        ]
+        summary["trials"] = self.tried()
         summary["curves"] = {
             name: json.loads(f.read_text())
             for name in self.comparison.watched

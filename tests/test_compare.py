@@ -135,6 +135,15 @@ def test_methods_that_learn_from_less_speech_take_as_many_steps(
     assert few < all_of and len(few) == round(0.1 * len(all_of)) and often == 10 * twice
 
 
+def test_a_learning_rate_that_is_given_needs_no_trial(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    config, out, _ = made
+    comparison = read_config(config)
+    speech, extra = speech_of(comparison, out / "work", lambda text: None, 0)
+    given = {name: [rates[0]] for name, rates in comparison.rates.items()}
+    runner = Runner(replace(comparison, rates=given), tmp_path, speech, extra, lambda text: None)
+    assert runner.trials() == [] and runner.rates() == {name: rates[0] for name, rates in comparison.rates.items()}
+
+
 def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
     _, out, _ = made
     summary = json.loads((out / "summary.json").read_text())
