@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from safetensors.torch import load_file
 from tiny import speech_like
+from torch import nn
 
 from hdmole.compare import compare, read_config
 from hdmole.demo import build as recipe
@@ -30,6 +33,7 @@ from hdmole.demo.synth import (
 )
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.preparation import speech_of
+from hdmole.training import depthwise_in_float32
 
 
 def test_no_sentence_is_in_two_splits_but_single_digits() -> None:
@@ -146,6 +150,14 @@ def test_the_llm_reads_frames_and_predicts_only_the_sentence() -> None:
     batch = recipe.language_batch([([1, *heard[0], 3, *tokens, 2], len(heard[0]) + 1), ([1, 3, 5, 2], 1)])
     assert batch["labels"][0][batch["labels"][0] >= 0].tolist() == [3, *tokens, 2]
     assert batch["labels"][1].tolist()[:4] == [-100, 3, 5, 2] and batch["attention_mask"][1].sum() == 4
+
+
+def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
+    depthwise, dense = nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 4, 3)
+    x = torch.randn(1, 4, 9)
+    for around, types in ((depthwise_in_float32, (torch.float32, torch.bfloat16)), (nullcontext, (torch.bfloat16,) * 2)):
+        with around(nn.Sequential(depthwise, dense)), torch.autocast("cpu", torch.bfloat16):
+            assert (depthwise(x.bfloat16()).dtype, dense(x).dtype) == types
 
 
 def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

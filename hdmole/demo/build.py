@@ -57,7 +57,7 @@ class Recipe:
     llm_epochs: float = 4
     base_epochs: float = 6
     recogniser_epochs: tuple[float, float, float] = (9, 4.5, 6)
-    adapter_epochs: float = 4
+    adapter_epochs: float = 5
     rank: int = 2
     shared_rank: int = 10
     rates: dict[str, float] = field(
