@@ -167,6 +167,7 @@ def test_readme_shows_the_comparison() -> None:
 
 CONDITIONS = (  # what is compared under which condition: results, HDMoLE, full fine-tuning and LoRA times accent mass in them
     ("Encoder, one epoch (the headline)", "main", "hdmole", "full", "gated_lora"),
+    ("Encoder, two epochs", "longer", "hdmole", "full", "gated_lora"),
     ("Projector, four epochs", "projector", "hdmole", "full", "gated_lora"),
     ("Projector, two epochs", "variants", "hdmole", "full", "gated_lora"),
     ("the same, true accent known", "variants", "true_accent", "full", "gated_lora"),
