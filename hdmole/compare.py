@@ -346,8 +346,11 @@ class Runner:
 
     def rates(self) -> dict[str, float]:
         """The learning rate with the fewest errors on dev accents, per family; all trials must be there."""
-        best = {trial["method"]: trial["rate"] for trial in sorted(self.tried(), key=lambda t: (-t["accent"], -t["rate"]))}
-        return {family: best.get(family, rates[0]) for family, rates in self.comparison.rates.items()}
+        tried, best = self.tried(), {}
+        for family, rates in self.comparison.rates.items():
+            found = [t for t in tried if t["method"] == family] or [{"rate": rates[0], "accent": 0.0}]
+            best[family] = min(found, key=lambda t: t["accent"])["rate"]
+        return best
 
     def trials(self) -> list[tuple[str, float]]:
         """Family and learning rate of each trial; a family with one rate needs none."""
