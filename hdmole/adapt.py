@@ -25,7 +25,7 @@ from hdmole.asr import GENERAL, greedy
 from hdmole.data import Batches, Corpus, States
 from hdmole.recogniser import AccentRecogniser
 from hdmole.speech_llm import SpeechLLM, encode_all
-from hdmole.training import fit, smoothed_objective
+from hdmole.training import ATTENTION, fit, smoothed_objective
 from hdmole.tuner import HDMoLEConfig
 from hdmole.tuner.layer import HDMoLELinear
 
@@ -222,6 +222,8 @@ def adapt(
     if folder.is_dir():
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         return model.eval()
+    attention = base.language_model.config._attn_implementation
+    base.language_model.set_attn_implementation(ATTENTION)
     report(f"{folder.name}: {trainable(model):,} trainable parameters")
     rows, rng = speech.corpus.select("train", "accent"), np.random.default_rng(seed)
     if method.share < 1:
@@ -248,6 +250,7 @@ def adapt(
         with _each_expert_alone(model):
             run(replace(method, true_accent=True), "warming", method.warm_share)
     run(method, "training", 1 - method.warm_share)
+    base.language_model.set_attn_implementation(attention)
     part = folder.with_name(f"{folder.name}.part")  # what is there is whole
     shutil.rmtree(part, ignore_errors=True)
     if method.kind == "full":

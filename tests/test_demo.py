@@ -33,7 +33,7 @@ from hdmole.demo.synth import (
 )
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.preparation import speech_of
-from hdmole.training import depthwise_in_float32
+from hdmole.training import fast_on_cpu
 
 
 def test_no_sentence_is_in_two_splits_but_single_digits() -> None:
@@ -155,7 +155,7 @@ def test_the_llm_reads_frames_and_predicts_only_the_sentence() -> None:
 def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
     depthwise, dense = nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 4, 3)
     x = torch.randn(1, 4, 9)
-    for around, types in ((depthwise_in_float32, (torch.float32, torch.bfloat16)), (nullcontext, (torch.bfloat16,) * 2)):
+    for around, types in ((fast_on_cpu, (torch.float32, torch.bfloat16)), (nullcontext, (torch.bfloat16,) * 2)):
         with around(nn.Sequential(depthwise, dense)), torch.autocast("cpu", torch.bfloat16):
             assert (depthwise(x.bfloat16()).dtype, dense(x).dtype) == types
 
@@ -173,7 +173,7 @@ def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch:
         recipe.Recipe(),
         sizes=Sizes(general=24, per_accent=4, real_sentence_views=1, composed_digits=4, test_general=4, test_per_accent=2,
                     dev_general=4, dev_per_accent=2, outside=6),
-        vocabulary=64, llm_sentences=60, encoder_epochs=(1, 1, 1, 1), llm_epochs=1, base_epochs=1, recogniser_epochs=(1, 1, 1), adapter_epochs=1,
+        vocabulary=64, llm_sentences=60, encoder_epochs=(1, 1), llm_epochs=1, base_epochs=1, recogniser_epochs=(1, 1, 1), adapter_epochs=1,
         encoder=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, subsampling_conv_channels=8, layerdrop=0.0),
         llm=dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2),
         projector=dict(projector_hidden_size=32, projector_layers=1, projector_heads=2, projector_intermediate_size=32),
