@@ -75,24 +75,25 @@ class Batches(Dataset):
     lengths : length of each row's first array, in frames
     max_frames : padded frames a batch may hold
     extra : called with the batch's rows, to add labels or posteriors
+    multiple : lengths are padded to multiples of it, so that batches come in few shapes
 
     `epoch` is set by `hdmole.training.fit` as it goes.
     """
 
     epoch = 0
 
-    def __init__(self, rows, fetch, lengths, max_frames, extra, seed=0, max_rows=128) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, rows, fetch, lengths, max_frames, extra, seed=0, max_rows=128, multiple=1) -> None:  # type: ignore[no-untyped-def]
         rng = np.random.default_rng(seed)
         order = sorted(rows, key=lambda i: lengths[i] * rng.uniform(0.95, 1.05))
         self.batches: list[list[int]] = [[]]
         longest = 0
         for i in order:
-            longest = max(longest, lengths[i])
+            longest = max(longest, _up(lengths[i], multiple))
             if self.batches[-1] and (longest * (len(self.batches[-1]) + 1) > max_frames or len(self.batches[-1]) >= max_rows):
                 self.batches.append([])
-                longest = lengths[i]
+                longest = _up(lengths[i], multiple)
             self.batches[-1].append(i)
-        self.fetch, self.extra = fetch, extra
+        self.fetch, self.extra, self.multiple = fetch, extra, multiple
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -102,7 +103,7 @@ class Batches(Dataset):
         items = [self.fetch(i) for i in rows]
         batch: dict[str, torch.Tensor] = {}
         for name in items[0]:
-            longest = max(len(item[name]) for item in items)
+            longest = _up(max(len(item[name]) for item in items), self.multiple)
             padded = np.zeros((len(items), longest, items[0][name].shape[1]), np.float32)
             mask = np.zeros((len(items), longest), bool)
             for k, item in enumerate(items):
@@ -111,6 +112,10 @@ class Batches(Dataset):
             batch[name] = torch.from_numpy(padded)
             batch["encoder_mask" if name == "encoder_states" else "attention_mask"] = torch.from_numpy(mask)
         return {**batch, **self.extra(rows)}
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int = 2, width: float = 0.08) -> np.ndarray:
@@ -137,5 +142,6 @@ def mel_batches(
         rng = np.random.default_rng((seed, batches.epoch, i))
         return {"input_features": spec_augment(features, rng, masks, width) if masks else features}
 
-    batches = Batches(rows, fetch, corpus.index.frames.to_numpy(), max_frames, extra, seed=seed)
+    multiple = 32 if torch.cuda.is_available() else 1  # on a GPU every new shape of a convolution is planned first
+    batches = Batches(rows, fetch, corpus.index.frames.to_numpy(), max_frames, extra, seed=seed, multiple=multiple)
     return batches

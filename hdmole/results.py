@@ -194,7 +194,7 @@ def provenance(seed: int, device: str, **more: Any) -> dict[str, Any]:
         "seed": seed,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "device": device,
+        "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         **more,

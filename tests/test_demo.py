@@ -17,6 +17,7 @@ from tiny import speech_like
 from torch import nn
 
 from hdmole.compare import compare, read_config
+from hdmole.data import Batches
 from hdmole.demo import build as recipe
 from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
 from hdmole.demo.synth import (
@@ -158,6 +159,21 @@ def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
     for around, types in ((fast_on_cpu, (torch.float32, torch.bfloat16)), (nullcontext, (torch.bfloat16,) * 2)):
         with around(nn.Sequential(depthwise, dense)), torch.autocast("cpu", torch.bfloat16):
             assert (depthwise(x.bfloat16()).dtype, dense(x).dtype) == types
+
+
+def test_batches_padded_to_multiples_come_in_few_shapes() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(40, 800, 400)
+    shapes, masked = {}, {}
+    for multiple in (1, 32):
+        batches = Batches(
+            range(400), lambda i: {"x": np.ones((lengths[i], 2))}, lengths, 4_000, lambda rows: {}, multiple=multiple
+        )
+        items = [batches[n] for n in range(len(batches))]
+        shapes[multiple] = {tuple(item["x"].shape) for item in items}
+        masked[multiple] = sum(int(item["attention_mask"].sum()) for item in items)
+    assert len(shapes[32]) < len(shapes[1]) / 1.5 and all(t % 32 == 0 and b * t <= 4_000 for b, t, _ in shapes[32])
+    assert masked[1] == masked[32] == lengths.sum()
 
 
 def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

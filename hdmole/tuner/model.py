@@ -77,6 +77,11 @@ class HDMoLEModel(BaseTuner):
             self.hdmole_recogniser[adapter_name] = recogniser if empty else recogniser.to(device)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
+        """PEFT calls this where `low_cpu_mem_usage` put weights as they were read, on a GPU where there is one, in place of empty ones."""
+        if adapter_name in self.hdmole_recogniser:
+            self.hdmole_recogniser[adapter_name].to(next(self.model.parameters()).device)
+
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """The recogniser's keys hold the adapter's name in their middle, where PEFT does not look for it."""
