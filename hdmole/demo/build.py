@@ -41,9 +41,9 @@ from hdmole.training import ATTENTION, ctc_objective, embedding_objective, fit, 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the demo model is trained with; the defaults fit into three hours on 2 cores (docs/experiments.md).
+    """What the demo model is trained with; the defaults take a little less than three hours on 2 cores (docs/experiments.md).
 
-    The released model's encoder had four epochs more, its LLM one, its recogniser 6.5.
+    The released model's encoder had four epochs more, its LLM one.
     """
 
     sizes: Sizes = field(default_factory=Sizes)
@@ -64,7 +64,7 @@ class Recipe:
     encoder_epochs: tuple[float, float] = (2, 7)
     llm_epochs: float = 3
     base_epochs: float = 6
-    recogniser_epochs: tuple[float, float, float] = (4, 3, 6)
+    recogniser_epochs: tuple[float, float, float] = (9, 4.5, 6)
     adapter_epochs: float = 5
     rank: int = 2
     shared_rank: int = 10
