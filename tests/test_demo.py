@@ -189,7 +189,7 @@ def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch:
         recipe.Recipe(),
         sizes=Sizes(general=24, per_accent=4, real_sentence_views=1, composed_digits=4, test_general=4, test_per_accent=2,
                     dev_general=4, dev_per_accent=2, outside=6),
-        vocabulary=64, llm_sentences=60, encoder_epochs=(1, 1), llm_epochs=1, base_epochs=1, recogniser_epochs=(1, 1, 1), adapter_epochs=1,
+        vocabulary=64, llm_sentences=60, encoder_epochs=(1, 1, 1, 1), llm_epochs=1, base_epochs=1, recogniser_epochs=(1, 1, 1), adapter_epochs=1,
         encoder=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, subsampling_conv_channels=8, layerdrop=0.0),
         llm=dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2),
         projector=dict(projector_hidden_size=32, projector_layers=1, projector_heads=2, projector_intermediate_size=32),

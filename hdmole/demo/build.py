@@ -41,10 +41,7 @@ from hdmole.training import ATTENTION, ctc_objective, embedding_objective, fit, 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the demo model is trained with; the defaults take a little less than three hours on 2 cores (docs/experiments.md).
-
-    The released model's encoder had four epochs more, its LLM one.
-    """
+    """What the demo model is trained with; the defaults are the released model's."""
 
     sizes: Sizes = field(default_factory=Sizes)
     vocabulary: int = 512
@@ -61,8 +58,8 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 30_000
-    encoder_epochs: tuple[float, float] = (2, 7)
-    llm_epochs: float = 3
+    encoder_epochs: tuple[float, float, float, float] = (4, 3, 4, 2)
+    llm_epochs: float = 4
     base_epochs: float = 6
     recogniser_epochs: tuple[float, float, float] = (9, 4.5, 6)
     adapter_epochs: float = 5
@@ -73,6 +70,8 @@ class Recipe:
             "encoder-digits": 5e-4,
             "encoder-all": 8e-4,
             "encoder-long": 1e-3,
+            "encoder-longer": 1e-3,
+            "encoder-last": 7e-4,
             "llm": 2e-3,
             "base": 1e-3,
             "recogniser": 1.5e-3,
@@ -178,6 +177,8 @@ class Build:
                 ("digits", digits, 1.0, 4_000),
                 ("all", everything, self.recipe.encoder_epochs[0], 4_000),
                 ("long", everything, self.recipe.encoder_epochs[1], 8_000),
+                ("longer", everything, self.recipe.encoder_epochs[2], 8_000),
+                ("last", everything, self.recipe.encoder_epochs[3], 8_000),
             ):
                 masks = 0 if name == "digits" else 1
                 batches = mel_batches(corpus, rows, frames, self._labels(corpus, tokenizer, eos=False), self.seed, masks)
