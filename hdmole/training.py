@@ -18,9 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hdmole.data import Batches
 
-ATTENTION = (
-    "sdpa" if torch.cuda.is_available() else "eager"
-)  # of an LLM in training; the latter is faster on a CPU and short sequences
+# of an LLM in training: the latter is faster on a CPU and short sequences
+ATTENTION = "sdpa" if torch.cuda.is_available() else "eager"
 
 
 class _Batch(Trainer):

@@ -326,8 +326,9 @@ def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start:
     stages = Build(work, real_speech, seed, recipe, partial(print, file=sys.stderr, flush=True))
     stages._start = start
     corpus, states = Corpus(work / "corpus"), States.load(work / "states")
+    tokenizer = stages.tokenizer(corpus)
     for name in names:
-        stages.adapt(name, corpus, stages.tokenizer(corpus), states)
+        stages.adapt(name, corpus, tokenizer, states)
 
 
 def _initialise(model: Any) -> Any:
