@@ -113,8 +113,10 @@ class Speech:
             pi = torch.from_numpy(self.posteriors[list(rows)]).float()
         return torch.stack([pi[:, 0], 1 - pi[:, 0]], 1) if method.kind == "gated_lora" else pi
 
-    def batches(self, rows: list[int], seed: int, extra: Callable[[list[int]], dict[str, Tensor]], mels: bool = False) -> Batches:
-        """Training batches of at most 80 s and 24 utterances, each epoch with another SpecAugment view of each utterance."""
+    def batches(
+        self, rows: list[int], seed: int, extra: Callable[[list[int]], dict[str, Tensor]], mels: bool = False, size: int = 1
+    ) -> Batches:
+        """Training batches of at most `size` times 80 s and 24 utterances, each epoch with another SpecAugment view of each."""
         index = self.corpus.index
         texts = self.tokenizer(list(index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
         ids = {i: [*text, self.tokenizer.eos_token_id] for i, text in zip(rows, texts, strict=True)}
@@ -129,10 +131,10 @@ class Speech:
             rows,
             fetch,
             index.frames.to_numpy() if mels else self.states.spans[0, :, 1],
-            8_000 if mels else 1_000,
+            size * (8_000 if mels else 1_000),
             lambda rows: {"labels": pad([ids[i] for i in rows]), **extra(rows)},
             seed=seed,
-            max_rows=24,
+            max_rows=size * 24,
         )
         return batches
 

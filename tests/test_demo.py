@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import speech_like
 from torch import nn
+from transformers import TrainerCallback
 
 from hdmole.compare import compare, read_config
 from hdmole.data import Batches
@@ -34,7 +36,7 @@ from hdmole.demo.synth import (
 )
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.preparation import speech_of
-from hdmole.training import fast_on_cpu
+from hdmole.training import MuonAdamW, fast_on_cpu, fit
 
 
 def test_no_sentence_is_in_two_splits_but_single_digits() -> None:
@@ -161,6 +163,70 @@ def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
             assert (depthwise(x.bfloat16()).dtype, dense(x).dtype) == types
 
 
+class _Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])})
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.body["layers"]:  # type: ignore[union-attr]
+            x = x + layer(x).relu()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_training_that_was_cut_off_ends_as_one_in_one_go(tmp_path: Path, muon: bool) -> None:
+    torch.manual_seed(0)
+    start = _Blocks().state_dict()
+    batches = [{"x": torch.randn(8, 6), "labels": torch.randint(0, 3, (8,))} for _ in range(10)]
+    types = set()
+
+    def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        hidden = model.body["layers"][0](batch["x"])  # type: ignore[index]
+        types.add(hidden.dtype)  # not by way of the model's own forward
+        return nn.functional.cross_entropy(model(batch["x"]).float() + 0 * hidden.sum(), batch["labels"])
+
+    class Cut(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+            if state.global_step == 40:
+                raise InterruptedError
+
+    def train(folder: Path, *callbacks: TrainerCallback) -> dict[str, torch.Tensor]:
+        model = _Blocks()
+        model.load_state_dict(start)
+        fit(model, batches, objective, folder, epochs=6, rate=0.01, report=lambda line: None, muon=muon, callbacks=callbacks)
+        return model.state_dict()
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "cut", Cut())
+    resumed = train(tmp_path / "cut")
+    assert types == {torch.bfloat16} and not torch.equal(whole["head.weight"], start["head.weight"])
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_muon_takes_the_weights_of_hidden_layers_and_adamw_the_rest() -> None:
+    torch.manual_seed(0)
+    model = _Blocks()
+    model.body["layers"][0].weight.requires_grad_(False)  # type: ignore[index]
+    alone = copy.deepcopy(model)
+    hidden = alone.body["layers"][1].weight  # type: ignore[index]
+    rest = [p for p in alone.parameters() if p.requires_grad and p is not hidden]
+    expected = (
+        torch.optim.Muon([hidden], lr=0.1, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=3),
+        torch.optim.AdamW(rest, lr=0.1, betas=(0.9, 0.98), weight_decay=0.01),
+    )
+    optimizer = MuonAdamW(model, 0.1)
+    x = torch.randn(9, 6)
+    for stepping, optimizers in ((model, (optimizer,)), (alone, expected)):
+        stepping(x).pow(2).sum().backward()
+        for each in optimizers:
+            each.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, alone.state_dict()[name])
+
+
 def test_batches_padded_to_multiples_come_in_few_shapes() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(40, 800, 400)
@@ -189,7 +255,7 @@ def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch:
         recipe.Recipe(),
         sizes=Sizes(general=24, per_accent=4, real_sentence_views=1, composed_digits=4, test_general=4, test_per_accent=2,
                     dev_general=4, dev_per_accent=2, outside=6),
-        vocabulary=64, llm_sentences=60, encoder_epochs=(1, 1, 1, 1), llm_epochs=1, base_epochs=1, recogniser_epochs=(1, 1, 1), adapter_epochs=1,
+        vocabulary=64, llm_sentences=60, encoder_epochs=1, llm_epochs=1, base_epochs=1, recogniser_epochs=(1, 1, 1), adapter_epochs=1,
         encoder=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, subsampling_conv_channels=8, layerdrop=0.0),
         llm=dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2),
         projector=dict(projector_hidden_size=32, projector_layers=1, projector_heads=2, projector_intermediate_size=32),

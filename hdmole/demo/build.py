@@ -3,7 +3,7 @@
 One command, `hdmole demo build`; every stage leaves its result in the work folder and is skipped when that is there,
 and a stage that was cut off goes on from its last checkpoint. What is published ends up in `out`:
 
-    corpus -> tokenizer -> encoder (CTC) -> llm -> states (encoder outputs, computed once) -> base -> recogniser
+    corpus -> tokenizer -> encoder (CTC) | recogniser, llm -> states (encoder outputs, computed once) -> base
            -> full | lora | hdmole (the projector, under one recipe) -> released folder -> in-domain score -> results
 """
 
@@ -41,7 +41,7 @@ from hdmole.training import ATTENTION, ctc_objective, embedding_objective, fit, 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the demo model is trained with; the defaults are the released model's."""
+    """What the demo model is trained with."""
 
     sizes: Sizes = field(default_factory=Sizes)
     vocabulary: int = 512
@@ -58,9 +58,9 @@ class Recipe:
     )
     projector: dict[str, Any] = field(default_factory=lambda: dict(projector_hidden_size=512, projector_layers=2))
     llm_sentences: int = 30_000
-    encoder_epochs: tuple[float, float, float, float] = (4, 3, 4, 2)
-    llm_epochs: float = 4
-    base_epochs: float = 6
+    encoder_epochs: float = 9
+    llm_epochs: float = 3
+    base_epochs: float = 3
     recogniser_epochs: tuple[float, float, float] = (9, 4.5, 6)
     adapter_epochs: float = 5
     rank: int = 2
@@ -68,12 +68,9 @@ class Recipe:
     rates: dict[str, float] = field(
         default_factory=lambda: {
             "encoder-digits": 5e-4,
-            "encoder-all": 8e-4,
-            "encoder-long": 1e-3,
-            "encoder-longer": 1e-3,
-            "encoder-last": 7e-4,
+            "encoder-all": 2e-3,
             "llm": 2e-3,
-            "base": 1e-3,
+            "base": 2e-3,
             "recogniser": 1.5e-3,
             "full": 0.001,
             "lora": 0.002,
@@ -175,16 +172,13 @@ class Build:
             # ten words first: CTC leaves its plateau on them within minutes, on the whole vocabulary it rests there
             for name, rows, epochs, frames in (
                 ("digits", digits, 1.0, 4_000),
-                ("all", everything, self.recipe.encoder_epochs[0], 4_000),
-                ("long", everything, self.recipe.encoder_epochs[1], 8_000),
-                ("longer", everything, self.recipe.encoder_epochs[2], 8_000),
-                ("last", everything, self.recipe.encoder_epochs[3], 8_000),
+                ("all", everything, self.recipe.encoder_epochs, 16_000),
             ):
                 masks = 0 if name == "digits" else 1
                 batches = mel_batches(corpus, rows, frames, self._labels(corpus, tokenizer, eos=False), self.seed, masks)
                 fit(
                     model, batches, ctc_objective, self.work / f"encoder-{name}-training", epochs=epochs,
-                    rate=self.recipe.rates[f"encoder-{name}"], report=self.report, seed=self.seed,
+                    rate=self.recipe.rates[f"encoder-{name}"], report=self.report, seed=self.seed, muon=name == "all",
                     warmup=0.2 if name == "digits" else 0.05, last=0.5 if name == "digits" else 0.01,
                 )  # fmt: skip
             model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
@@ -215,7 +209,7 @@ class Build:
             batches = [language_batch([ids[i] for i in order[k : k + 48]]) for k in range(0, len(order), 48)]
             fit(
                 model, batches, language_objective, self.work / "llm-training", epochs=self.recipe.llm_epochs,
-                rate=self.recipe.rates["llm"], report=self.report, seed=self.seed,
+                rate=self.recipe.rates["llm"], report=self.report, seed=self.seed, muon=True,
             )  # fmt: skip
             model.save_pretrained(folder)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.device(self.device))  # type: ignore[arg-type]
@@ -244,7 +238,7 @@ class Build:
             model.audio_tower.requires_grad_(False)
             model.language_model.set_attn_implementation(ATTENTION)
             speech = Speech(corpus, states, tokenizer, folder)
-            batches = speech.batches(corpus.select("train", GENERAL, "real_digits"), self.seed, lambda rows: {})
+            batches = speech.batches(corpus.select("train", GENERAL, "real_digits"), self.seed, lambda rows: {}, size=2)
             # first the projector alone learns to say in the LLM's embeddings what the CTC head hears, which the LLM can read
             for name, objective, epochs in (
                 ("aligned", embedding_objective, 0.3),
@@ -252,7 +246,7 @@ class Build:
             ):
                 fit(
                     model, batches, objective, self.work / f"base-{name}-training", epochs=epochs,
-                    rate=self.recipe.rates["base"], report=self.report, seed=self.seed,
+                    rate=self.recipe.rates["base"], report=self.report, seed=self.seed, muon=True,
                 )  # fmt: skip
             model.save_pretrained(folder)
         return load_base(folder, self.device)
@@ -307,28 +301,36 @@ class Build:
             rate=self.recipe.rates[name], seed=self.seed, report=self.report, device=self.device,
         )  # fmt: skip
 
-    def adapt_all(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> None:
-        """Recogniser and adaptations; on a CPU in two processes of one thread each: faster than one by one on two threads."""
-        lanes = ("full", "lora"), ("hdmole",)  # the latter waits for the recogniser
-        missing = [[name for name in lane if not (self.work / name).is_dir()] for lane in lanes]
+    def beside(self, *lanes: tuple[str, ...]) -> None:
+        """Stages on a CPU in processes of one thread each, the lanes beside one another: faster than one by one on all threads."""
+        products = {
+            "encoder": "encoder/model.safetensors",
+            "llm": "llm/model.safetensors",
+            "recogniser": "recogniser/posteriors.npy",
+        }
+        missing = [[name for name in lane if not (self.work / products.get(name, name)).exists()] for lane in lanes]
         if self.device == "cpu" and (cpu_count() or 1) > 1 and all(missing):
-            with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            with ProcessPoolExecutor(len(lanes), get_context("spawn")) as pool:
                 arguments = self.work, self.real_speech, self.seed, self.recipe, self._start
                 for lane in [pool.submit(_lane, *arguments, names) for names in missing]:
                     lane.result()
-        for name in ("full", "lora", "hdmole"):
-            self.adapt(name, corpus, tokenizer, states)
 
 
 def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start: float, names: list[str]) -> None:
-    """The adaptations `names`, one after the other on one thread."""
+    """The stages `names`, one after the other on one thread."""
     torch.set_num_threads(1)
     stages = Build(work, real_speech, seed, recipe, partial(print, file=sys.stderr, flush=True))
     stages._start = start
-    corpus, states = Corpus(work / "corpus"), States.load(work / "states")
-    tokenizer = stages.tokenizer(corpus)
+    corpus, tokenizer = Corpus(work / "corpus"), PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     for name in names:
-        stages.adapt(name, corpus, tokenizer, states)
+        if name == "encoder":
+            stages.encoder(corpus, tokenizer)
+        elif name == "llm":
+            stages.llm(tokenizer)
+        elif name == "recogniser":
+            stages.recogniser(corpus)
+        else:
+            stages.adapt(name, corpus, tokenizer, States.load(work / "states"))
 
 
 def _initialise(model: Any) -> Any:
@@ -395,10 +397,13 @@ def build(
         stages.take(released)
     corpus = stages.corpus()
     tokenizer = stages.tokenizer(corpus)
+    stages.beside(("encoder",), ("recogniser", "llm"))
     encoder = stages.encoder(corpus, tokenizer)
     states = stages.states(corpus, encoder)
     stages.base(corpus, tokenizer, states)
-    stages.adapt_all(corpus, tokenizer, states)
+    stages.beside(("full",), ("hdmole",))
+    for name in ("full", "lora", "hdmole"):
+        stages.adapt(name, corpus, tokenizer, states)
     stages.unseen(encoder, stages.recogniser(corpus)[0])
     return release(stages, corpus, states, out)
 
