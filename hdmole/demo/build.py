@@ -170,16 +170,15 @@ class Build:
             everything = corpus.select("train", GENERAL, "real_digits", "real_sentences")
             digits = [i for i in everything if is_digit_string(corpus.index.text[i])]
             # ten words first: CTC leaves its plateau on them within minutes, on the whole vocabulary it rests there
-            for name, rows, epochs, frames in (
-                ("digits", digits, 1.0, 4_000),
-                ("all", everything, self.recipe.encoder_epochs, 16_000),
+            labels = self._labels(corpus, tokenizer, eos=False)
+            for name, rows, epochs, frames, masks, shape in (
+                ("digits", digits, 1.0, 4_000, 0, {"warmup": 0.2, "last": 0.5}),
+                ("all", everything, self.recipe.encoder_epochs, 16_000, 1, {"muon": True}),
             ):
-                masks = 0 if name == "digits" else 1
-                batches = mel_batches(corpus, rows, frames, self._labels(corpus, tokenizer, eos=False), self.seed, masks)
                 fit(
-                    model, batches, ctc_objective, self.work / f"encoder-{name}-training", epochs=epochs,
-                    rate=self.recipe.rates[f"encoder-{name}"], report=self.report, seed=self.seed, muon=name == "all",
-                    warmup=0.2 if name == "digits" else 0.05, last=0.5 if name == "digits" else 0.01,
+                    model, mel_batches(corpus, rows, frames, labels, self.seed, masks), ctc_objective,
+                    self.work / f"encoder-{name}-training", epochs=epochs, rate=self.recipe.rates[f"encoder-{name}"],
+                    report=self.report, seed=self.seed, **shape,
                 )  # fmt: skip
             model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
         return AutoModelForCTC.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
@@ -323,14 +322,15 @@ def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start:
     stages._start = start
     corpus, tokenizer = Corpus(work / "corpus"), PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     for name in names:
-        if name == "encoder":
-            stages.encoder(corpus, tokenizer)
-        elif name == "llm":
-            stages.llm(tokenizer)
-        elif name == "recogniser":
-            stages.recogniser(corpus)
-        else:
-            stages.adapt(name, corpus, tokenizer, States.load(work / "states"))
+        match name:
+            case "encoder":
+                stages.encoder(corpus, tokenizer)
+            case "llm":
+                stages.llm(tokenizer)
+            case "recogniser":
+                stages.recogniser(corpus)
+            case _:
+                stages.adapt(name, corpus, tokenizer, States.load(work / "states"))
 
 
 def _initialise(model: Any) -> Any:
