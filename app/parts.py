@@ -131,7 +131,22 @@ def choose_results(asr: Any, needs: str, required: bool = True) -> tuple[Path, d
         text = t("{folder} has no summary.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote.", folder=folder)
         st.error(text)
         st.stop()
+    if not given and (note := earlier_base(asr, summary)):
+        st.caption(note)
     return folder, summary
+
+
+def earlier_base(asr: Any, summary: dict[str, Any]) -> str:
+    """Of results that come with the model: that they are of an earlier release's base, where they are; else nothing."""
+    own = summary_of(state.model_folder(asr) / "results")
+    if not own or summary["provenance"]["date"] >= own["provenance"]["date"]:
+        return ""
+    earlier, now = (f"{s['methods']['base']['domains']['general']['wer']:.1f}" for s in (summary, own))
+    return t(
+        "These results are of an earlier release's base: it gets {earlier} % of the words in general speech wrong, this model's base "
+        "{now} %.",
+        earlier=earlier, now=now,
+    )  # fmt: skip
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def demo_build(
         typer.Option(help="A released model, such as assets/demo, whose weights are taken in place of training."),
     ] = None,
 ) -> None:
-    """Train the demo model from nothing (a few hours on 2 cores); resumes where it was cut off."""
+    """Train the demo model from nothing (about two and a half hours on 2 cores); resumes where it was cut off."""
     _make_folder(work, "--work")
     from hdmole.demo.build import build
 

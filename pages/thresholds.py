@@ -162,6 +162,8 @@ with outcome:
             ),
             "frontier",
         )  # fmt: skip
+        if note := parts.earlier_base(asr, found[name]):
+            st.caption(note)
     st.header(t("Experts at work, layer by layer"))
     data = figures.change_data(untouched.layers, after.layers)
     parts.figure(

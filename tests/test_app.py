@@ -525,6 +525,15 @@ def test_pages_open_on_the_headline_comparison() -> None:
     assert list(found)[-1] == "main" and {"this model's own", "variants"} < set(found)
 
 
+def test_results_of_an_earlier_base_are_said_to_be_so(tiny_model: Path) -> None:
+    asr, earlier, own = SimpleNamespace(folder=tiny_model), *(state.results(tiny_model / "results") for _ in range(2))
+    earlier["provenance"]["date"] = "2020-01-01 00:00 UTC"
+    earlier["methods"]["base"]["domains"]["general"]["wer"] = 61.24
+    said = parts.earlier_base(asr, earlier)
+    assert "61.2 %" in said and f"{own['methods']['base']['domains']['general']['wer']:.1f} %" in said
+    assert parts.earlier_base(asr, own) == ""
+
+
 def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     file = tmp_path / "utterances.parquet"
     for number in (1, 2):
