@@ -11,8 +11,8 @@ import streamlit as st
 
 from app import texts
 from app.texts import t
-from hdmole.audio import SAMPLE_RATE, Audio
-from hdmole.figures import GATES, frame_at
+from hdmole.figures.utterance import GATES, frame_at
+from hdmole.speech.audio import SAMPLE_RATE, Audio
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word

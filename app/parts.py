@@ -20,8 +20,9 @@ from app import state, texts
 from app.texts import Text, drawn, t
 from app.words import legend_html, method_card
 from app.worker import Evaluation, Job, Trial, Utterance, Worth
-from hdmole import figures, result_figures
-from hdmole.audio import SAMPLE_RATE
+from hdmole.figures import results as result_figures
+from hdmole.figures import utterance as figures
+from hdmole.speech.audio import SAMPLE_RATE
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 _MOST_SPANS = 8  # of a long recording, named one by one

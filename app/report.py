@@ -20,9 +20,11 @@ from app import texts
 from app.texts import Text, drawn, language, t
 from app.words import legend_html, method_card
 from app.worker import Job
-from hdmole import figures, result_figures
-from hdmole.audio import SAMPLE_RATE
-from hdmole.results import claim_text, rate_text
+from hdmole.figures import results as result_figures
+from hdmole.figures import utterance as figures
+from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.study.claims import claim_text
+from hdmole.study.results import rate_text
 
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
 _PAGE = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{title}</title>

@@ -14,7 +14,8 @@ import streamlit as st
 
 from app.texts import language, t
 from app.worker import Job, Trial, Utterance, Worth
-from hdmole.figures import layer_label, mel_spectrogram
+from hdmole.figures.utterance import mel_spectrogram
+from hdmole.names import layer_label
 
 ROOT = Path(__file__).resolve().parent.parent
 _KEPT = 4  # utterances whose results a session keeps
@@ -33,7 +34,7 @@ class Sample:
 
 @st.cache_resource(show_spinner=False)
 def _load(model: str) -> Any:
-    from hdmole.asr import ASR
+    from hdmole.speech.asr import ASR
 
     asr = ASR.load(model)
     noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
@@ -44,7 +45,7 @@ def _load(model: str) -> Any:
 
 
 def load_model() -> Any:
-    """The `hdmole.asr.ASR` all sessions share; ends the page with a plain sentence where there is none."""
+    """The `hdmole.speech.asr.ASR` all sessions share; ends the page with a plain sentence where there is none."""
     model = os.environ.get("HDMOLE_MODEL", "demo")
     try:
         return _load(model)
@@ -85,7 +86,7 @@ def samples(folder: Path) -> list[Sample]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """The summary in a results folder, as `hdmole.results` wrote it; empty where there is none.
+    """The summary in a results folder, as `hdmole.study.results` wrote it; empty where there is none.
 
     Raises ValueError where it is not such a summary.
     """

@@ -18,8 +18,8 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from hdmole.figures import METHOD_NAMES, accent_label
-from hdmole.results import markdown_table
+from hdmole.names import METHOD_NAMES, accent_label
+from hdmole.study.results import markdown_table
 
 Language = Literal["en", "zh"]
 FILE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "texts.json"
@@ -156,7 +156,7 @@ def accent_name(name: str) -> str:
 
 
 def table(summary: dict[str, Any], labels: dict[str, str]) -> str:
-    """`hdmole.results.markdown_table`, with the names of its columns in the visitor's language."""
+    """`hdmole.study.results.markdown_table`, with the names of its columns in the visitor's language."""
     head, _, rows = markdown_table(summary, labels).partition("\n")
     rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)  # a number stays with its interval
     return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows

@@ -11,8 +11,8 @@ import jiwer
 
 from app import texts
 from app.texts import Text, t
-from hdmole.figures import METHOD_COLOURS
-from hdmole.results import count_errors, normalise
+from hdmole.figures.utterance import METHOD_COLOURS
+from hdmole.speech.words import count_errors, normalise
 
 SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
 LEGEND_CONFIDENCE = Text(
@@ -89,7 +89,7 @@ def text_card(method: str, heard: str, reference: str) -> str:
 def method_card(
     method: str, transcript: Any | None, reference: str = "", missing: str = "…", title: str = "", before: str = ""
 ) -> str:
-    """What one method heard (an `hdmole.asr.Transcript`); `missing` stands in the place of one that is not there.
+    """What one method heard (an `hdmole.speech.asr.Transcript`); `missing` stands in the place of one that is not there.
 
     Without a reference, words are marked against what was heard `before`.
     """

@@ -25,10 +25,11 @@ from typing import IO, Any
 import pandas as pd
 
 from app.texts import Text
-from hdmole.asr import ModelError
-from hdmole.audio import Audio, AudioError, decode
-from hdmole.evaluate import Cancelled, ManifestError, evaluate
-from hdmole.figures import METHOD_NAMES
+from hdmole.names import METHOD_NAMES
+from hdmole.speech.asr import ModelError
+from hdmole.speech.audio import Audio, AudioError, decode
+from hdmole.speech.manifest import ManifestError
+from hdmole.study.evaluate import Cancelled, evaluate
 
 LONGEST = 1800.0  # seconds of audio the app takes
 MOST_UNPACKED = 4e9  # bytes of a ZIP's content
@@ -126,13 +127,13 @@ class _Task:
 
 
 class Job(_Task):
-    """Transcribes `utterance` by every method of `asr` (an `hdmole.asr.ASR`), starting at once; goes on where `stopped` was."""
+    """Transcribes `utterance` by every method of `asr` (an `hdmole.speech.asr.ASR`), starting at once; goes on where `stopped` was."""
 
     def __init__(self, asr: Any, utterance: Utterance, stopped: Job | None = None) -> None:
         self.methods = list(asr.methods)
         self.audio: Audio | None = stopped.audio if stopped else None
-        self.encoded: Any = stopped.encoded if stopped else None  # list of hdmole.asr.Encoded
-        self.transcripts: dict[str, Any] = dict(stopped.transcripts) if stopped else {}  # method -> hdmole.asr.Transcript
+        self.encoded: Any = stopped.encoded if stopped else None  # list of hdmole.speech.asr.Encoded
+        self.transcripts: dict[str, Any] = dict(stopped.transcripts) if stopped else {}  # method -> hdmole.speech.asr.Transcript
         self._tables: dict[int, pd.DataFrame] = {}
         self.utterance = utterance
         super().__init__(asr, utterance.name)

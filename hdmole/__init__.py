@@ -10,17 +10,23 @@ import hdmole._torchaudio  # noqa: F401  (before anything imports peft or transf
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "HDMoLEConfig": "hdmole.tuner",
-    "HDMoLEModel": "hdmole.tuner",
-    "AccentRecogniser": "hdmole.recogniser",
-    "export_lora": "hdmole.tuner",
-    "route": "hdmole.tuner",
-    "warm_start": "hdmole.tuner",
-    "trace": "hdmole.tracing",
-    "Trace": "hdmole.tracing",
-    "intervene": "hdmole.intervention",
-    "ASR": "hdmole.asr",
-    "decode": "hdmole.audio",
+    "HDMoLEConfig": "hdmole.method.tuner",
+    "HDMoLEModel": "hdmole.method.tuner",
+    "HDMoLELinear": "hdmole.method.tuner",
+    "AccentRecogniser": "hdmole.method.recogniser",
+    "export_lora": "hdmole.method.tuner",
+    "route": "hdmole.method.tuner",
+    "warm_start": "hdmole.method.tuner",
+    "trace": "hdmole.method.tracing",
+    "Trace": "hdmole.method.tracing",
+    "intervene": "hdmole.method.intervention",
+    "ASR": "hdmole.speech.asr",
+    "Audio": "hdmole.speech.audio",
+    "AudioError": "hdmole.speech.audio",
+    "decode": "hdmole.speech.audio",
+    "read_manifest": "hdmole.speech.manifest",
+    "normalise": "hdmole.speech.words",
+    "count_errors": "hdmole.speech.words",
 }
 
 __all__ = sorted(_EXPORTS)

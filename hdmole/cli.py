@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from hdmole.asr import ASR
+    from hdmole.speech.asr import ASR
 
 app = typer.Typer(
     help="Mixture of LoRA experts with hierarchical routing and dynamic thresholds, for accented speech.",
@@ -69,7 +69,7 @@ def _load(model: str) -> ASR:
     with errors.status(f"Loading the model {escape(model)} ..."):
         from transformers.utils import logging
 
-        from hdmole.asr import ASR
+        from hdmole.speech.asr import ASR
 
         logging.disable_progress_bar()
         try:
@@ -89,7 +89,7 @@ def transcribe(
     as_json: Json = False,
 ) -> None:
     """Transcribe recordings: text, word times and confidence, accent, routing. Exit status 1 if any failed."""
-    from hdmole.audio import AudioError, decode
+    from hdmole.speech.audio import AudioError, decode
 
     asr = _load(model)
     try:
@@ -134,7 +134,7 @@ def trace_command(
     accent: AccentOption = "auto",
 ) -> None:
     """Write the routing of one recording, frame by frame and layer by layer, as a tidy table."""
-    from hdmole.audio import decode
+    from hdmole.speech.audio import decode
 
     if out.is_dir():
         _fail(f"{out} is a folder; give the name of a parquet file to write.")
@@ -169,9 +169,9 @@ def evaluate(
     """
     _make_folder(out)
     asr = _load(model)
-    from hdmole.evaluate import evaluate as run
-    from hdmole.figures import METHOD_NAMES
-    from hdmole.results import accent_table, markdown_table
+    from hdmole.names import METHOD_NAMES
+    from hdmole.study.evaluate import evaluate as run
+    from hdmole.study.results import accent_table, markdown_table
 
     chosen = [m.strip() for m in methods.split(",") if m.strip()]
     with _progress("Evaluating") as bar:
@@ -205,8 +205,9 @@ def compare_command(
     """Train every method over seeds from one frozen base and say which is better, by how much, and how sure."""
     _make_folder(out)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from hdmole.compare import compare
-    from hdmole.results import claim_lines, markdown_table, update_readme
+    from hdmole.study.claims import claim_lines
+    from hdmole.study.compare import compare
+    from hdmole.study.results import markdown_table, update_readme
 
     try:
         summary = compare(config, out, report=lambda text: errors.print(text, markup=False))
@@ -227,7 +228,7 @@ def bench_command(
 ) -> None:
     """Time HDMoLE beside LoRA and the frozen model, on this machine."""
     asr = _load(model)
-    from hdmole.bench import bench
+    from hdmole.study.bench import bench
 
     with errors.status("Timing ..."):
         try:
@@ -293,8 +294,8 @@ def demo_info(
 ) -> None:
     """What the demo model is: sizes, methods, accents and measured results."""
     asr = _load(model)
-    from hdmole.figures import METHOD_NAMES
-    from hdmole.results import markdown_table, update_readme
+    from hdmole.names import METHOD_NAMES
+    from hdmole.study.results import markdown_table, update_readme
 
     size = sum(f.stat().st_size for f in asr.folder.rglob("*") if f.is_file())
     parts = {name: sum(p.numel() for p in module.parameters()) for name, module in asr.models["base"].named_children()}

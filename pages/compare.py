@@ -10,10 +10,11 @@ import streamlit as st
 from app import parts, state, texts
 from app.texts import Text, t
 from app.words import LEGEND_DIFFERENCE, text_card
-from hdmole import result_figures
-from hdmole.asr import GENERAL
-from hdmole.figures import METHOD_COLOURS
-from hdmole.results import DOMAIN_LABELS, accent_differences, claim_text, few_speakers, verdict
+from hdmole.figures import results as result_figures
+from hdmole.figures.utterance import METHOD_COLOURS
+from hdmole.names import DOMAIN_LABELS, GENERAL
+from hdmole.study.claims import claim_text, verdict
+from hdmole.study.results import accent_differences, few_speakers
 
 asr = state.load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew

@@ -14,7 +14,7 @@ from app import parts, state, texts
 from app.texts import t
 from app.words import LEGEND_DIFFERENCE, text_card
 from app.worker import Evaluation
-from hdmole import result_figures
+from hdmole.figures import results as result_figures
 
 asr = state.load_model()
 

@@ -11,9 +11,10 @@ import streamlit as st
 from app import parts, state, texts
 from app.texts import t
 from app.worker import Utterance
-from hdmole import figures, result_figures
-from hdmole.analysis import ROUTERS
-from hdmole.results import FEW_SPEAKERS
+from hdmole.figures import results as result_figures
+from hdmole.figures import utterance as figures
+from hdmole.study.results import FEW_SPEAKERS
+from hdmole.study.routing_table import ROUTERS
 
 asr = state.load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import parts, report, state
 from app.texts import t
-from hdmole import figures
+from hdmole.figures import utterance as figures
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))

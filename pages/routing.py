@@ -7,7 +7,7 @@ import streamlit as st
 from app import parts, state, texts
 from app.moment import choose_word, clicked_moment, remember_click, show_moment
 from app.texts import Text, t
-from hdmole import figures
+from hdmole.figures import utterance as figures
 
 SHORT = {"gate": Text("Combined"), "global_gate": Text("Global"), "local_gate": Text("Local")}
 

@@ -11,9 +11,10 @@ import streamlit as st
 from app import parts, state, texts
 from app.texts import Text, t
 from app.words import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card
-from hdmole import figures, result_figures
-from hdmole.adapt import PLACES
-from hdmole.results import count_errors, normalise
+from hdmole.figures import results as result_figures
+from hdmole.figures import utterance as figures
+from hdmole.speech.words import count_errors, normalise
+from hdmole.training.adapt import PLACES
 
 CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
 

@@ -10,8 +10,8 @@ import streamlit as st
 
 from app import parts, state, texts
 from app.texts import Text, t
-from hdmole import figures
-from hdmole.audio import SAMPLE_RATE
+from hdmole.figures import utterance as figures
+from hdmole.speech.audio import SAMPLE_RATE
 
 asr = state.load_model()
 clips = state.samples(state.model_folder(asr))

@@ -26,9 +26,10 @@ from app.moment import moment_of
 from app.state import Sample, opening_sample
 from app.words import heard_html, method_card
 from app.worker import Job, Utterance
-from hdmole.asr import ASR
-from hdmole.compare import known_methods
-from hdmole.results import normalise, summarise, write
+from hdmole.speech.asr import ASR
+from hdmole.speech.words import normalise
+from hdmole.study.config import known_methods
+from hdmole.study.results import summarise, write
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")

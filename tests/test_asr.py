@@ -23,14 +23,17 @@ from tiny import ACCENTS, speech_like
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hdmole.asr import ASR, Decoded, Encoded, ModelError, _cut, align, find_model
-from hdmole.audio import decode
 from hdmole.demo.synth import Synthesiser, speakers
-from hdmole.evaluate import evaluate
-from hdmole.recogniser import AccentRecogniser
-from hdmole.results import count_errors, normalise
-from hdmole.speech_llm import SpeechLLM
-from hdmole.tuner import HDMoLEConfig
+from hdmole.method.recogniser import AccentRecogniser
+from hdmole.method.tuner import HDMoLEConfig
+from hdmole.models.speech_llm import SpeechLLM
+from hdmole.speech.alignment import align
+from hdmole.speech.asr import ASR, Encoded, ModelError, find_model
+from hdmole.speech.audio import decode
+from hdmole.speech.decoding import Decoded
+from hdmole.speech.segments import cut
+from hdmole.speech.words import count_errors, normalise
+from hdmole.study.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +243,7 @@ def test_long_audio_is_cut_where_it_is_quietest() -> None:
     samples = np.random.default_rng(0).normal(0, 0.1, 50 * 16_000)
     for second in (14, 33):
         samples[second * 16_000 : second * 16_000 + 6_000] *= 0.9  # hardly quieter, but longer than any chance
-    spans = _cut(samples.astype(np.float32), 20.0)
+    spans = cut(samples.astype(np.float32), 20.0)
     assert [end for _, end in spans[:-1]] == pytest.approx([14.19 * 16_000, 33.19 * 16_000], abs=0.1 * 16_000)
     assert spans[0][0] == 0 and spans[-1][1] == len(samples) and all(a[1] == b[0] for a, b in pairwise(spans))
 
@@ -253,9 +256,9 @@ def test_long_audio_is_cut_at_its_pauses(noise: float) -> None:
     for start, end in spoken:
         samples[int(start * 16_000) : int(end * 16_000)] += rng.normal(0, 0.1, int(end * 16_000) - int(start * 16_000))
         samples[int(start * 16_000) + 16_000 :][:1600] = 0  # the closure of a consonant is no pause
-    spans = np.array(_cut(samples.astype(np.float32), 8.0)) / 16_000
+    spans = np.array(cut(samples.astype(np.float32), 8.0)) / 16_000
     assert spans[:-1, 1] == pytest.approx([2.5 * k for k in range(1, 6)], abs=0.05)
-    assert _cut(samples.astype(np.float32), 20.0) == [(0, 15 * 16_000)]
+    assert cut(samples.astype(np.float32), 20.0) == [(0, 15 * 16_000)]
 
 
 def test_the_demo_hears_sentences_in_a_row_as_it_hears_each_alone() -> None:

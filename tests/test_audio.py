@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 
-from hdmole.audio import SAMPLE_RATE, Audio, AudioError, decode
+from hdmole.speech.audio import SAMPLE_RATE, Audio, AudioError, decode
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
@@ -316,7 +316,7 @@ def test_a_child_that_hangs_or_crashes_leaves_the_process_alive(tmp_path: Path, 
     good = wav((tone(0.5, 16_000)[0] * 32767).astype("<i2").tobytes())
     child = tmp_path / "child.py"
     with monkeypatch.context() as patch:
-        patch.setattr("hdmole.audio._CHILD", child)
+        patch.setattr("hdmole.speech.audio._CHILD", child)
         for script, message in (
             ("while True: pass", "within 1 seconds"),
             ("import os; os.abort()", "is damaged"),
@@ -374,8 +374,8 @@ def test_threads_decode_at_once() -> None:
 
 
 def test_neither_hdmole_audio_nor_the_child_imports_torch(tmp_path: Path) -> None:
-    code = "import sys, hdmole.audio; assert 'torch' not in sys.modules and 'av' not in sys.modules"
+    code = "import sys, hdmole.speech.audio; assert 'torch' not in sys.modules and 'av' not in sys.modules"
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
-    code = f"import sys, runpy; runpy.run_path({str(root / 'hdmole' / '_decode.py')!r}); assert 'torch' not in sys.modules"
+    code = f"import sys, runpy; runpy.run_path({str(root / 'hdmole' / 'speech' / '_decode.py')!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path)

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 import hdmole.cli
 from hdmole import HDMoLEConfig, intervene, route
-from hdmole.bench import expert_loop
-from hdmole.evaluate import ManifestError, read_manifest
-from hdmole.tuner.layer import HDMoLELinear
+from hdmole.method.tuner.layer import HDMoLELinear
+from hdmole.speech.manifest import ManifestError, read_manifest
+from hdmole.study.bench import expert_loop
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -22,15 +22,16 @@ from streamlit.testing.v1 import AppTest
 from tiny import ACCENTS, SENTENCES, speech_like
 from typer.testing import CliRunner
 
-from hdmole import adapt as adapting
 from hdmole import analysis
-from hdmole import compare as comparing
 from hdmole.cli import app
-from hdmole.compare import ConfigError, Runner, compare, known_methods, read_config
-from hdmole.intervention import intervene
-from hdmole.preparation import speech_of
-from hdmole.results import markdown_table
-from hdmole.tracing import trace
+from hdmole.method.intervention import intervene
+from hdmole.method.tracing import trace
+from hdmole.study import compare as comparing
+from hdmole.study.compare import Runner, compare
+from hdmole.study.config import ConfigError, known_methods, read_config
+from hdmole.study.results import markdown_table
+from hdmole.training import adapt as adapting
+from hdmole.training.preparation import speech_of
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = [

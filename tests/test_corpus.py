@@ -16,8 +16,9 @@ from streamlit.testing.v1 import AppTest
 
 from app import worker
 from app.worker import Evaluation, unpack
-from hdmole.asr import ASR
-from hdmole.evaluate import Cancelled, ManifestError, evaluate
+from hdmole.speech.asr import ASR
+from hdmole.speech.manifest import ManifestError
+from hdmole.study.evaluate import Cancelled, evaluate
 
 
 def test_a_corpus_is_judged_and_its_recordings_can_be_searched(

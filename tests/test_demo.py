@@ -18,15 +18,12 @@ from tiny import speech_like
 from torch import nn
 from transformers import TrainerCallback
 
-from hdmole.compare import compare, read_config
-from hdmole.data import Batches
 from hdmole.demo import build as recipe
 from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
 from hdmole.demo.synth import (
     ACCENTS,
     CONFLICTING,
     EVERY,
-    GENERAL,
     Synthesiser,
     augment,
     other_language_sentences,
@@ -35,8 +32,12 @@ from hdmole.demo.synth import (
     speakers,
 )
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
-from hdmole.preparation import speech_of
-from hdmole.training import MuonAdamW, fast_on_cpu, fit
+from hdmole.names import GENERAL
+from hdmole.study.compare import compare
+from hdmole.study.config import read_config
+from hdmole.training.data import Batches
+from hdmole.training.loop import MuonAdamW, fast_on_cpu, fit
+from hdmole.training.preparation import speech_of
 
 
 def test_no_sentence_is_in_two_splits_but_single_digits() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny import _features
 
-from hdmole.domain import PHRASES, DomainScorer, domain_features, flags
+from hdmole.speech.domain import PHRASES, DomainScorer, domain_features, flags
 
 
 def _table(seed: int, count: int = 30) -> tuple[pd.DataFrame, np.ndarray]:

@@ -10,7 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from hdmole import figures, result_figures
+from hdmole.figures import results as result_figures
+from hdmole.figures import utterance as figures
 
 ACCENTS = ["british", "scottish", "caribbean", "indian", "german", "spanish", "french", "mandarin"]
 LAYERS = ["multi_modal_projector.linear_1", "multi_modal_projector.layers.0.q_proj"]

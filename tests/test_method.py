@@ -23,10 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments
 
 from hdmole import AccentRecogniser, HDMoLEConfig, Trace, export_lora, intervene, route, trace, warm_start
-from hdmole.gate import act
-from hdmole.routing import RoutingError, checkpoint_contexts
-from hdmole.tuner import HDMoLELinear
-from hdmole.tuner.config import HDMoLEConfig as Config
+from hdmole.method.gate import act
+from hdmole.method.routing import RoutingError, checkpoint_contexts
+from hdmole.method.tuner import HDMoLELinear
+from hdmole.method.tuner.config import HDMoLEConfig as Config
 
 ACCENTS = ["a", "b", "c"]
 

@@ -9,21 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hdmole.compare import claims
-from hdmole.figures import METHOD_NAMES
-from hdmole.results import (
+from hdmole.names import METHOD_NAMES
+from hdmole.speech.words import count_errors, normalise
+from hdmole.study.claims import claim_lines, claim_text, claims, verdict
+from hdmole.study.results import (
     COLUMNS,
     accent_differences,
     accent_table,
     bootstrap,
-    claim_lines,
-    claim_text,
-    count_errors,
     few_speakers,
     markdown_table,
-    normalise,
     summarise,
-    verdict,
     write,
 )
 

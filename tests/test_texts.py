@@ -17,17 +17,21 @@ from streamlit.testing.v1 import AppTest
 
 from app import texts
 from app.texts import Text, drawn, t
-from hdmole import figures
-from hdmole.audio import AudioError, decode
-from hdmole.evaluate import ManifestError, read_manifest
-from hdmole.results import verdict
+from hdmole.figures import utterance as figures
+from hdmole.speech.audio import AudioError, decode
+from hdmole.speech.manifest import ManifestError, read_manifest
+from hdmole.study.claims import verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 CHINESE = json.loads(texts.FILE.read_text(encoding="utf-8"))
 APP = sorted([*(ROOT / "app").glob("*.py"), *(ROOT / "pages").glob("*.py")])
 LIBRARY = [
-    ROOT / "hdmole" / f for f in ("figures.py", "result_figures.py", "compare.py", "domain.py", "results.py", "demo/synth.py")
-]
+    ROOT / "hdmole" / f
+    for f in (
+        "names.py", "demo/synth.py", "figures/results.py", "figures/utterance.py", "speech/domain.py", "study/claims.py",
+        "study/compare.py", "study/config.py", "study/results.py",
+    )
+]  # fmt: skip
 HAN = re.compile("[\u4e00-\u9fff]")
 PAGES = ("home", "transcribe", "routing", "thresholds", "correspondence", "compare", "corpus", "report", "about")
 

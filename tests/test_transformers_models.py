@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMultimodalLM, GenerationConfig, Trainer, TrainingArguments
 
 from hdmole import AccentRecogniser, HDMoLEConfig, intervene, route, trace
-from hdmole.routing import RoutingError
-from hdmole.speech_llm import SpeechLLM
-from hdmole.tuner import HDMoLELinear
+from hdmole.method.routing import RoutingError
+from hdmole.method.tuner import HDMoLELinear
+from hdmole.models.speech_llm import SpeechLLM
 
 ACCENTS = ["a", "b", "c"]
 AUDIO_TOKEN = 39

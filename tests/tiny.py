@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ParakeetFeatureExtractor, PreTrainedTokenizerFast
 
-from hdmole.domain import DomainScorer, domain_features
-from hdmole.recogniser import AccentRecogniser
-from hdmole.results import count_errors, provenance, summarise, write
-from hdmole.speech_llm import SpeechLLM, SpeechLLMConfig
-from hdmole.tuner import HDMoLEConfig
+from hdmole.method.recogniser import AccentRecogniser
+from hdmole.method.tuner import HDMoLEConfig
+from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
+from hdmole.speech.domain import DomainScorer, domain_features
+from hdmole.speech.words import count_errors
+from hdmole.study.results import provenance, summarise, write
 
 ACCENTS = ["indian", "german", "scottish"]
 SENTENCES = ["turn on the lights", "play some jazz music", "seven eight nine", "call anna at six", "what is the weather today"]

@@ -27,16 +27,17 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, ParakeetCTCConfig, PreTrainedTokenizerFast
 
-from hdmole.adapt import Method, Speech, adapt, load_base, pad
-from hdmole.asr import ASR, ModelError
-from hdmole.data import Corpus, States, mel_batches
 from hdmole.demo.corpus import Sizes, make, plan, plan_conflicts, plan_unseen, read_real
-from hdmole.demo.synth import ACCENTS, CONFLICTING, GENERAL
+from hdmole.demo.synth import ACCENTS, CONFLICTING
 from hdmole.demo.text import is_digit_string, sentences
-from hdmole.preparation import encode_corpus, posteriors_of, train_recogniser
-from hdmole.recogniser import AccentRecogniser
-from hdmole.speech_llm import SpeechLLM, SpeechLLMConfig
-from hdmole.training import ATTENTION, ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
+from hdmole.method.recogniser import AccentRecogniser
+from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
+from hdmole.names import GENERAL
+from hdmole.speech.asr import ASR, ModelError
+from hdmole.training.adapt import Method, Speech, adapt, load_base, pad
+from hdmole.training.data import Corpus, States, mel_batches
+from hdmole.training.loop import ATTENTION, ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
+from hdmole.training.preparation import encode_corpus, posteriors_of, train_recogniser
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,10 @@ import torch
 from scipy.signal import resample_poly
 from transformers import ParakeetFeatureExtractor
 
-from hdmole.audio import framed
-from hdmole.data import write_corpus
 from hdmole.demo.synth import (
     ACCENTS,
     CONFLICTING,
     EVERY,
-    GENERAL,
     UNSEEN,
     Synthesiser,
     augment,
@@ -40,6 +37,9 @@ from hdmole.demo.synth import (
     speakers,
 )
 from hdmole.demo.text import is_digit_string, sentences
+from hdmole.names import GENERAL
+from hdmole.speech.segments import framed
+from hdmole.training.data import write_corpus
 
 RATE = 16_000  # Hz
 N_MELS = 80

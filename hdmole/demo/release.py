@@ -15,17 +15,18 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from transformers import ParakeetFeatureExtractor
 
-from hdmole.analysis import recogniser_results
-from hdmole.asr import ASR, Encoded
-from hdmole.audio import decode
-from hdmole.data import Corpus, States
 from hdmole.demo.corpus import N_MELS, RATE, render
-from hdmole.demo.synth import ACCENTS, GENERAL, Synthesiser, speakers
+from hdmole.demo.synth import ACCENTS, Synthesiser, speakers
 from hdmole.demo.text import sentences, vocabulary
-from hdmole.domain import DomainScorer
-from hdmole.figures import METHOD_NAMES
-from hdmole.results import count_errors, markdown_table, normalise, provenance, summarise, write
-from hdmole.speech_llm import SpeechLLM
+from hdmole.models.speech_llm import SpeechLLM
+from hdmole.names import GENERAL, METHOD_NAMES
+from hdmole.speech.asr import ASR, Encoded
+from hdmole.speech.audio import decode
+from hdmole.speech.domain import DomainScorer
+from hdmole.speech.words import count_errors, normalise
+from hdmole.study.analyses import recogniser_results
+from hdmole.study.results import markdown_table, provenance, summarise, write
+from hdmole.training.data import Corpus, States
 
 if TYPE_CHECKING:
     from hdmole.demo.build import Build

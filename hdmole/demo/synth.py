@@ -18,8 +18,9 @@ import numpy as np
 import soxr
 from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 
+from hdmole.names import GENERAL
+
 RATE = 16_000  # Hz, of everything that leaves this module
-GENERAL = "general"
 VOICES = Path(__file__).with_name("voices")
 
 

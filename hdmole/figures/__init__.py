@@ -1,0 +1,1 @@
+"""Figures: pure functions from tidy data to plotly figures."""

@@ -1,0 +1,449 @@
+"""Figures of results: error rates, what adapting cost, training curves, and the routing of a whole corpus.
+
+Made as those of `hdmole.figures.utterance`, from what `hdmole evaluate`, `compare` and `demo build` write: `*_data` functions give the tidy
+table that is plotted, the others draw it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from hdmole.figures.utterance import GATE_SCALE, LAYOUT, METHOD_COLOURS, ON_ANY_COLOUR, accent_colours, accent_ticks
+from hdmole.names import GENERAL, METHOD_NAMES, accent_label
+from hdmole.study.results import FEW_SPEAKERS, few_speakers
+
+MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole")  # the others are variants of these
+ROUTERS = {"gate": "Combined gate", "global_gate": "Global router", "local_probability": "Local router"}
+GREY = "#8A8A8A"  # reads on light and on dark pages
+NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")  # marks of their accents
+# A legend clear of the tools over a figure.
+_BELOW: dict[str, Any] = dict(orientation="h", yanchor="top", y=-0.3, xanchor="left", x=0)
+
+
+def method_labels(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What each method of a results summary is called."""
+    return {name: entry.get("label") or METHOD_NAMES.get(name, name) for name, entry in summary["methods"].items()}
+
+
+def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
+    """Word error rates of a results summary: `accent`, `method`, `label`, `wer`, `low`, `high` in percent, `speakers`.
+
+    The accents of `domain` are followed by the general domain, where the summary has it. Variants of the main methods are
+    left out, and so are intervals of fewer than `FEW_SPEAKERS`.
+    """
+    rows, labels = [], method_labels(summary)
+    for method in _main(summary):
+        entry = summary["methods"][method]
+        domains = entry["domains"]
+        accents = dict(domains.get(domain, {}).get("accents", {}))
+        if GENERAL in domains and domain == "accent":
+            accents[GENERAL] = domains[GENERAL]
+        for accent, rate in accents.items():
+            low, high = _interval(rate)
+            rows.append(
+                {
+                    "accent": accent, "method": method, "label": labels[method], "wer": rate["wer"], "low": low, "high": high,
+                    "speakers": rate.get("speakers"),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=["accent", "method", "label", "wer", "low", "high", "speakers"])
+
+
+def _interval(rate: Mapping[str, Any], name: str = "interval") -> tuple[float, float]:
+    """The interval of a rate; none where speakers are few."""
+    low, high = rate[name] if rate.get("speakers", FEW_SPEAKERS) >= FEW_SPEAKERS else (np.nan, np.nan)
+    return low, high
+
+
+def _between(low: pd.Series, high: pd.Series, form: str) -> list[str]:
+    """Intervals for a hint; empty where there is none."""
+    return [f" [{a:{form}}, {b:{form}}]" if a == a else "" for a, b in zip(low, high, strict=True)]
+
+
+def _main(summary: Mapping[str, Any]) -> list[str]:
+    """The main methods of a results summary; all it has, where it has none of them."""
+    return [m for m in summary["methods"] if m in MAIN_METHODS] or list(summary["methods"])
+
+
+def error_rates(data: pd.DataFrame) -> go.Figure:
+    """Bars of `error_rate_data` with their intervals, where there are."""
+    figure = go.Figure()
+    for method in data.method.unique():
+        rows = data[data.method == method]
+        figure.add_bar(
+            x=rows.accent, y=rows.wer, name=rows.label.iloc[0], marker_color=METHOD_COLOURS.get(method),
+            error_y=dict(
+                symmetric=False, array=rows.high - rows.wer, arrayminus=rows.wer - rows.low, thickness=1, width=2, color=GREY
+            ),
+            customdata=[*zip(_between(rows.low, rows.high, ".1f"), rows.speakers.tolist(), strict=True)],
+            hovertemplate="%{x}: %{y:.1f} %%{customdata[0]}, speakers: %{customdata[1]}",
+        )  # fmt: skip
+    figure.update_yaxes(title="word error rate (%)", rangemode="tozero")
+    figure.update_xaxes(tickangle=-35, automargin=True, **accent_ticks(data.accent.unique()))
+    return figure.update_layout(
+        **LAYOUT,
+        height=340,
+        barmode="group",
+        legend=_BELOW,
+    )
+
+
+def forgetting_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Word error rates (%) of each method on accents (mean) and on the general domain, with intervals; one row a method.
+
+    Columns `method`, `label`, `accents`, `accents_low`, `accents_high`, `general`, `general_low`, `general_high`, `trainable`; no rows
+    where a domain is missing.
+    """
+    rows, labels = [], method_labels(summary)
+    for method in _main(summary):
+        entry = summary["methods"][method]
+        accent, general = entry["domains"].get("accent"), entry["domains"].get(GENERAL)
+        if accent and general:
+            (low, high), (general_low, general_high) = _interval(accent, "mean_interval"), _interval(general)
+            rows.append(
+                {
+                    "method": method, "label": labels[method], "accents": accent["mean_over_accents"], "accents_low": low,
+                    "accents_high": high, "general": general["wer"], "general_low": general_low, "general_high": general_high,
+                    "trainable": entry.get("trainable"),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def forgetting(data: pd.DataFrame) -> go.Figure:
+    """`forgetting_data`: what adapting to accents cost on general speech; the base's rate there is the dotted line."""
+    figure = go.Figure()
+    for row in data.to_dict("records"):
+        name = row["label"]
+        figure.add_scatter(
+            x=[row["general"]], y=[row["accents"]], mode="markers", name=name,
+            marker=dict(size=13, color=METHOD_COLOURS.get(row["method"])),
+            error_x=dict(symmetric=False, array=[row["general_high"] - row["general"]], arrayminus=[row["general"] - row["general_low"]]),
+            error_y=dict(symmetric=False, array=[row["accents_high"] - row["accents"]], arrayminus=[row["accents"] - row["accents_low"]]),
+            hovertemplate=f"{name}<br>general %{{x:.1f}} %<br>accents %{{y:.1f}} %<extra></extra>",
+        )  # fmt: skip
+    figure.update_traces(error_x=dict(thickness=1, width=3, color=GREY), error_y=dict(thickness=1, width=3, color=GREY))
+    base = data[data.method == "base"]
+    if len(base):
+        figure.add_vline(x=float(base.general.iloc[0]), line=dict(color=METHOD_COLOURS["base"], dash="dot", width=1))
+    figure.update_xaxes(title="WER, general speech (%)")
+    figure.update_yaxes(title="WER, accents (%)")
+    return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
+
+
+def parameters(data: pd.DataFrame) -> go.Figure:
+    """`forgetting_data`: word error rate on accents against the parameters a method trains."""
+    figure = go.Figure()
+    for row in data[data.trainable > 0].to_dict("records"):
+        figure.add_scatter(
+            x=[row["trainable"]], y=[row["accents"]], mode="markers", name=row["label"],
+            marker=dict(size=13, color=METHOD_COLOURS.get(row["method"])),
+            error_y=dict(symmetric=False, array=[row["accents_high"] - row["accents"]], arrayminus=[row["accents"] - row["accents_low"]],
+                         thickness=1, width=3, color=GREY),
+            hovertemplate="%{x:,} parameters<br>accents %{y:.1f} %",
+        )  # fmt: skip
+    base = data[data.method == "base"]
+    if len(base):
+        figure.add_hline(y=float(base.accents.iloc[0]), line=dict(color=METHOD_COLOURS["base"], dash="dot", width=1))
+    trained = data.trainable[data.trainable > 0]
+    figure.update_xaxes(title="trained parameters", type="log")
+    if len(trained):
+        figure.update_xaxes(range=[np.log10(trained.min()) - 0.6, np.log10(trained.max()) + 0.6])
+    figure.update_yaxes(title="WER, accents (%)")
+    return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
+
+
+def variant_data(summary: Mapping[str, Any], against: str = "hdmole") -> pd.DataFrame:
+    """Every method's difference to `against` on accents and on general speech, in points of WER with its 95 % interval.
+
+    Columns `method`, `label`, `domain`, `points`, `low`, `high`, `trainable`; below zero the method is better.
+    """
+    labels = method_labels(summary)
+    few = {domain for domain in ("accent", GENERAL) if few_speakers(summary, domain)}
+    rows = [
+        {
+            "method": d["method"], "label": labels[d["method"]], "domain": d["domain"], "points": d["points"],
+            "low": np.nan if d["domain"] in few else d["interval"][0], "high": np.nan if d["domain"] in few else d["interval"][1],
+            "trainable": summary["methods"][d["method"]].get("trainable"),
+        }
+        for d in summary.get("differences", [])
+        if d["against"] == against and d["domain"] in ("accent", GENERAL)
+    ]  # fmt: skip
+    columns = ["method", "label", "domain", "points", "low", "high", "trainable"]
+    return pd.DataFrame(rows, columns=columns).sort_values("points", ignore_index=True)
+
+
+def variants(data: pd.DataFrame) -> go.Figure:
+    """`variant_data` as dots with intervals, one row a method, accents and general speech side by side; zero is the opponent."""
+    domains = {"accent": "Accents", GENERAL: "General"}
+    figure = make_subplots(rows=1, cols=2, subplot_titles=list(domains.values()), shared_yaxes=True, horizontal_spacing=0.03)
+    order = list(data[data.domain == "accent"].label)
+    for column, domain in enumerate(domains, start=1):
+        rows = data[data.domain == domain].set_index("label").reindex(order).reset_index()
+        colours = [METHOD_COLOURS.get(m, METHOD_COLOURS["hdmole"]) for m in rows.method]
+        figure.add_trace(_differences(rows, rows.label, colours), row=1, col=column)
+        figure.add_vline(x=0, row=1, col=column, line=dict(color=GREY, dash="dot", width=1))
+    figure.update_xaxes(nticks=4, tickangle=0)
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    figure.update_annotations(font_size=13)
+    both: dict[str, Any] = dict(xref="paper", x=0.5, yref="paper", y=0, yanchor="top", yshift=-24, showarrow=False)
+    figure.add_annotation(text="points of WER", **both)  # one title for both, which would overlap on a phone
+    return figure.update_layout(**LAYOUT, height=170 + 20 * len(order)).update_layout(margin_t=60, margin_b=50)
+
+
+def _differences(rows: pd.DataFrame, names: pd.Series, colours: Any) -> go.Scatter:
+    """Dots with their intervals, where there are; a ring is a difference that is not established."""
+    sure = (rows.high < 0) | (rows.low > 0)
+    return go.Scatter(
+        x=rows.points, y=names, mode="markers", showlegend=False,
+        error_x=dict(
+            symmetric=False, array=rows.high - rows.points, arrayminus=rows.points - rows.low, thickness=1.5, width=3,
+            color=GREY,
+        ),
+        marker=dict(size=10, color=colours, line_width=2, symbol=["circle" if s else "circle-open" for s in sure]),
+        customdata=_between(rows.low, rows.high, "+.1f"),
+        hovertemplate="%{y}<br>%{x:+.1f} points%{customdata}<extra></extra>",
+    )  # fmt: skip
+
+
+def accent_differences(data: pd.DataFrame, method: str) -> go.Figure:
+    """`hdmole.study.results.accent_differences` with a `label` for each accent as dots with intervals; zero is the opponent."""
+    figure = go.Figure(_differences(data, data.label, METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"])))
+    figure.add_vline(x=0, line=dict(color=GREY, dash="dot", width=1))
+    figure.update_xaxes(title="points of WER")
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    return figure.update_layout(**LAYOUT, height=120 + 20 * len(data))
+
+
+def curve_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Word error rates (%) on dev speech while the methods were trained: `method`, `label`, `step`, `accent`, `general`."""
+    labels = method_labels(summary)
+    rows = [
+        {"method": method, "label": labels[method], "step": int(step), **rates}
+        for method, points in summary.get("curves", {}).items()
+        for step, rates in points.items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "label", "step", "accent", GENERAL]).sort_values(["method", "step"])
+
+
+def curves(data: pd.DataFrame) -> go.Figure:
+    """`curve_data`: what each method gains on accents and loses on general speech, step by step."""
+    figure = make_subplots(rows=1, cols=2, subplot_titles=["Accents, mean", "General speech"], horizontal_spacing=0.08)
+    for method in data.method.unique():
+        rows = data[data.method == method]
+        for column, domain in enumerate(("accent", GENERAL), start=1):
+            figure.add_scatter(
+                row=1, col=column, x=rows.step, y=rows[domain], mode="lines+markers", name=rows.label.iloc[0],
+                showlegend=column == 1, legendgroup=method, line_color=METHOD_COLOURS.get(method),
+                hovertemplate="step %{x}: %{y:.1f} %",
+            )  # fmt: skip
+    figure.update_xaxes(title="training step", rangemode="tozero")
+    figure.update_yaxes(title="WER on dev speech (%)", col=1)
+    return figure.update_layout(**LAYOUT, height=340, legend=_BELOW).update_layout(margin_t=60)
+
+
+def frontier_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Word error rate (%) against mean experts at work: `choice` (thresholds, top_k, top_p), `value`, `active`, `accent`, `general`."""
+    return pd.DataFrame(summary.get("frontier", []), columns=["choice", "value", "active", "accent", GENERAL])
+
+
+def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
+    """`frontier_data` as one line a way of choosing experts; `active` marks how many work now."""
+    figure = go.Figure()
+    ways = (
+        ("thresholds", "thresholds scaled", "solid", "circle"),
+        ("top_k", "top-k", "dash", "square"),
+        ("top_p", "top-p", "dot", "diamond"),
+    )
+    for choice, name, dash, symbol in ways:
+        rows = data[data.choice == choice].sort_values("active")
+        figure.add_scatter(
+            x=rows.active, y=rows.accent, mode="lines+markers", name=name,
+            line=dict(color=METHOD_COLOURS["hdmole"], dash=dash), marker=dict(size=9, symbol=symbol), customdata=np.stack([rows.value, rows[GENERAL]], -1),
+            hovertemplate="%{customdata[0]:g}: %{x:.2f} experts<br>accents %{y:.1f} %, general %{customdata[1]:.1f} %",
+        )  # fmt: skip
+    if active is not None:
+        for line in ON_ANY_COLOUR:
+            figure.add_vline(x=active, line=line)
+    figure.update_xaxes(title="experts at work (mean)", rangemode="tozero")
+    figure.update_yaxes(title="WER, accents (%)")
+    return figure.update_layout(**LAYOUT, height=320, legend=_BELOW)
+
+
+# -- a corpus' routing ---------------------------------------------------------------------------------------------------
+
+
+def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str | None = None) -> pd.DataFrame:
+    """Mean weight of each expert for each accent, of one of `ROUTERS`: `spoken`, `accent` (the expert's), `weight`, `utterances`.
+
+    `routing` is the table `hdmole compare` writes; one layer, or the mean over all.
+    """
+    rows = routing if layer is None else routing[routing.layer == layer]
+    found = rows.groupby(["domain", "spoken", "expert", "accent"], sort=False).agg(
+        weight=(router, "mean"), utterances=("utterance", "nunique")
+    ).reset_index()  # fmt: skip
+    order = {name: k for k, name in enumerate([*routing.sort_values("expert").accent.unique(), GENERAL])}
+    found["order"] = found.spoken.map(lambda name: order.get(name, len(order)))
+    return found.sort_values(["order", "spoken", "expert"], ignore_index=True).drop(columns="order")
+
+
+def correspondence(data: pd.DataFrame) -> go.Figure:
+    """`correspondence_data`: a row is an accent as spoken, a column an expert."""
+    figure = _matrix(
+        data, ("spoken", "accent", "weight"), "mean weight", zmin=0, colorscale=GATE_SCALE,
+        hovertemplate="spoken %{y}, expert %{x}: %{z:.3f}<extra></extra>",
+    )  # fmt: skip
+    return figure.update_xaxes(title="expert")
+
+
+def map_data(routing: pd.DataFrame, router: str = "gate") -> pd.DataFrame:
+    """Utterances in the plane: the two principal components of their routing vectors (layers x experts).
+
+    Columns `utterance`, `domain`, `spoken`, `speaker`, `x`, `y`.
+    """
+    from sklearn.decomposition import PCA
+
+    about = ["utterance", "domain", "spoken", "speaker"]
+    vectors = routing.pivot_table(index=about, columns=["layer", "expert"], values=router, sort=False)
+    if min(vectors.shape) < 2:  # one utterance lies nowhere
+        return vectors.index.to_frame(index=False).assign(x=0.0, y=0.0)
+    points = PCA(2, random_state=0).fit_transform(vectors.to_numpy(float))
+    return vectors.index.to_frame(index=False).assign(x=points[:, 0], y=points[:, 1])
+
+
+def utterance_map(data: pd.DataFrame, experts: Sequence[str]) -> go.Figure:
+    """`map_data`: one mark an utterance, in the colour of its accent's expert; an accent without one has a grey mark of its own.
+
+    Where there are more experts than colours, those that come second have rings.
+    """
+    colours = accent_colours(experts)
+    first = {colour: name for name, colour in reversed(colours.items())}
+    figure, marks = go.Figure(), cycle(NO_EXPERT)
+    for spoken in sorted(
+        data.spoken.unique(), key=lambda name: ([*colours].index(name) if name in colours else len(colours), name)
+    ):
+        rows, colour = data[data.spoken == spoken], colours.get(spoken, GREY)
+        symbol = next(marks) if spoken not in colours else "circle" if first[colour] == spoken else "circle-open"
+        figure.add_scatter(
+            x=rows.x, y=rows.y, mode="markers", name=accent_label(spoken), customdata=rows[["utterance", "speaker"]],
+            marker=dict(size=7, color=colour, symbol=symbol),
+            hovertemplate="%{customdata[0]}<br>%{customdata[1]}",
+        )  # fmt: skip
+    figure.update_xaxes(title="first principal component", showticklabels=False)
+    figure.update_yaxes(title="second", showticklabels=False)
+    return figure.update_layout(**LAYOUT, height=420)
+
+
+def attribution_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """What leaving an expert out changes, in nats per word: `spoken`, `accent` (the expert's), `change`, `low`, `high`."""
+    found = summary.get("attribution", {"accents": [], "experts": [], "values": [], "intervals": []})
+    rows = [
+        {"spoken": spoken, "accent": expert, "change": value, "low": interval[0], "high": interval[1]}
+        for spoken, values, intervals in zip(found["accents"], found["values"], found["intervals"], strict=True)
+        for expert, value, interval in zip(found["experts"], values, intervals, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["spoken", "accent", "change", "low", "high"])
+
+
+def attribution(data: pd.DataFrame) -> go.Figure:
+    """`attribution_data`: brown where an expert helps the accent, that is where leaving it out makes the words less likely."""
+    most = max(1e-6, float(data.change.abs().max()))
+    figure = _matrix(
+        data, ("spoken", "accent", "change"), "log-likelihood per word (nats)", zmin=-most, zmax=most, colorscale="PuOr",
+        hovertemplate="spoken %{y}, without expert %{x}: %{z:+.3f} nats per word<extra></extra>",
+    )  # fmt: skip
+    return figure.update_xaxes(title="expert left out")
+
+
+def pair_data(utterances: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
+    """Two methods utterance by utterance: who said what, what each heard, `errors` of both, and how many fewer `method` made."""
+    keys = ["utterance", "seed", "domain", "accent", "speaker", "reference", "words"]
+    mine, theirs = (
+        utterances[utterances.method == name].set_index(keys)[["hypothesis", "errors"]].add_suffix(f" {name}")
+        for name in (method, against)
+    )
+    table = mine.join(theirs, how="inner").reset_index()
+    table.insert(len(keys), "fewer errors", table[f"errors {against}"] - table[f"errors {method}"])
+    return table.sort_values("fewer errors", ascending=False, ignore_index=True, kind="stable")
+
+
+def pair_counts(table: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
+    """How many utterances of `pair_data` have so many errors by one method and so many by the other: `mine`, `theirs`, `utterances`."""
+    columns = {f"errors {method}": "mine", f"errors {against}": "theirs"}
+    return table.rename(columns=columns).groupby(["mine", "theirs"]).size().rename("utterances").reset_index()
+
+
+def pair_scatter(
+    data: pd.DataFrame, mine: str, theirs: str, seeds: int = 1, colours: tuple[str, str] = (GREY, GREY)
+) -> go.Figure:
+    """`pair_counts` as discs: below the diagonal is what the first method hears better; of several seeds it is decodings.
+
+    A disc has the one of the two methods' `colours` that makes fewer errors there.
+    """
+    better = np.where(data.mine < data.theirs, colours[0], np.where(data.mine > data.theirs, colours[1], GREY))
+    figure = go.Figure(
+        go.Scatter(
+            x=data.theirs, y=data.mine, mode="markers", customdata=data.utterances, showlegend=False,
+            marker=dict(size=np.sqrt(data.utterances), sizemin=3, sizeref=np.sqrt(data.utterances.max()) / 40, color=better),
+            hovertemplate="%{customdata} decodings: %{y} errors against %{x}<extra></extra>"
+            if seeds > 1
+            else "%{customdata} utterances: %{y} errors against %{x}<extra></extra>",
+        )
+    )  # fmt: skip
+    most = int(max(data.mine.max(), data.theirs.max(), 1))
+    figure.add_shape(type="line", x0=0, y0=0, x1=most, y1=most, line=dict(color=GREY, dash="dot", width=1))
+    figure.update_xaxes(title=f"word errors, {theirs}", range=[-0.7, most + 0.7])
+    figure.update_yaxes(title=f"word errors, {mine}", range=[-0.7, most + 0.7])
+    return figure.update_layout(**LAYOUT, height=340)
+
+
+def confusion_data(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> pd.DataFrame:
+    """Confusion matrix (true, recognised) as one row a pair: `spoken`, `recognised`, `utterances`, `percent` of the spoken."""
+    rows = []
+    for spoken, row in zip(labels, counts, strict=True):
+        total = max(1, sum(row))
+        rows += [
+            {"spoken": spoken, "recognised": label, "utterances": n, "percent": 100 * n / total}
+            for label, n in zip(labels, row, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["spoken", "recognised", "utterances", "percent"])
+
+
+def confusion_matrix(data: pd.DataFrame) -> go.Figure:
+    """Heatmap of `confusion_data`: a row is an accent as spoken, a column as recognised, in percent of the row."""
+    figure = _matrix(
+        data, ("spoken", "recognised", "percent"), "%", zmin=0, zmax=100, colorscale=GATE_SCALE,
+        hovertemplate="%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
+    )  # fmt: skip
+    return figure.update_xaxes(title="recognised as").update_layout(height=380)
+
+
+def _matrix(data: pd.DataFrame, names: tuple[str, str, str], title: str, **heat: Any) -> go.Figure:
+    """A heatmap with its numbers in it: row, column and value are the columns `names` of `data`."""
+    row, column, value = names
+    rows, columns = list(data[row].unique()), list(data[column].unique())
+    values = data.pivot(index=row, columns=column, values=value).loc[rows, columns].to_numpy(np.float32)
+    bar = dict(title=dict(text=title, side="right" if len(title) > 1 else "top"), thickness=10)
+    text = [[_short(value, 0 if title == "%" else 2) for value in line] for line in values]
+    size = 11 if max((len(number) for line in text for number in line), default=0) <= 3 else 9  # by itself it would shrink to 6
+    numbers: dict[str, Any] = dict(text=text, texttemplate="%{text}", textfont_size=size)
+    figure = go.Figure(go.Heatmap(x=columns, y=rows, z=values, colorbar=bar, **numbers, **heat))
+    figure.update_xaxes(tickangle=-35, automargin=True, **accent_ticks(columns))
+    figure.update_yaxes(title="spoken", autorange="reversed", automargin=True, **accent_ticks(rows))
+    return figure.update_layout(**LAYOUT, height=420)
+
+
+def _short(value: float, digits: int) -> str:
+    """A number of few characters, so that it can be read in a narrow cell: .12, 1.0."""
+    if value != value:
+        return ""
+    value = round(float(value), digits) + 0.0  # no -0
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}") if abs(value) < 0.995 else f"{value:.{min(digits, 1)}f}"

@@ -1,0 +1,137 @@
+"""Change what routes, for the calls inside a `with` block, without touching the model: the door for "what if"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdmole.method.gate import THRESHOLDS, Gates
+from hdmole.method.routing import adapter_of, current, layers_of, use
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What is changed at which layers; made by `intervene`."""
+
+    adapter: str
+    layers: dict[int, tuple[str, int]]
+    posterior: Tensor | None
+    force: tuple[int, ...]
+    mask: tuple[int, ...]
+    tau_global: float | None
+    tau_local: float | None
+    scale: float
+    gate: Tensor | None
+    switches: dict[str, Any]
+
+    def change_thresholds(self, tau_global: Tensor, tau_local: Tensor) -> tuple[Tensor, Tensor]:
+        """The thresholds in force: overridden where given, then scaled."""
+        if self.tau_global is not None:
+            tau_global = torch.full_like(tau_global, self.tau_global)
+        if self.tau_local is not None:
+            tau_local = torch.full_like(tau_local, self.tau_local)
+        return tau_global * self.scale, tau_local * self.scale
+
+    def change_gate(self, gates: Gates, most: float) -> Gates:
+        """The gate in force; `most` is the sum of a gate with everything on, shared equally by forced experts."""
+        gate = gates.gate
+        if self.gate is not None:
+            gate = self.gate.to(gate).expand_as(gate)
+        if self.force:
+            gate = torch.zeros_like(gate)
+            gate[..., list(self.force)] = most / len(self.force)
+        if self.mask:
+            gate = gate.clone()
+            gate[..., list(self.mask)] = 0
+        return replace(gates, gate=gate) if gate is not gates.gate else gates
+
+
+@contextmanager
+def intervene(
+    model: nn.Module,
+    layers: str | list[str] | None = None,
+    *,
+    accent: str | Sequence[float] | Tensor | None = None,
+    force: Sequence[int | str] = (),
+    mask: Sequence[int | str] = (),
+    tau_global: float | None = None,
+    tau_local: float | None = None,
+    scale_thresholds: float = 1.0,
+    thresholds: str | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    gate: Sequence[float] | Tensor | None = None,
+) -> Iterator[None]:
+    """Run the block's calls with changed routing; the innermost block that names a layer holds for it.
+
+    Parameters
+    ----------
+    model : a model with an active HDMoLE adapter
+    layers : which layers; a regular expression searched in their names, a list of names, None for all
+    accent : name of an accent (or "general"), or a posterior (N + 1,), in place of what the recogniser heard
+    force : experts (numbers from 0, or accents) that share the whole gate equally, all others off
+    mask : experts switched off; the others keep their weight
+    tau_global, tau_local : thresholds, 0 to 1
+    scale_thresholds : factor on both thresholds
+    thresholds, top_k, top_p : another way of choosing experts: dynamic, top_k, top_p or dense
+    gate : the gate itself (N,)
+
+    Raises
+    ------
+    ValueError : an unknown expert, accent, layer or switch, a threshold outside 0 to 1, a gate or posterior that is none, or a
+        number that the way of choosing experts in force does not read
+    """
+    adapter, config = adapter_of(model)
+    experts = config.accents
+
+    def number(expert: int | str) -> int:
+        if isinstance(expert, str) and expert in experts:
+            return experts.index(expert)
+        if isinstance(expert, int) and 0 <= expert < len(experts):
+            return expert
+        raise ValueError(f"There is no expert {expert!r}; the experts are {', '.join(experts)} (0 to {len(experts) - 1}).")
+
+    posterior = None
+    if isinstance(accent, str):
+        if accent not in ("general", *experts):
+            raise ValueError(f"There is no accent {accent!r}; the accents are general, {', '.join(experts)}.")
+        posterior = torch.eye(len(experts) + 1)[["general", *experts].index(accent)]
+    elif accent is not None:
+        posterior = torch.as_tensor(accent, dtype=torch.float32)
+        if posterior.shape != (len(experts) + 1,):
+            raise ValueError(f"An accent posterior has {len(experts) + 1} numbers, the general domain first.")
+        if not (posterior >= 0).all() or abs(float(posterior.sum()) - 1) > 1e-2:
+            raise ValueError("An accent posterior is probabilities that sum to 1.")
+    if thresholds is not None and thresholds not in THRESHOLDS:
+        raise ValueError(f"thresholds is one of {', '.join(THRESHOLDS)}; not {thresholds!r}.")
+    if any(t is not None and not 0 <= t <= 1 for t in (tau_global, tau_local)) or not 0 <= scale_thresholds < math.inf:
+        raise ValueError("Thresholds lie between 0 and 1, and their scale is not negative.")
+    if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError("top_k is at least 1, and top_p above 0 and at most 1.")
+    choice = thresholds or config.thresholds
+    for names, given, needed in (
+        ("top_k", top_k is not None, "top_k"),
+        ("top_p", top_p is not None, "top_p"),
+        ("tau_global, tau_local and scale_thresholds", (tau_global, tau_local, scale_thresholds) != (None, None, 1.0), "dynamic"),
+    ):
+        if given and choice != needed:
+            raise ValueError(f"{names} change nothing with thresholds={choice!r}; add thresholds={needed!r}.")
+    fixed = None if gate is None else torch.as_tensor(gate, dtype=torch.float32)
+    if fixed is not None and fixed.shape != (len(experts),):
+        raise ValueError(f"A gate has {len(experts)} numbers, one for each expert.")
+    if fixed is not None and not ((fixed >= 0) & fixed.isfinite()).all():
+        raise ValueError("The numbers of a gate are finite and not negative.")
+    switches = {k: v for k, v in (("thresholds", thresholds), ("k", top_k), ("p", top_p)) if v is not None}
+    change = Intervention(
+        adapter, layers_of(model, layers), posterior, tuple(dict.fromkeys(map(number, force))), tuple(map(number, mask)), tau_global,
+        tau_local, scale_thresholds, fixed, switches,
+    )  # fmt: skip
+    context = current()
+    with use(replace(context, interventions=(*context.interventions, change))):
+        yield

@@ -1,0 +1,179 @@
+"""An `nn.Linear` with a mixture of LoRA experts beside it.
+
+* all experts are stacked: A (N * r, d_in), B (d_out, N * r); the gate scales the N * r numbers in between
+* the layer reads the one context variable and otherwise nothing outside itself
+* traces get detached copies of what was computed anyway; interventions change what the gate is computed from
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hdmole.method import gate as method
+from hdmole.method.routing import RoutingError, current
+from hdmole.method.tuner.config import HDMoLEConfig
+
+
+class HDMoLELinear(nn.Module, BaseTunerLayer):
+    """The adapted layer. Parameters of every adapter lie in dicts under its name.
+
+    hdmole_A (N * r, d_in), hdmole_B (d_out, N * r), hdmole_router (N, d_in or N * r), hdmole_threshold (2,): logits of the
+    global and the local threshold; hdmole_threshold_weight (2, ...) for thresholds per input; hdmole_lambda (1,) for the
+    convex combination; hdmole_accent (1,) for c; hdmole_shared_A, hdmole_shared_B for the shared expert. What the switches
+    leave unused does not exist, so that the number of trainable parameters is honest; only the threshold of a router that is not
+    used stays beside the other's.
+    """
+
+    adapter_layer_names = (
+        "hdmole_A", "hdmole_B", "hdmole_router", "hdmole_threshold", "hdmole_threshold_weight", "hdmole_lambda",
+        "hdmole_accent", "hdmole_shared_A", "hdmole_shared_B",
+    )  # fmt: skip
+    is_hdmole_layer = True
+    hdmole_A: nn.ParameterDict
+    hdmole_B: nn.ParameterDict
+    hdmole_router: nn.ParameterDict
+    hdmole_threshold: nn.ParameterDict
+    hdmole_threshold_weight: nn.ParameterDict
+    hdmole_lambda: nn.ParameterDict
+    hdmole_accent: nn.ParameterDict
+    hdmole_shared_A: nn.ParameterDict
+    hdmole_shared_B: nn.ParameterDict
+
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: HDMoLEConfig, layer_name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.layer_name = layer_name
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.configs: dict[str, HDMoLEConfig] = {}
+        self.merged_adapters: list[str] = []
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: HDMoLEConfig) -> None:
+        """Add an adapter of this configuration, as no change to the layer's output: B starts at zero."""
+        n, size = config.experts, config.experts * config.r
+        self.configs[adapter_name] = config
+        a = torch.empty(size, self.in_features)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        width = size if config.router_input == "ax" else self.in_features
+        share = config.threshold_init / config.threshold_max
+        parameters = {
+            "hdmole_A": a,
+            "hdmole_B": torch.zeros(self.out_features, size),
+        }
+        if config.routing != "global":
+            parameters["hdmole_router"] = torch.randn(n, width) * 0.1 / math.sqrt(width)
+            if config.router_accent is not None:
+                parameters["hdmole_accent"] = torch.full((1,), float(config.router_accent))  # FSDP shards no scalar
+        if config.thresholds == "dynamic":
+            parameters["hdmole_threshold"] = torch.full((2,), math.log(share / (1 - share)))
+            if config.threshold_parametrisation == "input":
+                parameters["hdmole_threshold_weight"] = torch.zeros(2, width)
+        if config.combination == "convex" and config.routing == "hierarchical":
+            parameters["hdmole_lambda"] = torch.zeros(1)
+        if config.shared_expert_rank:
+            shared = torch.empty(config.shared_expert_rank, self.in_features)
+            nn.init.kaiming_uniform_(shared, a=math.sqrt(5))
+            parameters["hdmole_shared_A"] = shared
+            parameters["hdmole_shared_B"] = torch.zeros(self.out_features, config.shared_expert_rank)
+        for name, value in parameters.items():
+            getattr(self, name)[adapter_name] = nn.Parameter(value)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def thresholds(self, adapter: str, read: Tensor) -> tuple[Tensor, Tensor]:
+        """tau_g and tau_l, () each, or (...) where they depend on the input `read` (..., d)."""
+        config, wide = self.configs[adapter], self._wide(adapter)
+        if adapter not in self.hdmole_threshold:  # not dynamic: only an intervention reads them
+            tau = torch.full((2,), config.threshold_init / config.experts, dtype=wide, device=read.device)
+            return tau[0], tau[1]
+        logits = self.hdmole_threshold[adapter].to(wide)
+        if adapter in self.hdmole_threshold_weight:
+            logits = logits + functional.linear(read, self.hdmole_threshold_weight[adapter]).to(wide)
+        tau = config.threshold_max / config.experts * torch.sigmoid(logits)
+        return tau[..., 0], tau[..., 1]
+
+    def _wide(self, adapter: str) -> torch.dtype:
+        """The dtype gates are computed in: float32 at least."""
+        return torch.promote_types(self.hdmole_A[adapter].dtype, torch.float32)
+
+    def _change(self, x: Tensor, adapter: str) -> Tensor:
+        """What the adapter adds to the base layer's output for `x` (..., d_in)."""
+        config, context = self.configs[adapter], current()
+        a, b = self.hdmole_A[adapter], self.hdmole_B[adapter]
+        if context.routing is None:
+            raise RoutingError(
+                "This HDMoLE layer does not know the accent: give accent_posterior to the model's forward, wrap the call in "
+                "hdmole.route(posterior), or use an adapter that carries an accent recogniser and a model fed input_features. "
+                "transformers' Trainer hands accent_posterior on only with remove_unused_columns=False."
+            )
+        change = next((i for i in reversed(context.interventions) if i.adapter == adapter and id(self) in i.layers), None)
+        posterior = context.routing.posterior
+        if posterior.shape[1] != config.experts + 1:
+            raise RoutingError(
+                f"The accent posterior has {posterior.shape[1]} classes; adapter {adapter!r} has {config.experts} experts and "
+                f"needs {config.experts + 1}, the general domain first."
+            )
+        rows = context.routing.of_rows(x, self.layer_name)  # the beginning of x's shape
+        wide = self._wide(adapter)
+        pi = posterior.to(x.device, wide)[rows]  # (rows..., N + 1)
+        for _ in range(x.dim() - 1 - rows.dim()):
+            pi = pi.unsqueeze(-2)
+        if change is not None and change.posterior is not None:
+            pi = change.posterior.to(pi).expand_as(pi)
+
+        x = x.to(a.dtype) if not torch.is_autocast_enabled(x.device.type) else x
+        ax = functional.linear(x, a)  # (..., N * r)
+        read = ax if config.router_input == "ax" else x
+        if config.routing == "global":
+            logits = read.new_zeros((*read.shape[:-1], config.experts), dtype=wide)  # no local router
+        else:
+            logits = functional.linear(read, self.hdmole_router[adapter]).to(wide)  # (..., N)
+        if adapter in self.hdmole_accent:
+            logits = logits + self.hdmole_accent[adapter] * pi[..., 1:].clamp_min(1e-6).log()
+        tau_global, tau_local = self.thresholds(adapter, read)
+        mixing = torch.sigmoid(self.hdmole_lambda[adapter][0]) if adapter in self.hdmole_lambda else logits.new_tensor(0.5)
+        switches: dict[str, Any] = dict(
+            thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
+            combination=config.combination, general_class=config.general_class,
+        )  # fmt: skip
+        if change is not None:
+            tau_global, tau_local = change.change_thresholds(tau_global, tau_local)
+            switches.update(change.switches)
+        result = method.gates(pi, logits, tau_global, tau_local, mixing, **switches)
+        if change is not None:
+            result = change.change_gate(result, 2.0 if config.combination == "sum" and config.routing == "hierarchical" else 1.0)
+        for trace in context.traces:
+            if trace.adapter == adapter and id(self) in trace.layers:
+                trace.record(id(self), result, rows, x)
+        y = functional.linear(ax * result.gate.repeat_interleave(config.r, -1).to(ax.dtype), b) * config.scale
+        if config.shared_expert_rank:
+            shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
+            y = y + shared * (config.scale * result.mass[..., None]).to(shared.dtype)
+        return y
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return y
+        for adapter in self.active_adapters:
+            if adapter in self.hdmole_A:
+                y = y + self._change(x, adapter).to(y.dtype)
+        return y
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(
+            "An HDMoLE adapter cannot be merged: its weights depend on the utterance and the frame. For global routing only, "
+            "export_lora gives one accent as a plain LoRA adapter, and that can be merged."
+        )
+
+    def unmerge(self) -> None:
+        raise ValueError("An HDMoLE adapter is never merged, so there is nothing to unmerge.")

@@ -1,0 +1,91 @@
+"""Between HDMoLE and plain LoRA: start from one LoRA per accent; export a fixed mixture as one LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.utils import load_peft_weights
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hdmole.method import gate as method
+from hdmole.method.tuner.layer import HDMoLELinear
+
+
+def _layers(model: PeftModel, adapter_name: str) -> list[HDMoLELinear]:
+    return [m for m in model.modules() if isinstance(m, HDMoLELinear) and adapter_name in m.hdmole_A]
+
+
+@torch.no_grad()
+def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: str = "default") -> None:
+    """Make each expert the LoRA that was trained on its accent: at a gate of 1 it adds what the LoRA adds.
+
+    Parameters
+    ----------
+    loras : accent -> folder (or Hub id) of a PEFT LoRA adapter of rank r; an accent left out keeps its new expert
+
+    Raises
+    ------
+    ValueError : an accent without an expert, an adapter that is not plain LoRA of rank r on the same modules
+    """
+    config: Any = model.peft_config[adapter_name]
+    layers = {f"base_model.model.{layer.layer_name}": layer for layer in _layers(model, adapter_name)}
+    for accent, source in loras.items():
+        if accent not in config.accents:
+            raise ValueError(f"There is no expert for accent {accent!r}; the experts are {', '.join(config.accents)}.")
+        lora: Any = LoraConfig.from_pretrained(str(source))
+        if lora.r != config.r or lora.use_dora or lora.bias != "none" or lora.rank_pattern or lora.alpha_pattern:
+            raise ValueError(f"{source} is not a plain LoRA adapter (no DoRA, bias or patterns) of rank {config.r}.")
+        state = load_peft_weights(str(source), device="cpu")
+        if set(state) != {f"{name}.lora_{factor}.weight" for name in layers for factor in "AB"}:
+            raise ValueError(f"{source} does not adapt the same modules: {', '.join(x.layer_name for x in layers.values())}.")
+        scale = lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r) / config.scale
+        i = config.accents.index(accent)
+        rows = slice(i * config.r, (i + 1) * config.r)
+        for name, layer in layers.items():
+            layer.hdmole_A[adapter_name][rows] = state[f"{name}.lora_A.weight"].to(layer.hdmole_A[adapter_name])
+            layer.hdmole_B[adapter_name][:, rows] = scale * state[f"{name}.lora_B.weight"].to(layer.hdmole_B[adapter_name])
+
+
+@torch.no_grad()
+def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter_name: str = "default") -> None:
+    """Write the mixture under a fixed posterior (N + 1,) as one plain PEFT LoRA adapter of rank N * r.
+
+    Only for routing="global" without a shared expert, where the gate is one for the whole utterance; any engine that
+    serves LoRA can serve the result. Raises ValueError otherwise.
+    """
+    config: Any = model.peft_config[adapter_name]
+    per_input = config.thresholds == "dynamic" and config.threshold_parametrisation == "input"
+    if config.routing != "global" or per_input or config.shared_expert_rank:
+        raise ValueError(
+            "Only an adapter with routing='global', thresholds per layer and no shared expert is one LoRA; this one's gate "
+            "changes from frame to frame."
+        )
+    if config.modules_to_save:
+        raise ValueError(
+            f"The adapter also trained {', '.join(config.modules_to_save)} in full; a LoRA adapter of experts would lose that."
+        )
+    if posterior.shape != (config.experts + 1,) or not (posterior >= 0).all() or abs(float(posterior.sum()) - 1) > 1e-2:
+        raise ValueError(f"The accent posterior is {config.experts + 1} probabilities that sum to 1, the general domain first.")
+    state, layers = {}, _layers(model, adapter_name)
+    for layer in layers:
+        a, b = layer.hdmole_A[adapter_name], layer.hdmole_B[adapter_name]
+        pi = posterior.to(a.device, torch.promote_types(a.dtype, torch.float32))
+        fixed = method.gates(
+            pi, torch.zeros_like(pi[1:]), *layer.thresholds(adapter_name, a), pi.new_tensor(0.5),
+            thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing="global", general_class=config.general_class,
+        ).gate  # fmt: skip
+        name = f"base_model.model.{layer.layer_name}"
+        state[f"{name}.lora_A.weight"] = a.cpu().contiguous()
+        state[f"{name}.lora_B.weight"] = (b * (config.scale * fixed.repeat_interleave(config.r)).to(b)).cpu().contiguous()
+    folder, rank = Path(folder), config.experts * config.r
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "adapter_model.safetensors")
+    LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=sorted(layer.layer_name for layer in layers), inference_mode=True,
+        task_type=config.task_type, base_model_name_or_path=config.base_model_name_or_path,
+    ).save_pretrained(str(folder))  # fmt: skip

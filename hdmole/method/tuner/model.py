@@ -1,0 +1,214 @@
+"""`HDMoLEModel`: the PEFT tuner that puts HDMoLE layers into a model and routes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import MethodType
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from hdmole.method.recogniser import AccentRecogniser
+from hdmole.method.routing import Routing, checkpoint_contexts, current, use
+from hdmole.method.tuner.config import HDMoLEConfig
+from hdmole.method.tuner.layer import HDMoLELinear
+
+_ROUTING_ARGUMENTS = ("accent_posterior", "utterance_rows")
+_RECOGNISER = "base_model.hdmole_recogniser."
+_KEEP_ROUTING = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+_MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask")
+
+
+def _strip(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Forward pre-hook: the routing arguments are for the adapter, the model itself never sees them."""
+    return args, {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
+
+
+def _features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The features of a call: `input_features`, or the first argument where that is no text."""
+    features: Tensor | None = kwargs.get("input_features")
+    return args[0] if features is None and args and isinstance(args[0], Tensor) and args[0].is_floating_point() else features
+
+
+def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `generate`, without the routing arguments, and with the beams it is asked for made known."""
+    kwargs = {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
+    asked = kwargs.get("generation_config") or getattr(self, "generation_config", None)
+    beams = max(int(kwargs.get(k) or getattr(asked, k, None) or 1) for k in ("num_beams", "num_return_sequences"))
+    context = current()
+    if context.routing is not None and beams > 1:
+        context = replace(context, routing=replace(context.routing, beams=beams))
+    with use(context):
+        return type(self).generate(self, *args, **kwargs)
+
+
+class HDMoLEModel(BaseTuner):
+    """The tuner behind `get_peft_model(model, HDMoLEConfig(...))`.
+
+    A call is routed by the first of these there is: `accent_posterior` (U, N + 1), with `utterance_rows` where rows are
+    not utterances, given to `forward` or `generate`; a `hdmole.route(...)` block around it; the adapter's own accent
+    recogniser, which reads `input_features` once per call.
+
+    `set_adapter` and `disable_adapter` are PEFT's and change the model for every thread; inside one thread,
+    `hdmole.intervene(model, accent="general")` gives the frozen base (with `general_class` on and no `modules_to_save`).
+    """
+
+    prefix = "hdmole_"
+    tuner_layer_cls = HDMoLELinear
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+
+    def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
+        self.hdmole_recogniser = nn.ModuleDict()
+        if getattr(model, "is_activation_checkpointing", False):  # switched on before there was a routing to keep
+            model.activation_checkpointing_enable({**_KEEP_ROUTING})  # type: ignore[operator]
+        model.register_forward_pre_hook(_strip, with_kwargs=True)
+        if hasattr(type(model), "generate"):
+            model.generate = MethodType(generate, model)  # type: ignore[assignment]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT calls this for the first adapter and for every further one."""
+        config: Any = self.peft_config[adapter_name]
+        if config.recogniser is not None and adapter_name not in self.hdmole_recogniser:
+            recogniser = AccentRecogniser(**config.recogniser).requires_grad_(False).eval()
+            device, empty = next(model.parameters()).device, recogniser.output.weight.is_meta  # empty: low_cpu_mem_usage
+            self.hdmole_recogniser[adapter_name] = recogniser if empty else recogniser.to(device)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
+        """PEFT calls this where `low_cpu_mem_usage` put weights as they were read, on a GPU where there is one, in place of empty ones."""
+        if adapter_name in self.hdmole_recogniser:
+            self.hdmole_recogniser[adapter_name].to(next(self.model.parameters()).device)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """The recogniser's keys hold the adapter's name in their middle, where PEFT does not look for it."""
+        return super()._remove_adapter_name_from_key(key.replace(f"{_RECOGNISER}{adapter_name}.", _RECOGNISER, 1), adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Files of old hold scalars, and in the recogniser's keys the name that the adapter was saved under."""
+        scalars = ("hdmole_accent", "hdmole_lambda")
+        state_dict = {key: value.reshape(1) if key.endswith(scalars) else value for key, value in state_dict.items()}
+        if config.recogniser is not None:
+            own = AccentRecogniser(**config.recogniser).state_dict()
+            state_dict = {
+                _RECOGNISER + rest.partition(".")[2] if key.startswith(_RECOGNISER) and (rest := key.removeprefix(_RECOGNISER)) not in own
+                else key: value
+                for key, value in state_dict.items()
+            }  # fmt: skip
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+    def _create_and_replace(  # type: ignore[override]
+        self, config: HDMoLEConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
+        current_key: str, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        if isinstance(target, HDMoLELinear):
+            target.update_layer(adapter_name, config)
+            return
+        if not isinstance(target, nn.Linear):
+            raise ValueError(
+                f"HDMoLE adapts nn.Linear modules; {current_key!r} is a {type(target).__name__}. Change target_modules."
+            )
+        layer = HDMoLELinear(target, adapter_name, config, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        super()._mark_only_adapters_as_trainable(model)
+        self.hdmole_recogniser.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> HDMoLEModel:
+        super().train(mode)
+        self.hdmole_recogniser.eval()  # frozen: never dropout, in training neither
+        return self
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        if adapter_name in self.hdmole_recogniser:
+            del self.hdmole_recogniser[adapter_name]
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **how: Any) -> None:
+        """The model's own, such that the recomputation in `backward` still sees the routing of the forward pass."""
+        self.model.activation_checkpointing_enable({**(activation_checkpointing_kwargs or {}), **_KEEP_ROUTING}, **how)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **how: Any) -> None:
+        """The older name of `activation_checkpointing_enable`."""
+        self.model.gradient_checkpointing_enable({**(gradient_checkpointing_kwargs or {}), **_KEEP_ROUTING}, **how)
+
+    def set_recogniser(self, recogniser: AccentRecogniser, adapter_name: str = "default") -> None:
+        """Copy a trained recogniser's weights into the adapter.
+
+        Raises ValueError where the adapter has no recogniser (HDMoLEConfig.recogniser), or one of other labels or features.
+        """
+        if adapter_name not in self.hdmole_recogniser:
+            raise ValueError(
+                f"Adapter {adapter_name!r} has no accent recogniser; give HDMoLEConfig(recogniser=recogniser.arguments)."
+            )
+        mine: Any = self.hdmole_recogniser[adapter_name]
+        for what in ("labels", "n_mels", "channels", "feature_layout"):
+            if mine.arguments[what] != recogniser.arguments[what]:
+                raise ValueError(
+                    f"The adapter's recogniser has {what} {mine.arguments[what]}, the given one {recogniser.arguments[what]}; "
+                    "give HDMoLEConfig(recogniser=recogniser.arguments)."
+                )
+        mine.load_state_dict(recogniser.state_dict())
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Around every `forward` and `generate` of the PEFT model: find out the accent, once."""
+        context = current()
+        cache = kwargs.get("past_key_values")
+        if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):
+            for trace in context.traces:
+                trace.begin()
+        posterior, unmasked = kwargs.get("accent_posterior"), False
+        if posterior is None and context.routing is None:
+            posterior, unmasked = self.recognise(args, kwargs), self._mask(args, kwargs) is None
+        if posterior is not None:
+            context = replace(context, routing=Routing(posterior.detach(), kwargs.get("utterance_rows"), unmasked=unmasked))
+        with use(context):  # without a routing, a layer that runs will say what is missing
+            yield
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own. PEFT's typed models keep `attention_mask` from the hook above: the accent is then found again with it."""
+        context = current()
+        if context.routing is not None and context.routing.unmasked and self._mask(args, kwargs) is not None:
+            posterior = self.recognise(args, kwargs)
+            assert posterior is not None
+            with use(replace(context, routing=replace(context.routing, posterior=posterior.detach(), unmasked=False))):
+                return super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The active adapter's accent posterior (U, N + 1) from `input_features`; None without recogniser or features."""
+        recogniser, features = self._recogniser, _features(args, kwargs)
+        return None if recogniser is None or features is None else recogniser.posterior(features, self._mask(args, kwargs))
+
+    @property
+    def _recogniser(self) -> Any:
+        """The active adapter's accent recogniser; None where it has none."""
+        name = self.active_adapters[0] if self.active_adapters else ""
+        return dict(self.hdmole_recogniser.items()).get(name)
+
+    def _mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The mask (U, T) of the features that are given, false on padding; None where there is none."""
+        recogniser, features = self._recogniser, _features(args, kwargs)
+        if recogniser is None or features is None:
+            return None
+        time = 1 if recogniser.arguments["feature_layout"] == "time_first" else 2
+        masks = _MASKS if kwargs.get("input_ids") is None else _MASKS[:2]  # the text's own mask may be as long by chance
+        candidates = [kwargs.get(m) for m in masks] + [a for a in args[1:] if isinstance(a, Tensor)]
+        return next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        self.merge_adapter()
+        return self
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        next(m for m in self.model.modules() if isinstance(m, HDMoLELinear)).merge()

@@ -1,0 +1,1 @@
+"""The speech LLMs that can be transcribed with, one file per family."""

@@ -1,0 +1,247 @@
+"""An LLM-based speech recogniser put together from transformers classes.
+
+* encoder -> projector -> LLM, under the names transformers uses: `audio_tower`, `multi_modal_projector`, `language_model`
+* `audio_tower` is a CTC model with Parakeet's interface; its CTC head is kept, because it times words and gives a
+  second, independent opinion on what was said
+* the projector is attention and feed-forward layers made of `nn.Linear`, so that every adapter method can reach it
+* the LLM reads `<bos> audio <sep> text <eos>`; audio is padded on the left so that text positions stay contiguous
+* encoder outputs can be computed once (`encode`) and handed to several adapted models (`encoder_states=`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForCTC, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from hdmole.method.routing import route
+
+
+class SpeechLLMConfig(PreTrainedConfig):
+    """Configuration of `SpeechLLM`.
+
+    Parameters
+    ----------
+    audio_config, text_config : dict or PreTrainedConfig
+        Configurations of the CTC encoder and of the decoder-only LLM.
+    projector_hidden_size, projector_layers, projector_heads, projector_intermediate_size : int
+        Width, depth, attention heads and feed-forward width of the projector.
+    projector_dropout : float
+    sep_token_id : int
+        The token between audio and text.
+    seconds_per_frame : float
+        Length in seconds of one encoder output frame.
+    longest_segment, longest_utterance : float
+        Seconds heard at once. Up to the first, about the longest sentence of the training, always; up to the second, about its
+        longest utterance, where CTC head and LLM agree on it; other audio is cut at its pauses.
+    """
+
+    model_type = "speech_llm"
+    sub_configs: ClassVar[dict[str, Any]] = {"audio_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(
+        self,
+        audio_config: dict | PreTrainedConfig | None = None,
+        text_config: dict | PreTrainedConfig | None = None,
+        projector_hidden_size: int = 512,
+        projector_layers: int = 2,
+        projector_heads: int = 8,
+        projector_intermediate_size: int = 1024,
+        projector_dropout: float = 0.1,
+        sep_token_id: int = 3,
+        seconds_per_frame: float = 0.08,
+        longest_segment: float = 8.0,
+        longest_utterance: float = 14.0,
+        **kwargs: Any,
+    ) -> None:
+        self.audio_config = _as_config(audio_config, "parakeet_ctc")
+        self.text_config = _as_config(text_config, "llama")
+        self.projector_hidden_size = projector_hidden_size
+        self.projector_layers = projector_layers
+        self.projector_heads = projector_heads
+        self.projector_intermediate_size = projector_intermediate_size
+        self.projector_dropout = projector_dropout
+        self.sep_token_id = sep_token_id
+        self.seconds_per_frame = seconds_per_frame
+        self.longest_segment = longest_segment
+        self.longest_utterance = longest_utterance
+        super().__init__(**kwargs)
+
+
+def _as_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = dict(config or {})
+    return AutoConfig.for_model(values.pop("model_type", default), **values)
+
+
+class ProjectorLayer(nn.Module):
+    """Pre-norm self-attention with rotary positions and a feed-forward block, all `nn.Linear`."""
+
+    def __init__(self, hidden: int, heads: int, intermediate: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(hidden)
+        self.q_proj = nn.Linear(hidden, hidden)
+        self.k_proj = nn.Linear(hidden, hidden)
+        self.v_proj = nn.Linear(hidden, hidden)
+        self.o_proj = nn.Linear(hidden, hidden)
+        self.norm_feed_forward = nn.LayerNorm(hidden)
+        self.fc1 = nn.Linear(hidden, intermediate)
+        self.fc2 = nn.Linear(intermediate, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, positions: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+        y = self.norm_attention(x)
+        q, k, v = (p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = apply_rotary_pos_emb(q, k, *positions)
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))  # (B, heads, T, hidden / heads)
+        x = x + self.dropout(self.o_proj(y.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.fc2(functional.gelu(self.fc1(self.norm_feed_forward(x)))))
+
+
+class Projector(nn.Module):
+    """Encoder frames (B, T, d_encoder) -> LLM embeddings (B, T, d_llm)."""
+
+    def __init__(self, config: SpeechLLMConfig) -> None:
+        super().__init__()
+        hidden = config.projector_hidden_size
+        self.linear_1 = nn.Linear(config.audio_config.encoder_config.hidden_size, hidden)
+        self.layers = nn.ModuleList(
+            ProjectorLayer(hidden, config.projector_heads, config.projector_intermediate_size, config.projector_dropout)
+            for _ in range(config.projector_layers)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.linear_2 = nn.Linear(hidden, config.text_config.hidden_size)
+        rotary: Any = AutoConfig.for_model("llama", hidden_size=hidden, num_attention_heads=config.projector_heads)
+        self.rotary = LlamaRotaryEmbedding(rotary)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        x = self.linear_1(states)
+        positions = self.rotary(x, torch.arange(x.shape[1], device=x.device)[None])
+        bias = torch.zeros(mask.shape, device=x.device).masked_fill(~mask, -1e4)[:, None, None, :]  # (B, 1, 1, T)
+        for layer in self.layers:
+            x = layer(x, positions, bias)
+        return self.linear_2(self.norm(x))
+
+
+class SpeechLLM(PreTrainedModel):
+    """Speech encoder with CTC head, projector and decoder-only LLM.
+
+    Shapes: `input_features` (B, T_mel, n_mels) and `attention_mask` (B, T_mel) as the feature extractor gives them;
+    encoder states (B, T, d_encoder) with a boolean mask (B, T); `labels` (B, L) token ids ending in `<eos>`, padded
+    with -100.
+    """
+
+    config_class = SpeechLLMConfig
+    main_input_name = "input_features"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: SpeechLLMConfig) -> None:
+        super().__init__(config)
+        self.audio_tower = AutoModelForCTC.from_config(config.audio_config)
+        self.multi_modal_projector = Projector(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def train(self, mode: bool = True) -> SpeechLLM:
+        """Batch norms that are frozen keep the statistics they were trained with."""
+        super().train(mode)
+        for module in self.audio_tower.modules():
+            if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    def encode(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder states (B, T, d_encoder) and their mask (B, T) bool. Gradients flow only where the encoder is trained."""
+        trained = any(p.requires_grad for p in self.audio_tower.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            out = self.audio_tower.encoder(input_features=input_features, attention_mask=attention_mask.bool())
+        return out.last_hidden_state, out.attention_mask.bool()
+
+    def ctc_log_probs(self, encoder_states: Tensor) -> Tensor:
+        """CTC log-probabilities (B, T, vocabulary); the blank is the tokenizer's padding token."""
+        return self.audio_tower.ctc_head(encoder_states).float().log_softmax(-1)
+
+    def embed_prompt(self, encoder_states: Tensor, encoder_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`<bos> audio <sep>` as embeddings (B, T + 2, d_llm), padded on the left, and the mask (B, T + 2)."""
+        audio = self.multi_modal_projector(encoder_states, encoder_mask)
+        length = audio.shape[1]
+        padding = length - encoder_mask.sum(1)  # (B,)
+        source = (torch.arange(length, device=audio.device)[None] - padding[:, None]) % length
+        audio = audio.gather(1, source[..., None].expand_as(audio))
+        tokens = torch.tensor([self.config.text_config.bos_token_id, self.config.sep_token_id], device=audio.device)
+        ends = self.get_input_embeddings()(tokens).to(audio.dtype).expand(len(audio), -1, -1)  # (B, 2, d_llm)
+        embeds = torch.cat([ends[:, :1], audio, ends[:, 1:]], 1)
+        # the padding stands first, then <bos>, then audio
+        embeds = embeds.scatter(1, padding[:, None, None].expand(-1, 1, embeds.shape[2]), ends[:, :1])
+        mask = torch.arange(length + 2, device=audio.device)[None] >= padding[:, None]
+        return embeds, mask
+
+    def _prompt(
+        self, features: Tensor | None, mask: Tensor | None, states: Tensor | None, states_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if states is None or states_mask is None:
+            if features is None or mask is None:
+                raise ValueError("Give either input_features with attention_mask or encoder_states with encoder_mask.")
+            states, states_mask = self.encode(features, mask)
+        return self.embed_prompt(states, states_mask)
+
+    def forward(
+        self,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        encoder_states: Tensor | None = None,
+        encoder_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T + 2 + L, vocabulary) and, with `labels`, the mean token cross-entropy."""
+        embeds, mask = self._prompt(input_features, attention_mask, encoder_states, encoder_mask)
+        targets = None
+        if labels is not None:
+            text = self.get_input_embeddings()(labels.clamp_min(0)).to(embeds.dtype)
+            embeds = torch.cat([embeds, text], 1)
+            targets = torch.cat([torch.full_like(mask, -100, dtype=torch.long), labels], 1)
+            mask = torch.cat([mask, labels >= 0], 1)
+        position_ids = (mask.long().cumsum(1) - 1).clamp_min(0)
+        return self.language_model(
+            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, labels=targets, use_cache=False
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_states: Tensor | None = None,
+        encoder_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Token ids of the transcript (B, L); keyword arguments go to the LLM's `generate`."""
+        embeds, mask = self._prompt(input_features, attention_mask, encoder_states, encoder_mask)
+        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
+
+
+@torch.no_grad()
+def encode_all(model: Any, features: Sequence[Tensor], posterior: Tensor | None = None) -> list[Tensor]:
+    """Encoder states (T, d_encoder) of utterances whose mel features (T_mel, n_mels) are given; `posterior` (U, N + 1) routes."""
+    mels = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([f.new_ones(len(f), dtype=torch.bool) for f in features], batch_first=True)
+    with nullcontext() if posterior is None else route(posterior):
+        states, valid = model.encode(mels, mask)
+    return [s[v] for s, v in zip(states, valid, strict=True)]
+
+
+AutoConfig.register(SpeechLLMConfig.model_type, SpeechLLMConfig, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Speech: reading audio and manifests, transcribing, aligning, and scoring what was heard."""

@@ -1,0 +1,163 @@
+"""Audio in: the one function through which the command line, the app and the tests read sound.
+
+`decode` takes a file or its bytes (wav, flac, mp3, ogg/opus, m4a, mp4, webm; any rate, any channels) and returns
+16 kHz mono float32. The content decides, never the extension. The decoding is done by PyAV in a child process with
+limits on time, memory and duration: some files hang or crash the best of decoders (a WAV of 157 bytes hangs
+libsndfile 1.2.2), and a shared process has to outlive them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+SAMPLE_RATE = 16_000  # Hz
+SHORTEST = 0.1  # seconds
+SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
+
+_CHILD = Path(__file__).with_name("_decode.py")
+_FORMATS = "WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM"
+_SENTENCES = {
+    "not audio": f"{{name}} is not audio that can be read; give a {_FORMATS} file.",
+    "no sound track": "{name} has no sound track; give a file that holds speech.",
+    "unknown codec": f"The sound in {{name}} is in a coding that is not known here; convert it to {_FORMATS}.",
+    "nothing decodes": "{name} is damaged or cut off and nothing in it can be decoded; export or record it again.",
+    "too long": "{name} is longer than the {max_seconds:g} seconds allowed; cut it into shorter pieces.",
+    "memory": "{name} needs more than the {memory_mb} MB of memory allowed to decode; convert it to WAV or cut it.",
+    "time": "{name} could not be decoded within {timeout:g} seconds; convert it to WAV or cut it into shorter pieces.",
+}
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used; the message is one plain sentence for the person who gave it."""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Decoded audio, and what was found in the file."""
+
+    samples: np.ndarray = field(repr=False)  # (seconds * 16000,) float32, mono, in [-1, 1]
+    seconds: float
+    source: str  # name of the file, or as given to decode
+    format: str  # container by content: wav, flac, mp3, ogg, mp4 (also m4a), webm (also matroska), ...
+    codec: str  # pcm_s16le, flac, mp3float, opus, vorbis, aac, ...
+    original_rate: int  # Hz
+    channels: int  # in the file, before they were averaged
+    clipped: float  # share of the original samples at full scale, 0 to 1
+
+
+def decode(
+    source: str | os.PathLike[str] | bytes,
+    name: str | None = None,
+    *,
+    max_seconds: float = 1800,
+    timeout: float = 60,
+    memory_mb: int = 2048,
+) -> Audio:
+    """Decode a file, or the bytes of one, to 16 kHz mono float32.
+
+    Args:
+        source: path of the file, or its content.
+        name: what to call it in messages; the file's name if not given.
+        max_seconds: longest audio accepted, in seconds.
+        timeout: longest time the decoding may take, in seconds.
+        memory_mb: most memory that the decoding may take, in MB.
+
+    Returns:
+        The audio; `samples` has shape (seconds * 16000,). A file that is cut off gives what there is of it, NaN in
+        floating-point audio becomes 0.
+
+    Raises:
+        AudioError: the file is missing, empty, not audio, broken, silent (peak below -60 dBFS), shorter than 0.1 s,
+            too long, or takes too much time or memory.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name = _printable(name or "The recording")
+        if not len(source):
+            raise AudioError(f"{name} is empty (0 bytes); record or export it again.")
+        with tempfile.TemporaryFile() as file:
+            file.write(source)
+            file.seek(0)
+            return _decode(file, name, max_seconds, timeout, memory_mb)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"decode takes a path or bytes, not {type(source).__name__}")
+    path = Path(source)
+    name = _printable(name or path.name or str(source))
+    with _open(path, name) as file:
+        return _decode(file, name, max_seconds, timeout, memory_mb)
+
+
+def _open(path: Path, name: str) -> IO[bytes]:
+    try:
+        if path.is_dir():
+            raise AudioError(f"{name} is a folder; give an audio file.")
+        size = path.stat().st_size
+        if not path.is_file():  # a pipe would block, a device never ends
+            raise AudioError(f"{name} is not a regular file; give an audio file.")
+        if size == 0:
+            raise AudioError(f"{name} is empty (0 bytes); record or export it again.")
+        return path.open("rb")
+    except AudioError:
+        raise
+    except PermissionError:
+        raise AudioError(f"{name} may not be read by this user; change its permissions.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError(f"{name} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:  # a name too long, a null byte, a failing disk
+        raise AudioError(f"{name} cannot be opened ({_printable(str(error))}); check the path.") from None
+
+
+def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memory_mb: int) -> Audio:
+    def refuse(reason: str) -> AudioError:
+        sentence = _SENTENCES[reason]
+        return AudioError(sentence.format(name=name, max_seconds=max_seconds, timeout=timeout, memory_mb=memory_mb))
+
+    # -P: the folder of the script stays out of the import path, where trace.py would hide Python's own module.
+    command = [sys.executable, "-P", str(_CHILD), str(max_seconds), str(timeout), str(memory_mb)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        child = subprocess.run(command, stdin=file, capture_output=True, timeout=timeout, env=environment)
+    except subprocess.TimeoutExpired:
+        raise refuse("time") from None
+    if child.returncode == -signal.SIGXCPU:
+        raise refuse("time")
+    if child.returncode == -signal.SIGKILL:  # by the CPU limit, or by the system when memory ran out
+        raise refuse("memory")
+    if child.returncode < 0:
+        raise refuse("nothing decodes")
+    header, _, body = child.stdout.partition(b"\n")
+    if child.returncode or not header:
+        lines = child.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise AudioError(f"{name} could not be decoded ({_printable(lines[-1])}); convert it to WAV and try again.")
+    about = json.loads(header)
+    if "error" in about:
+        raise refuse(about["error"])
+    samples = np.frombuffer(body, np.float32).copy()
+    seconds = len(samples) / SAMPLE_RATE
+    if seconds < SHORTEST:
+        raise AudioError(f"{name} is too short ({seconds:.2f} s); give at least {SHORTEST:g} seconds of speech.")
+    if np.abs(samples).max() < SILENCE:
+        raise AudioError(f"{name} is silent (nothing above -60 dBFS); check the microphone and record it again.")
+    return Audio(
+        samples=samples,
+        seconds=seconds,
+        source=name,
+        format=about["format"],
+        codec=about["codec"],
+        original_rate=about["rate"],
+        channels=about["channels"],
+        clipped=about["clipped"],
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

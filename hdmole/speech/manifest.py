@@ -1,0 +1,79 @@
+"""Manifests: lists of recordings with their texts and accents."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from hdmole.speech.words import normalise
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message names the line and says what to do."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recording of a manifest."""
+
+    number: int
+    name: str  # of the audio, as the manifest has it
+    audio: Path
+    text: str
+    accent: str
+    speaker: str
+
+
+def read_manifest(path: Path) -> list[Line]:
+    """The lines of a JSON-lines manifest: `audio` (relative to it), `text`, `accent`, optionally `speaker`.
+
+    Raises ManifestError naming the first line that is wrong.
+    """
+    if not path.is_file():
+        raise ManifestError(f"There is no manifest {path}; give a JSON-lines file with audio, text and accent on each line.")
+    lines = []
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ManifestError(f"{path.name} is not text in UTF-8; a manifest is a JSON-lines file.") from None
+    for number, text in enumerate(content.split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError:
+            raise ManifestError(f"Line {number} of {path.name} is not valid JSON.") from None
+        missing = [k for k in ("audio", "text", "accent") if not isinstance(row, dict) or not isinstance(row.get(k), str)]
+        if missing:
+            raise ManifestError(
+                f"Line {number} of {path.name} has no {' and no '.join(missing)}; each line needs audio, text and accent."
+            )
+        audio = path.parent / row["audio"]
+        if not audio.is_file():
+            raise ManifestError(f"Line {number} of {path.name} names {row['audio']}, which does not exist beside the manifest.")
+        speaker = row.get("speaker")
+        if speaker in (None, ""):  # every recording counts as a speaker of its own
+            speaker = f"line-{number}"
+        lines.append(Line(number, row["audio"], audio, normalise(row["text"]), row["accent"], str(speaker)))
+    if not lines:
+        raise ManifestError(f"{path.name} is empty; give a JSON-lines file with audio, text and accent on each line.")
+    return lines
+
+
+def fingerprint(lines: list[Line]) -> str:
+    """A digest of a manifest: what its lines say, and size and time of its recordings."""
+    told = [
+        (
+            line.name,
+            str(line.audio.resolve()),
+            line.text,
+            line.accent,
+            line.speaker,
+            (s := line.audio.stat()).st_size,
+            s.st_mtime_ns,
+        )
+        for line in lines
+    ]
+    return sha256(json.dumps(told).encode()).hexdigest()

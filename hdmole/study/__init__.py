@@ -1,0 +1,1 @@
+"""The study: evaluating and comparing methods, what their routing is worth, and results with intervals."""

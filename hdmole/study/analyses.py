@@ -1,0 +1,154 @@
+"""What the routing of an adapted model is worth: correspondence of experts and accents, threshold frontier, attribution.
+
+Each analysis is a function (runner, model, method) -> what goes into the results file. `runner` is a `compare.Runner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hdmole.method.intervention import intervene
+from hdmole.method.routing import route
+from hdmole.names import GENERAL
+from hdmole.speech.words import count_errors
+from hdmole.study.routing_table import RESAMPLES, routing_summary, routing_table, routing_trace
+from hdmole.training.adapt import Method, Speech, encoder_states, pad
+from hdmole.training.data import Corpus
+
+PER_ACCENT = 60  # utterances an analysis looks at
+SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
+TOP_K = (1, 2, 3, 4, 6, 8)
+TOP_P = (0.3, 0.5, 0.7, 0.9)
+
+
+def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> list[int]:
+    """The first utterances of each accent's test speech."""
+    index = speech.corpus.index
+    test = index[(index.split == "test") & index.domain.isin(domains)]
+    return sorted(test.groupby("accent").head(PER_ACCENT).index.tolist())
+
+
+def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray) -> dict[str, Any]:
+    """Balanced accuracy and confusion matrix of the accent recogniser on test speech of the accents it knows."""
+    rows = [i for i in corpus.select("test", GENERAL, "accent") if corpus.index.accent[i] in labels]
+    matrix = np.zeros((len(labels), len(labels)), int)
+    np.add.at(matrix, ([labels.index(corpus.index.accent[i]) for i in rows], posteriors[rows].argmax(1)), 1)
+    spoken = matrix.sum(1) > 0
+    return {
+        "balanced_accuracy": round(float((matrix.diagonal()[spoken] / matrix.sum(1)[spoken]).mean()), 4),
+        "mean_confidence": round(float(posteriors[rows].max(1).mean()), 4),
+        "labels": labels,
+        "confusion": matrix.tolist(),
+    }
+
+
+def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
+    """`routing_summary` of the test speech; the routing of each utterance goes to routing.parquet."""
+    tables = []
+    for speech, domains in ((runner.speech, ("accent", GENERAL, "unseen")), *((s, ("unseen",)) for s in runner.extra.values())):
+        about = speech.corpus.index[["utterance", "domain", "accent", "speaker"]].rename(columns={"accent": "spoken"})
+
+        @contextmanager
+        def around(rows: list[int], lengths: list[int], about: pd.DataFrame = about) -> Iterator[None]:
+            with routing_trace(model, lengths) as traced:
+                yield
+            tables.append(routing_table(traced, about.iloc[rows]))
+
+        runner.errors(speech, model, method, chosen(speech, domains), around)
+    table = pd.concat(tables, ignore_index=True)
+    table.round(4).to_parquet(runner.analysed / "routing.parquet", index=False, compression="zstd")
+    return routing_summary(table)
+
+
+def frontier(runner: Any, model: Any, method: Method) -> list[dict[str, Any]]:
+    """Word error rate against mean active experts: thresholds scaled, and top-k and top-p in their place."""
+    settings: list[tuple[str, float, dict[str, Any]]] = [
+        ("thresholds", s, {"thresholds": "dynamic", "scale_thresholds": s}) for s in SCALES
+    ]
+    experts = len(runner.speech.recogniser.labels) - 1
+    settings += [("top_k", k, {"thresholds": "top_k", "top_k": k}) for k in TOP_K if k <= experts]
+    settings += [("top_p", p, {"thresholds": "top_p", "top_p": p}) for p in TOP_P]
+    rows, points = chosen(runner.speech), []
+    for choice, value, options in settings:
+        active: list[np.ndarray] = []
+
+        @contextmanager
+        def around(
+            _rows: list[int], lengths: list[int], options: dict[str, Any] = options, active: list[Any] = active
+        ) -> Iterator[None]:
+            with intervene(model, **options), routing_trace(model, lengths) as traced:
+                yield
+            active += [r["n_active"] for r in traced.records]
+
+        table = runner.errors(runner.speech, model, method, rows, around)
+        of = table.groupby(["domain", "accent"])[["errors", "words"]].sum()
+        wer = (100 * of.errors / of.words).groupby("domain").mean()
+        points.append(
+            {"choice": choice, "value": value, "active": round(float(np.concatenate(active).mean()), 3),
+             **{str(d): round(float(w), 3) for d, w in wer.items()}}
+        )  # fmt: skip
+    return points
+
+
+@torch.no_grad()
+def attribution(runner: Any, model: Any, method: Method) -> dict[str, Any]:
+    """What each expert is worth: the change in log-likelihood per word of the reference when it is left out.
+
+    `values` (accents, experts), in nats per word, below zero where the expert helps; `intervals` over speakers.
+    """
+    speech = runner.speech
+    experts, index = speech.recogniser.labels[1:], speech.corpus.index
+    rows = sorted(chosen(speech), key=lambda i: int(speech.states.spans[0, i, 1]))
+    found = []
+    for k in range(0, len(rows), 32):
+        part = rows[k : k + 32]
+        whole = log_likelihood(speech, model, method, part)
+        words = [count_errors(text, "")[1] for text in index.text.iloc[part]]
+        for expert in experts:
+            with intervene(model, mask=[expert]):
+                without = log_likelihood(speech, model, method, part)
+            found.append(
+                pd.DataFrame(
+                    {"expert": expert, "accent": index.accent.to_numpy()[part], "speaker": index.speaker.to_numpy()[part],
+                     "change": without - whole, "words": words}
+                )
+            )  # fmt: skip
+    table = pd.concat(found)
+    accents = [a for a in speech.recogniser.labels if a in set(table.accent)]
+    values, intervals = [], []
+    for accent in accents:
+        cells = [_per_word(table[(table.accent == accent) & (table.expert == e)]) for e in experts]
+        values.append([c[0] for c in cells])
+        intervals.append([c[1] for c in cells])
+    return {"accents": accents, "experts": experts, "values": values, "intervals": intervals, "utterances": len(rows)}
+
+
+def _per_word(cell: pd.DataFrame) -> tuple[float, list[float]]:
+    sums = cell.groupby("speaker")[["change", "words"]].sum().to_numpy()
+    draws = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+    drawn = sums[draws].sum(1)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    return round(float(sums[:, 0].sum() / sums[:, 1].sum()), 4), [round(float(low), 4), round(float(high), 4)]
+
+
+@torch.no_grad()
+def log_likelihood(speech: Speech, model: Any, method: Method, rows: list[int]) -> np.ndarray:
+    """Log-probability (U,) of each utterance's reference, its end included, in nats."""
+    device = next(model.parameters()).device
+    states = encoder_states(speech, model, method, rows)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
+    texts = speech.tokenizer(list(speech.corpus.index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
+    labels = pad([[*t, speech.tokenizer.eos_token_id] for t in texts]).to(device)
+    with route(speech.posterior(rows, method).to(device)):
+        out = model(
+            encoder_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True), encoder_mask=mask.to(device), labels=labels
+        )
+    scores = out.logits[:, -labels.shape[1] - 1 : -1].float().log_softmax(-1)
+    picked = scores.gather(2, labels.clamp_min(0)[..., None])[..., 0] * (labels >= 0)
+    return picked.sum(1).double().cpu().numpy()

@@ -1,0 +1,202 @@
+"""The configuration of a comparison: a TOML file and the methods it can name."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from hdmole.method.tuner import HDMoLEConfig
+from hdmole.training.adapt import Method
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to do."""
+
+
+def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Method]:
+    """The methods a configuration can name; `hdmole` holds the options of HDMoLEConfig they share, `place` is what they adapt.
+
+    The rank "equal" is the one at which LoRA trains as many parameters as HDMoLE.
+    """
+    method = partial(Method, place=place)
+
+    def variant(label: str, warm_share: float = 0.0, true_accent: bool = False, place: str = place, **changes: Any) -> Method:
+        return Method(
+            f"HDMoLE, {label}", "hdmole", {**hdmole, **changes}, "hdmole", place=place, true_accent=true_accent,
+            warm_share=warm_share,
+        )  # fmt: skip
+
+    r = hdmole.get("r", 2)
+    known = {
+        "base": Method("Frozen base", "base"),
+        "full": method("Full fine-tuning", "full"),
+        "lora": method("LoRA, equal parameters", "lora", {"r": "equal"}),
+        "gated_lora": method("LoRA times accent mass", "gated_lora", {"r": "equal"}),
+        "hdmole": method("HDMoLE", "hdmole", hdmole),
+        "lora_r": method(f"LoRA, rank {r}", "lora", {"r": r}, "lora"),
+        "gated_lora_r": method(f"LoRA times accent mass, rank {r}", "gated_lora", {"r": r}, "gated_lora"),
+        "full_replay": method("Full fine-tuning, replay", "full", rate="full", replay=0.25),
+        "lora_replay": method("LoRA, replay", "lora", {"r": "equal"}, "lora", replay=0.25),
+        "global": variant("global routing only", routing="global", router_accent=None),
+        "local": variant("local routing only", routing="local"),
+        "top1": variant("top-1", thresholds="top_k", top_k=1),
+        "top2": variant("top-2", thresholds="top_k", top_k=2),
+        "top_p": variant("top-p 0.9", thresholds="top_p", top_p=0.9),
+        "dense": variant("dense", thresholds="dense"),
+        "no_general": variant("no general class", general_class=False),
+        "convex": variant("convex sum", combination="convex"),
+        "product": variant("product", combination="product"),
+        "input_thresholds": variant("thresholds per input", threshold_parametrisation="input"),
+        "high_thresholds": variant("thresholds from 1/N", threshold_init=1.0),
+        "router_blind": variant("local router without accent", router_accent=None),
+        "router_accent": variant("local router given the accent", router_accent=1.0),
+        "router_x": variant("local router reads x", router_input="x"),
+        "warm": variant("warm start", warm_share=0.5),
+        "rank1": variant("rank 1, shared 18", r=1, shared_expert_rank=18),
+        "rank3": variant("rank 3, no shared expert", r=3, shared_expert_rank=0),
+        "rank4": variant("rank 4", r=4),
+        "rank8": variant("rank 8", r=8),
+        "true_accent": variant("true accent", true_accent=True),
+        "encoder": variant("in the encoder", place="encoder"),
+        "llm": variant("in the LLM", place="llm"),
+    }
+    return known | {
+        f"{name}_tenth": replace(known[name], label=f"{known[name].label}, a tenth of the speech", rate=name, share=0.1)
+        for name in ("full", "lora", "gated_lora", "hdmole")
+    }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a configuration file says."""
+
+    data: Path | None
+    model: Path | None
+    manifests: dict[str, Path]
+    known: dict[str, Method]
+    methods: list[str]
+    seeds: dict[str, list[int]]
+    epochs: float
+    rates: dict[str, list[float]]
+    trial_epochs: float
+    watched: list[str]
+    text: str = field(repr=False, default="")
+
+    def jobs(self) -> list[tuple[str, int]]:
+        """(method, seed) of every run, the first seeds of all methods first."""
+        pairs = [(name, seed) for name in self.methods for seed in self.seeds[name]]
+        return sorted(pairs, key=lambda p: self.seeds[p[0]].index(p[1]))
+
+
+def read_config(path: Path) -> Comparison:
+    """Read a TOML configuration; runs/main.toml is one, docs/compare.md says what each line means.
+
+    Raises ConfigError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except OSError:
+        raise ConfigError(f"There is no configuration {path}; runs/main.toml in the repository is an example.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
+    allowed = {
+        "data", "model", "manifests", "place", "methods", "seeds", "seeds_of", "epochs", "rates", "trial_epochs", "watched", "hdmole",
+        "method",
+    }  # fmt: skip
+    if unknown := sorted(set(values) - allowed):
+        raise ConfigError(
+            f"{path.name} has {', '.join(unknown)}, which is not known; the lines are {', '.join(sorted(allowed))}."
+        )
+    if ("data" in values) == ("manifests" in values):
+        raise ConfigError(f"{path.name} needs either data (a work folder of 'hdmole demo build') or manifests, not both.")
+    try:
+        place = values.get("place", "projector")
+        methods = known_methods(dict(_table(values, "hdmole", path)), place)
+        for name, entry in _table(values, "method", path).items():
+            methods[name] = Method(**{"label": name, "place": place, **entry})
+        for method in methods.values():
+            options = dict(method.options)
+            if method.kind == "hdmole":
+                HDMoLEConfig(accents=["any"], **options)
+            elif method.kind in ("lora", "gated_lora"):
+                rank = options.pop("r", None)
+                if rank != "equal" and (not isinstance(rank, int) or rank < 1):
+                    raise ValueError(f'{method.label} needs options.r, a rank from 1 or "equal"')
+                (LoraConfig if method.kind == "lora" else partial(HDMoLEConfig, accents=["any"]))(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path.name} describes a method that cannot be: {str(error).rstrip('.')}.") from None
+    lists = {
+        name: values.get(name, default)
+        for name, default in (("methods", ["full", "lora", "gated_lora", "hdmole"]), ("watched", []))
+    }
+    for name, value in lists.items():
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f'{path.name}: {name} is a list of names in quotes, such as ["full", "hdmole"]; not {value!r}.')
+    chosen, watched = list(dict.fromkeys(["base", *lists["methods"]])), lists["watched"]
+    if wrong := [name for name in [*chosen, *watched] if name not in methods]:
+        raise ConfigError(f"{path.name} names {', '.join(wrong)}; the methods are {', '.join(methods)}.")
+    seeds = _seeds(values.get("seeds", [0]), "seeds", path)
+    own = values.get("seeds_of", {})
+    if not isinstance(own, dict) or set(own) - set(methods):
+        raise ConfigError(f"{path.name}: seeds_of is a table of seeds by method; the methods are {', '.join(methods)}.")
+    seeds_of = {name: _seeds(own.get(name, seeds), f"seeds_of.{name}", path) for name in chosen} | {"base": seeds[:1]}
+    rates = {family: _rates(tried, family, path) for family, tried in _table(values, "rates", path).items()}
+    for name in chosen:
+        family = methods[name].rate or name
+        if methods[name].kind != "base" and not rates.get(family):
+            raise ConfigError(f"{path.name} has no learning rates to try for {family}; add rates.{family} = [...].")
+    if wrong := [family for family in rates if family not in methods]:
+        raise ConfigError(f"{path.name} has learning rates for {', '.join(wrong)}; the methods are {', '.join(methods)}.")
+    if len({len(v) for v in rates.values()}) > 1:
+        raise ConfigError(f"{path.name} tries more learning rates for one method than for another; give each as many.")
+    manifests = _table(values, "manifests", path)
+    for name, value in {"data": values.get("data", ""), "model": values.get("model", ""), **manifests}.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{path.name}: {name} is a path in quotes, not {value!r}.")
+    where = path.parent
+    return Comparison(
+        data=_path(values.get("data"), where), model=_path(values.get("model"), where),
+        manifests={k: where / v for k, v in manifests.items()},
+        known=methods, methods=chosen, seeds=seeds_of, epochs=_positive(values.get("epochs", 1), "epochs", path), rates=rates,
+        trial_epochs=_positive(values.get("trial_epochs", 0.5), "trial_epochs", path),
+        watched=[n for n in watched if n in chosen], text=text,
+    )  # fmt: skip
+
+
+def _table(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path.name}: {name} is a table, [{name}] with one line a name.")
+    return found
+
+
+def _positive(value: Any, name: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{path.name}: {name} is a number above 0, not {value!r}.")
+    return float(value)
+
+
+def _seeds(value: Any, name: str, path: Path) -> list[int]:
+    right = isinstance(value, list) and value and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
+    if not right or len(set(value)) < len(value):
+        raise ConfigError(f"{path.name}: {name} is a list of different whole numbers from 0, such as [0, 1, 2]; not {value!r}.")
+    return list(value)
+
+
+def _rates(value: Any, family: str, path: Path) -> list[float]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{path.name}: rates.{family} is a list of learning rates, such as [1e-3, 2e-3]; not {value!r}.")
+    return [_positive(rate, f"each of rates.{family}", path) for rate in dict.fromkeys(value)]
+
+
+def _path(value: str | None, where: Path) -> Path | None:
+    """A path as the configuration has it: from the working directory, or else from the configuration's folder."""
+    if value is None:
+        return None
+    return Path(value) if Path(value).exists() else where / value

@@ -1,0 +1,197 @@
+"""Evaluate methods on a manifest of recordings: errors per utterance, routing, a summary with intervals, in one folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hdmole.names import GENERAL
+from hdmole.speech.asr import ASR, ModelError
+from hdmole.speech.audio import AudioError, decode
+from hdmole.speech.manifest import Line, ManifestError, fingerprint, read_manifest
+from hdmole.speech.words import count_errors, normalise
+from hdmole.study.results import provenance, summarise, write
+from hdmole.study.routing_table import NUMBERS, in_llm, routing_summary, routing_table, routing_trace
+
+BATCH = 16  # utterances decoded at once
+ROUTED = 500  # recordings of each accent whose routing is kept
+
+
+class Cancelled(Exception):
+    """Raised by a `progress` callback to end an evaluation early; what is done is kept."""
+
+
+def evaluate(
+    asr: ASR,
+    manifest: Path,
+    methods: list[str],
+    out: Path,
+    *,
+    accent: str = "auto",
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Transcribe every line by every method and write the results to `out`.
+
+    `utterances.parquet` and `summary.json`; `recordings.parquet` with each recording's length (s), level (dBFS), share of clipped
+    samples and in-domain score; `routing.parquet` with HDMoLE's routing of the first `ROUTED` recordings of each accent. The
+    domain is "general" where the manifest's accent is, else "accent". Words are compared without case and punctuation.
+    `progress(done, total)` is told the number of recordings done, and may raise Cancelled. What was heard is kept in `out`/parts
+    as it comes: after a kill or Cancelled the same call goes on from there. Returns the summary and the recordings that could
+    not be read (`audio`, `error`); these are left out for all methods alike. Raises ManifestError, ModelError for a method or
+    accent the model lacks, and OSError where `out` cannot be made, before anything is transcribed; Cancelled where nothing was
+    done yet.
+    """
+    methods = list(dict.fromkeys(methods))
+    if not methods:
+        raise ModelError(f"No method is given; this model has {', '.join(asr.methods)}.")
+    for method in methods:
+        asr.check_method(method)
+    asr.check_accent(accent)
+    lines = read_manifest(manifest)
+    parts = _open_parts(out, asr, lines, methods, accent, seed)
+    routed = _routed(lines) if "hdmole" in methods else set()
+    done = 0
+    try:
+        progress(0, len(lines))
+        for start in range(0, len(lines), BATCH):
+            batch, number = lines[start : start + BATCH], f"{start:07d}.parquet"
+            if not (parts / f"recordings-{number}").is_file():
+                heard = _hear(asr, batch, methods, accent, seed, routed, partial(progress, start, len(lines)))
+                for name, table in heard.items():
+                    table.to_parquet(parts / f"{name}.tmp", index=False)
+                    (parts / f"{name}.tmp").replace(parts / f"{name}-{number}")
+            done = start + len(batch)
+            progress(done, len(lines))
+    except Cancelled:
+        if not done:
+            raise
+    recordings = _gather(parts, "recordings")
+    failed = recordings[recordings.error != ""]
+    if len(failed) == len(recordings):
+        shutil.rmtree(parts)
+        raise ManifestError(
+            f"None of the {len(lines)} recordings of {manifest.name} could be read; the first says: {failed.error.iloc[0]}"
+        )
+    table = _gather(parts, "utterances")
+    summary = summarise(table)
+    for method, entry in summary["methods"].items():
+        entry["trainable"] = asr.trainable(method)
+    summary["failed"] = failed[["utterance", "error"]].rename(columns={"utterance": "audio"}).to_dict("records")
+    recordings[recordings.error == ""].drop(columns="error").to_parquet(out / "recordings.parquet", index=False)
+    (out / "routing.parquet").unlink(missing_ok=True)
+    if len(routing := _gather(parts, "routing")):
+        routing.to_parquet(out / "routing.parquet", index=False)
+        if (routing.domain == "accent").any():
+            summary["routing"] = routing_summary(routing)
+    summary["provenance"] = provenance(
+        seed, str(asr.device), model=asr.folder.name, manifest=manifest.name, recordings=done, of=len(lines)
+    )
+    write(out, table, summary)
+    if done == len(lines):
+        shutil.rmtree(parts)
+    return summary, summary["failed"]
+
+
+def _open_parts(out: Path, asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int) -> Path:
+    """The folder of what is heard, emptied where it holds that of another manifest, model or methods."""
+    files = [f for f in sorted(asr.folder.rglob("*")) if f.is_file()]
+    question = {
+        "lines": fingerprint(lines),
+        "model": [[str(f.relative_to(asr.folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        "methods": methods, "accent": accent, "seed": seed, "batch": BATCH,
+    }  # fmt: skip
+    asked, parts = sha256(json.dumps(question).encode()).hexdigest(), out / "parts"
+    known = parts / "of.txt"
+    if not known.is_file() or known.read_text() != asked:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        known.write_text(asked)
+    return parts
+
+
+def _routed(lines: list[Line]) -> set[int]:
+    """The numbers of the first `ROUTED` lines of each accent."""
+    of = pd.DataFrame({"number": [line.number for line in lines], "accent": [line.accent for line in lines]})
+    return set(of.groupby("accent").head(ROUTED).number)
+
+
+def _gather(parts: Path, name: str) -> pd.DataFrame:
+    tables = [pd.read_parquet(file) for file in sorted(parts.glob(f"{name}-*.parquet"))]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _hear(
+    asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int, routed: set[int], breathe: Callable[[], None]
+) -> dict[str, pd.DataFrame]:
+    """The tables of one batch: `utterances` and `routing` where there is something, at last `recordings`."""
+    rows: list[dict[str, Any]] = []
+    recordings: list[dict[str, Any]] = []
+    routing: list[pd.DataFrame] = []
+    segments, owners = [], []
+    for line in lines:
+        breathe()
+        about = {"utterance": line.name, "audio": str(line.audio.resolve()), "accent": line.accent, "speaker": line.speaker}
+        try:
+            audio = decode(line.audio)
+        except AudioError as error:
+            nothing = {"seconds": np.nan, "level": np.nan, "clipped": np.nan, "in_domain": np.nan}
+            recordings.append({**about, **nothing, "error": str(error)})
+            continue
+        encoded = asr.encode(audio)
+        segments += encoded
+        owners += [line] * len(encoded)
+        recordings.append(
+            {
+                **about, "seconds": round(audio.seconds, 2), "level": _level(audio.samples), "clipped": audio.clipped,
+                "in_domain": asr.in_domain(encoded)["score"], "error": "",
+            }
+        )  # fmt: skip
+    order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
+    for method in methods:
+        heard: dict[int, str] = {}
+        size = 1 if method == "hdmole" and routed and in_llm(asr.models[method]) else BATCH
+        for k in range(0, len(order), size):
+            breathe()
+            part = order[k : k + size]
+            lengths = [len(segments[i].states) for i in part]
+            wanted = method == "hdmole" and any(owners[i].number in routed for i in part)
+            with routing_trace(asr.models[method], lengths) if wanted else nullcontext() as traced:
+                found = asr.decode_batch([segments[i] for i in part], method, accent)
+            heard.update({i: result.text for i, result in zip(part, found, strict=True)})
+            if traced is not None:
+                table = routing_table(traced, pd.DataFrame([_about(owners[i]) for i in part]))
+                routing.append(table[table.utterance.isin({owners[i].name for i in part if owners[i].number in routed})])
+        for line in dict.fromkeys(owners):
+            hypothesis = normalise(" ".join(heard[i] for i, owner in enumerate(owners) if owner is line))
+            errors, words = count_errors(line.text, hypothesis)
+            about = {k: v for k, v in _about(line).items() if k != "spoken"}
+            rows.append(
+                {**about, "accent": line.accent, "method": method, "seed": seed, "reference": line.text,
+                 "hypothesis": hypothesis, "errors": errors, "words": words}
+            )  # fmt: skip
+    tables = {"utterances": pd.DataFrame(rows)} if rows else {}
+    if routing:
+        table = pd.concat(routing)
+        keys = [c for c in table.columns if c not in NUMBERS]
+        tables["routing"] = table.groupby(keys, as_index=False, sort=False)[NUMBERS].mean()  # of a recording's segments
+    return tables | {"recordings": pd.DataFrame(recordings)}
+
+
+def _about(line: Line) -> dict[str, str]:
+    domain = GENERAL if line.accent == GENERAL else "accent"
+    return {"utterance": line.name, "domain": domain, "spoken": line.accent, "speaker": line.speaker}
+
+
+def _level(samples: np.ndarray) -> float:
+    """Level in dB under full scale."""
+    return round(float(20 * np.log10(max(1e-6, float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))))), 1)

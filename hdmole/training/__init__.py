@@ -1,0 +1,1 @@
+"""Training: corpora of features, the loop, the adaptation methods and what they share."""

@@ -1,0 +1,279 @@
+"""What every method of a comparison shares, made once: mel features, encoder outputs, accent recogniser and posteriors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from hdmole.method.recogniser import AccentRecogniser
+from hdmole.names import GENERAL
+from hdmole.speech.asr import ASR
+from hdmole.speech.audio import AudioError, decode
+from hdmole.speech.manifest import Line, fingerprint, read_manifest
+from hdmole.speech.segments import framed
+from hdmole.training.adapt import Speech
+from hdmole.training.data import Corpus, States, mel_batches, write_corpus
+from hdmole.training.loop import fit
+
+if TYPE_CHECKING:
+    from hdmole.study.config import Comparison
+
+Report = Callable[[str], None]
+SPLITS = ("train", "dev", "test")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write an array so that it is there whole or not at all."""
+    part = path.with_suffix(".part.npy")
+    np.save(part, array)
+    part.replace(path)
+
+
+def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], seed: int, report: Report) -> States:
+    """Encoder outputs of every utterance: two SpecAugment views of the rows in `train`, others as they are.
+
+    `encoder` is the encoder of a CTC model; other training rows are left out.
+    """
+    if (folder / "spans.npy").is_file():
+        return States.load(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = next(encoder.parameters()).device
+    spans = np.zeros((2, len(corpus.index), 2), np.int64)
+    parts, offset = [], 0
+    rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
+    for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
+        batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, int(change), 0.05)
+        batches.epoch = view
+        for n in range(len(batches) if rows else 0):
+            batch = batches[n]
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                out = encoder(
+                    input_features=batch["input_features"].to(device), attention_mask=batch["attention_mask"].to(device)
+                )
+            lengths = out.attention_mask.sum(1).tolist()
+            for i, state, length in zip(batch["rows"].tolist(), out.last_hidden_state, lengths, strict=True):
+                parts.append(state[:length].half().cpu().numpy())
+                spans[view, i] = offset, length
+                offset += length
+        report(f"states: view {view} of {len(rows)} utterances done")
+    _save(folder / "states.npy", np.concatenate(parts))
+    _save(folder / "spans.npy", spans)
+    return States.load(folder)
+
+
+def train_recogniser(
+    corpus: Corpus,
+    labels: list[str],
+    stages: list[tuple[str, list[int], bool, float]],
+    folder: Path,
+    *,
+    rate: float,
+    seed: int,
+    report: Report,
+    device: str = "cpu",
+) -> tuple[AccentRecogniser, np.ndarray]:
+    """The accent recogniser and its posteriors (utterances, N + 1) for every utterance; what `folder` has is loaded.
+
+    The posteriors of training utterances come from masked features and a temperature that makes them no surer than those
+    of dev speakers.
+
+    Parameters
+    ----------
+    labels : the classes, "general" first; an accent that is not among them counts as general
+    stages : name, training rows, whether their features are masked (SpecAugment), epochs
+    """
+    if (folder / "posteriors.npy").is_file():
+        return AccentRecogniser.load(folder), np.load(folder / "posteriors.npy")
+    index = corpus.index
+    targets = torch.tensor([labels.index(a) if a in labels else 0 for a in index.accent])
+    if (folder / "config.json").is_file():
+        model = AccentRecogniser.load(folder).to(device)
+    else:
+        model = _fit_recogniser(corpus, labels, targets, stages, folder, rate, seed, report, device)
+    logits = _accent_logits(model, corpus, seed, device)
+    dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
+    if not (folder / "config.json").is_file():
+        model.temperature.fill_(_temperature(logits[dev], targets[dev]))
+    accuracy = (logits[dev].argmax(1) == targets[dev]).float().mean().item()
+    train = torch.tensor(corpus.select("train", "accent"))
+    softened = float(model.temperature)
+    wanted = (logits[dev] / softened).softmax(1).amax(1).mean()
+    while (logits[train] / softened).softmax(1).amax(1).mean() > wanted and softened < 10:
+        softened *= 1.05
+    divisor = torch.tensor([softened if s == "train" else float(model.temperature) for s in index.split])
+    posteriors = (logits / divisor[:, None]).softmax(1).numpy()
+    model.save(folder)
+    _save(folder / "posteriors.npy", posteriors)
+    report(
+        f"recogniser: {accuracy:.1%} on dev speakers, temperature {float(model.temperature):.2f}, "
+        f"{softened:.2f} for training posteriors"
+    )
+    return model.cpu().eval(), posteriors
+
+
+def _fit_recogniser(
+    corpus: Corpus, labels: list[str], targets: Tensor, stages: list[tuple[str, list[int], bool, float]], folder: Path,
+    rate: float, seed: int, report: Report, device: str,
+) -> AccentRecogniser:  # fmt: skip
+    torch.manual_seed(seed)
+    model = AccentRecogniser(n_mels=corpus.features(0).shape[1], labels=labels).to(device)
+    for name, rows, masked, epochs in stages:
+        weight = torch.bincount(targets[rows], minlength=len(labels)).float().clamp_min(1).reciprocal()
+        weight = (weight / weight.mean()).to(device)
+        batches = mel_batches(corpus, rows, 7_000, lambda rows: {"labels": targets[rows]}, seed, int(masked))
+
+        def objective(model: Any, batch: dict[str, Tensor], weight: Tensor = weight) -> Tensor:
+            logits = model(batch["input_features"], batch["attention_mask"]).float()
+            return nn.functional.cross_entropy(logits, batch["labels"], weight, label_smoothing=0.05)
+
+        fit(
+            model, batches, objective, folder.with_name(f"{folder.name}-{name}-training"), epochs=epochs, rate=rate,
+            report=report, seed=seed,
+        )  # fmt: skip
+    return model
+
+
+def _accent_logits(model: Any, corpus: Corpus, seed: int, device: str) -> Tensor:
+    index = corpus.index
+    logits = torch.zeros(len(index), len(model.labels))
+    model.eval()
+    for masks, rows in ((2, np.flatnonzero(index.split == "train")), (0, np.flatnonzero(index.split != "train"))):
+        batches = mel_batches(corpus, rows.tolist(), 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, masks)
+        for n in range(len(batches) if len(rows) else 0):
+            batch = batches[n]
+            with torch.no_grad():
+                out = model(batch["input_features"].to(device), batch["attention_mask"].to(device))
+            logits[batch["rows"]] = out.float().cpu()
+    return logits
+
+
+def _temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature with the least cross-entropy (Guo et al. 2017)."""
+    grid = torch.linspace(0.5, 5, 91)
+    losses = torch.stack([nn.functional.cross_entropy(logits / t, targets) for t in grid])
+    return float(grid[losses.argmin()])
+
+
+def posteriors_of(recogniser: AccentRecogniser, corpus: Corpus) -> np.ndarray:
+    """Accent posteriors (utterances, N + 1) of a corpus as it is."""
+    batches = mel_batches(corpus, list(range(len(corpus.index))), 40_000, lambda rows: {"rows": torch.tensor(rows)})
+    posteriors = np.zeros((len(corpus.index), len(recogniser.labels)), np.float32)
+    for n in range(len(batches)):
+        batch = batches[n]
+        posteriors[batch["rows"].numpy()] = recogniser.posterior(batch["input_features"], batch["attention_mask"]).numpy()
+    return posteriors
+
+
+def speech_of(comparison: Comparison, work: Path, report: Report, rank: int = 0) -> tuple[Speech, dict[str, Speech]]:
+    """The speech of a comparison and further test sets by domain; made by the first process, awaited by the others.
+
+    Raises ManifestError, ModelError, and ValueError where the data folder lacks something.
+    """
+    if comparison.data is not None:
+        folder = comparison.data
+        missing = [
+            n for n in ("corpus/index.parquet", "states/spans.npy", "recogniser/config.json") if not (folder / n).is_file()
+        ]
+        if missing:
+            raise ValueError(f"{folder} has no {', '.join(missing)}; run 'hdmole demo build --work {folder}' first.")
+        model = (comparison.model or folder / "base", comparison.model or folder / "tokenizer")
+        there = (folder / "unseen" / "recogniser" / "posteriors.npy").is_file()
+        return Speech.load(folder, *model), {"unseen": Speech.load(folder / "unseen", *model)} if there else {}
+    asr = ASR.load(comparison.model or "demo")
+    manifests = _manifests(comparison)
+    question = {"lines": {split: fingerprint(lines) for split, lines in manifests.items()}, "model": file_digest(asr.folder)}
+    asked = json.dumps(question)
+    folder, done = work / "speech", work / "speech" / "recogniser" / "posteriors.npy"
+    known = folder / "of.json"
+    if rank == 0:
+        if folder.is_dir() and not (known.is_file() and known.read_text() == asked):
+            report("speech: the manifests, recordings or model have changed, so it is made anew")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(asked)
+        _from_manifests(manifests, asr, folder, report)
+    while not (done.is_file() and known.is_file() and known.read_text() == asked):
+        report("waiting for the first process to encode the speech")
+        time.sleep(10)
+    return Speech.load(folder, asr.folder, asr.folder), {}
+
+
+def speech_digest(speech: Speech, extra: dict[str, Speech]) -> str:
+    """A digest of everything that the runs of a comparison start from: base, speech, encoder outputs, posteriors."""
+    digest = sha256(file_digest(speech.base).encode())
+    for part in (speech, *extra.values()):
+        digest.update(pd.util.hash_pandas_object(part.corpus.index).to_numpy().tobytes())
+        digest.update(np.ascontiguousarray(part.states.spans).tobytes())
+        digest.update(part.states.states[::997].tobytes())
+        if part.posteriors is not None:
+            digest.update(np.ascontiguousarray(part.posteriors).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def file_digest(folder: Path) -> str:
+    """A digest of a model's weights and configuration, what lies beside them (adapters, results) left out."""
+    digest = sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _manifests(comparison: Comparison) -> dict[str, list[Line]]:
+    """The lines of every split. Raises ValueError where a split is missing, speakers are mixed up or there is no accent."""
+    manifests = {split: read_manifest(comparison.manifests[split]) for split in SPLITS if split in comparison.manifests}
+    if missing := [split for split in SPLITS if split not in manifests]:
+        raise ValueError(f"The configuration has no manifest for {', '.join(missing)}; a comparison needs {', '.join(SPLITS)}.")
+    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        both = {line.speaker for line in manifests[one]} & {line.speaker for line in manifests[other]}
+        both -= {f"line-{line.number}" for line in manifests[one]}
+        if both:
+            raise ValueError(f"Speaker {min(both)} is in both {one} and {other}; a comparison needs speakers apart.")
+    accents = {line.accent for line in manifests["train"]} - {GENERAL}
+    if not accents:
+        raise ValueError("The train manifest has no accent but the general one; there is nothing to adapt to.")
+    for split in ("dev", "test"):
+        if not accents & {line.accent for line in manifests[split]}:
+            raise ValueError(
+                f"The {split} manifest has none of the accents of the train manifest ({', '.join(sorted(accents))})."
+            )
+    return manifests
+
+
+def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, report: Report) -> None:
+    accents = sorted({line.accent for line in manifests["train"]} - {GENERAL})
+    domains = {GENERAL: GENERAL, **dict.fromkeys(accents, "accent")}
+    if not (folder / "corpus" / "index.parquet").is_file():
+        rows, mels = [], []
+        lines = [(split, line) for split in SPLITS for line in manifests[split]]
+        for number, (split, line) in enumerate(lines):
+            if number % 100 == 0:
+                report(f"speech: {number} of {len(lines)} recordings read")
+            try:
+                audio = decode(line.audio)
+            except AudioError as error:
+                raise ValueError(f"{error} It is line {line.number} of the {split} manifest; mend or remove it.") from None
+            batch = asr.extractor(framed(audio.samples)[0], sampling_rate=16_000, return_tensors="pt")
+            features = torch.nan_to_num(batch["input_features"])[0][batch["attention_mask"][0].bool()]
+            mels.append(features.numpy().astype(np.float16))
+            rows.append(
+                {"split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
+                 "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}
+            )  # fmt: skip
+        write_corpus(folder / "corpus", pd.DataFrame(rows), mels)
+    corpus = Corpus(folder / "corpus")
+    train = corpus.select("train")
+    encode_corpus(corpus, asr.models["base"].audio_tower.encoder, folder / "states", train, 0, report)  # type: ignore[union-attr]
+    train_recogniser(
+        corpus, [GENERAL, *accents], [("clear", train, False, 8.0), ("masked", train, True, 4.0)], folder / "recogniser",
+        rate=1.5e-3, seed=0, report=report, device=str(asr.device),
+    )  # fmt: skip
