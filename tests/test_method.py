@@ -18,43 +18,15 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments
+from two_layers import ACCENTS, Two, adapted, posteriors
 
-from hdmole import AccentRecogniser, HDMoLEConfig, Trace, export_lora, intervene, route, trace, warm_start
+from hdmole import AccentRecogniser, HDMoLEConfig, export_lora, intervene, route, trace, warm_start
 from hdmole.method.gate import act
 from hdmole.method.routing import RoutingError, checkpoint_contexts
 from hdmole.method.tuner import HDMoLELinear
 from hdmole.method.tuner.config import HDMoLEConfig as Config
-
-ACCENTS = ["a", "b", "c"]
-
-
-class Two(nn.Module):
-    """Two linear layers, so that there is something to adapt."""
-
-    def __init__(self, size: int = 6) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(size, size + 1), nn.Linear(size + 1, 4)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
-        y = self.second(torch.tanh(self.first(x)))
-        return y if labels is None else {"loss": functional.mse_loss(y, labels), "logits": y}
-
-
-def adapted(model: nn.Module | None = None, seed: int = 0, **switches: Any) -> PeftModel:
-    """`Two` with an adapter whose every parameter is random."""
-    torch.manual_seed(seed)
-    peft = get_peft_model(model or Two(), HDMoLEConfig(accents=ACCENTS, target_modules=["first", "second"], **switches))
-    for name, parameter in peft.named_parameters():
-        if "hdmole_" in name and "threshold" not in name:
-            nn.init.normal_(parameter, std=0.5)
-    return peft.eval()
-
-
-def posteriors(count: int, experts: int = 3, seed: int = 0) -> Tensor:
-    return torch.rand(count, experts + 1, generator=torch.Generator().manual_seed(seed)).softmax(1)
 
 
 def by_the_equations(layer: HDMoLELinear, x: Tensor, pi: Tensor, config: Config) -> tuple[Tensor, float]:
@@ -507,39 +479,6 @@ def test_a_global_mixture_is_one_lora(tmp_path: Path, thresholds: str) -> None:
     )
     with pytest.raises(ValueError, match="also trained second in full"):
         export_lora(saved, pi, tmp_path)
-
-
-def test_trace_changes_nothing_and_tells_what_happened(tmp_path: Path) -> None:
-    model, x, pi = adapted(), torch.randn(2, 5, 6), posteriors(2)
-    silent = model(x, accent_posterior=pi)
-    with trace(model, lengths=[5, 3], seconds_per_frame=0.08) as t:
-        assert torch.equal(model(x, accent_posterior=pi), silent)
-    table = t.to_frame()
-    assert set(table.layer) == {"first", "second"} and len(table) == 2 * 3 * (5 + 3)
-    assert table.time.max() == pytest.approx(4 * 0.08)
-    a = t.arrays("first", 1)
-    assert a["gate"].shape == (3, 3)
-    torch.testing.assert_close(torch.tensor(a["posterior"][0]), pi[1, 1:])
-    g, l, m = (torch.tensor(a[k]) for k in ("global_gate", "local_gate", "mass"))  # noqa: E741
-    torch.testing.assert_close(torch.tensor(a["gate"]), m[:, None] * (g + l))
-    assert ((a["gate"] > 0).sum(1) == a["n_active"]).all()
-    t.save(tmp_path / "t.parquet")
-    assert Trace.load(tmp_path / "t.parquet").to_frame().equals(table)
-    with trace(model, layers="sec", frames=slice(1, 3), aggregate="mean") as small:
-        model(x, accent_posterior=pi)
-    assert small.layer_names == ["second"] and len(small.to_frame()) == 2 * 3
-    with pytest.raises(ValueError, match="No HDMoLE layer matches"), trace(model, layers="none"):
-        pass
-    with trace(model, seconds_per_frame={"first": 0.5}) as t:
-        for _ in range(2):  # frames count from 0 in every call
-            model(x, accent_posterior=pi)
-    assert list(t.arrays("first", 1)["time"]) == [0, 0.5, 1, 1.5, 2] * 2 and math.isnan(t.arrays("second")["time"][0])
-    with trace(model) as nothing:
-        pass
-    nothing.save(tmp_path / "nothing.parquet")
-    assert Trace.load(tmp_path / "nothing.parquet").to_frame().empty
-    with pytest.raises(ValueError, match="no active HDMoLE adapter"), trace(Two()):
-        pass
 
 
 def test_interventions_do_what_they_say_and_leave_no_mark() -> None:

@@ -137,7 +137,7 @@ def test_generate_alone_in_a_batch_and_traced(kind: str, beams: int) -> None:
     with trace(model, layers="language_model.*q_proj", frames=slice(0, 2), aggregate="mean") as small:
         model.generate(**batch, **how)
     assert all("q_proj" in name for name in small.layer_names) and len(small.layer_names) == 2
-    assert sum(len(r["frame"]) for r in small.records) == 2 * 3 * beams  # one mean a layer and row; nothing of later steps
+    assert sum(len(r.arrays["frame"]) for r in small.records) == 2 * 3 * beams  # one mean a layer and row; nothing of later steps
 
 
 def test_the_trace_under_a_cache_is_that_of_one_pass() -> None:

@@ -81,7 +81,7 @@ class Context:
 
     routing: Routing | None = None
     interventions: tuple[Any, ...] = ()
-    traces: tuple[Any, ...] = ()
+    recorders: tuple[Any, ...] = ()
 
 
 _context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa: B039  (immutable)
@@ -128,7 +128,7 @@ def checkpoint_contexts() -> tuple[Any, Any]:
     Hand it to transformers as `gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": checkpoint_contexts}`.
     """
     context = current()
-    return use(context), use(replace(context, traces=()))
+    return use(context), use(replace(context, recorders=()))
 
 
 def adapter_of(model: nn.Module) -> tuple[str, Any]:

@@ -1,53 +1,201 @@
 """The trace: what every HDMoLE layer decided, frame by frame, while the model ran.
 
-* off, it costs nothing: the layer iterates over an empty tuple
-* on, it copies what the layer computed anyway, so no output changes by a bit
+* while no trace is asked for, it costs nothing: the layer loops over an empty tuple
+* a trace copies what the layer computes anyway, so no output changes by a bit
 * it holds only what was asked for: some layers, some frames, or means over frames
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from hdmole.method.gate import Gates
 from hdmole.method.routing import adapter_of, current, layers_of, use
 
-_PER_EXPERT = ("posterior", "local_probability", "global_gate", "local_gate", "gate")
-_PER_FRAME = ("tau_global", "tau_local", "mass", "mixing")
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PLACE = ("utterance", "row", "frame")
+_PER_EXPERT = ("posterior", "local_probability", "global_gate", "local_gate", "gate", "active")
+_PER_FRAME = ("tau_global", "tau_local", "lambda_", "mass", "n_active", "n_active_global", "n_active_local")
 
 
+@dataclass(frozen=True)
+class Record:
+    """What one layer decided in one call: arrays (F,) and (F, N) for its F frames, by the names in `Trace`."""
+
+    layer: str
+    layer_index: int
+    call: int
+    arrays: dict[str, np.ndarray]
+    segment: int = 0
+
+
+@dataclass
 class Trace:
-    """What was recorded: one record per layer and call, each a dict of numpy arrays.
+    """What was recorded while a model ran: the names of its N experts, and one `Record` for each layer and call.
 
-    Arrays of a record: `utterance`, `row`, `frame` (F,), `time` (F,) seconds or NaN, `posterior`, `local_probability`,
-    `global_gate`, `local_gate`, `gate` (F, N), `tau_global`, `tau_local`, `mass`, `mixing` (F,).
+    | name | shape | meaning |
+    |---|---|---|
+    | `segment` | () | part of a long recording, from 0; 0 where it was heard whole |
+    | `call` | () | how many calls of this layer the trace held before |
+    | `layer`, `layer_index` | () | the layer's name, and its place among the model's HDMoLE layers, from 0 |
+    | `utterance` | (F,) | utterance of the batch, from 0 |
+    | `row` | (F,) | row of the layer's input: an utterance, or one of its beams |
+    | `frame` | (F,) | frame of audio, or position of the token in an LLM layer, from 0 |
+    | `time` | (F,) | start of the frame in seconds; NaN where the layer sees no frames of audio |
+    | `posterior` | (F, N) | accent posterior pi_1..N of the utterance |
+    | `local_probability` | (F, N) | local router, p |
+    | `global_gate`, `local_gate`, `gate` | (F, N) | g, l and G |
+    | `active` | (F, N) | 1 where G > 0, else 0 |
+    | `tau_global`, `tau_local` | (F,) | thresholds of the two routers |
+    | `lambda_` | (F,) | weight of the global gate in the convex combination |
+    | `mass` | (F,) | accent mass m |
+    | `n_active`, `n_active_global`, `n_active_local` | (F,) | number of experts with G, g or l above 0 |
+
+    The table that `to_frame` gives has these columns, with one row for each frame and expert, and two more: `expert`, the
+    number of the expert from 0, and `accent`, its name. The symbols are those of `hdmole.method.gate`.
     """
+
+    experts: list[str]
+    records: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def join(cls, traces: Sequence[Trace]) -> Trace:
+        """One trace of several, such as those of the segments of a recording, in this order.
+
+        Segments and calls are numbered on from trace to trace, so that the first trace of one segment becomes segment 0, the
+        second segment 1; `of_segment` takes them apart again. Raises ValueError for no trace, or traces of other experts.
+        """
+        if not traces or any(other.experts != traces[0].experts for other in traces):
+            raise ValueError("Only traces of the same experts can be joined, and at least one is needed.")
+        joined = cls(traces[0].experts)
+        segment = call = 0
+        for other in traces:
+            joined.records += [replace(r, segment=r.segment + segment, call=r.call + call) for r in other.records]
+            segment += 1 + max((r.segment for r in other.records), default=0)
+            call += 1 + max((r.call for r in other.records), default=-1)
+        return joined
+
+    def shifted(self, seconds: float) -> Trace:
+        """The same trace with every frame that many seconds later, or earlier where `seconds` is below 0."""
+        return Trace(self.experts, [replace(r, arrays={**r.arrays, "time": r.arrays["time"] + seconds}) for r in self.records])
+
+    def of_segment(self, segment: int) -> Trace:
+        """What was recorded of one segment of a long recording; `ASR.transcribe` numbers them from 0."""
+        return Trace(self.experts, [r for r in self.records if r.segment == segment])
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Recorded layers in the model's order."""
+        return [name for name, _ in sorted({(r.layer, r.layer_index) for r in self.records}, key=lambda x: x[1])]
+
+    def arrays(self, layer: str, utterance: int = 0) -> dict[str, np.ndarray]:
+        """Arrays (F,) and (F, N) of one layer and utterance over all calls, in the order of the calls.
+
+        Raises ValueError where nothing was recorded of such a layer.
+        """
+        records = [r for r in self.records if r.layer == layer]
+        if not records:
+            raise ValueError(f"The trace has no layer {layer!r}; it has {', '.join(self.layer_names) or 'none'}.")
+        joined = {k: np.concatenate([r.arrays[k] for r in records]) for k in records[0].arrays}
+        keep = joined["utterance"] == utterance
+        return {k: v[keep] for k, v in joined.items()}
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table with one row for each segment, call, layer, frame and expert; `Trace` lists its columns.
+
+        Needs pandas; raises ModuleNotFoundError with the extra to install where it is missing.
+        """
+        with _for_tables():
+            import pandas as pd
+        n = len(self.experts)
+        tables = [
+            pd.DataFrame(
+                {
+                    "segment": r.segment, "call": r.call, "layer": r.layer, "layer_index": r.layer_index,
+                    **{k: np.repeat(r.arrays[k], n) for k in (*_PLACE, "time")},
+                    "expert": np.tile(np.arange(n), len(r.arrays["frame"])),
+                    "accent": np.tile(np.array(self.experts, dtype=object), len(r.arrays["frame"])),
+                    **{k: r.arrays[k].reshape(-1) for k in _PER_EXPERT},
+                    **{k: np.repeat(r.arrays[k], n) for k in _PER_FRAME},
+                }
+            )
+            for r in self.records
+        ]  # fmt: skip
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def save(self, path: str | Path | IO[bytes]) -> None:
+        """Write the tidy table as parquet, with the experts' names in its metadata. Needs pandas and pyarrow."""
+        with _for_tables():
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), b"hdmole_experts": json.dumps(self.experts).encode()}
+        )
+        pq.write_table(table, path)
+
+    @classmethod
+    def load(cls, path: str | Path | IO[bytes]) -> Trace:
+        """Read what `save` wrote. Needs pandas and pyarrow; raises ValueError for a file that is not a trace."""
+        with _for_tables():
+            import pandas  # noqa: F401  (pyarrow needs it)
+            import pyarrow.parquet as pq
+        file = pq.read_table(path)
+        experts = (file.schema.metadata or {}).get(b"hdmole_experts")
+        if experts is None:
+            raise ValueError(f"{path} is not a trace; give a file written by Trace.save or 'hdmole trace'.")
+        trace = cls(json.loads(experts))
+        if not file.num_rows:
+            return trace
+        table, n = file.to_pandas(), len(trace.experts)
+        if "segment" not in table:  # written before version 0.2
+            table["segment"] = 0
+        for (segment, call, layer, order), part in table.groupby(["segment", "call", "layer", "layer_index"], sort=False):
+            arrays = {k: part[k].to_numpy().reshape(-1, n) for k in _PER_EXPERT}
+            arrays |= {k: part[k].to_numpy()[::n] for k in (*_PLACE, "time", *_PER_FRAME)}
+            trace.records.append(Record(str(layer), int(order), int(call), arrays, int(segment)))
+        return trace
+
+
+@contextmanager
+def _for_tables() -> Iterator[None]:
+    """Around the imports that only tables need: says which extra brings them."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"A trace becomes a table with pandas and pyarrow, and {error.name} is not installed; "
+            "install both with: pip install 'hdmole[study]'",
+            name=error.name,
+        ) from error
+
+
+class Recorder:
+    """Fills a trace: the layers call `record` while the model runs. Made by `trace`, whose parameters it has."""
 
     def __init__(
         self,
+        adapter: str,
         layers: dict[int, tuple[str, int]],
-        experts: list[str],
-        frames: slice | None = None,
-        aggregate: str | None = None,
-        lengths: Tensor | None = None,
-        seconds_per_frame: float | Mapping[str, float] | None = None,
-        adapter: str = "",
+        experts: Iterable[str],
+        frames: slice | None,
+        aggregate: str | None,
+        lengths: np.ndarray | None,
+        seconds_per_frame: float | Mapping[str, float] | None,
     ) -> None:
-        self.layers, self.experts, self.adapter = layers, experts, adapter
+        self.adapter, self.layers, self.trace = adapter, layers, Trace(list(experts))
         self.frames, self.aggregate, self.lengths, self.seconds_per_frame = frames, aggregate, lengths, seconds_per_frame
-        self.records: list[dict[str, Any]] = []
         self._calls: dict[str, int] = {}
         self._seen: dict[str, int] = {}  # frames of a layer in earlier calls: the position under a KV cache
 
@@ -55,13 +203,8 @@ class Trace:
         """Called where a new `forward` or `generate` starts: frames count from 0 again."""
         self._seen.clear()
 
-    def _seconds(self, layer: str) -> float:
-        if not isinstance(self.seconds_per_frame, Mapping):
-            return np.nan if self.seconds_per_frame is None else self.seconds_per_frame
-        return next((seconds for part, seconds in self.seconds_per_frame.items() if part in layer), np.nan)
-
     def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor) -> None:
-        """Called by a layer with its gates and the utterance of each row of its input `x` (B, ..., d)."""
+        """Called by a layer (its `id`) with its gates and the utterance of each row of its input `x` (B, ..., d)."""
         name, order = self.layers[layer]
         call = self._calls[name] = self._calls.get(name, -1) + 1
         shape = x.shape[:-1]
@@ -75,113 +218,52 @@ class Trace:
         start = self._seen.get(name, 0) if len(shape) > 1 else 0
         self._seen[name] = start + width
         if len(shape) > 1:
-            frame = np.tile(np.arange(start, start + width), int(np.prod(shape[:-1])))
-            row = np.repeat(np.arange(int(np.prod(shape[:-1]))), width)
+            count = int(np.prod(shape[:-1]))
+            frame, row = np.tile(np.arange(start, start + width), count), np.repeat(np.arange(count), width)
         else:  # packed frames: count within each utterance
-            row = utterance
-            frame = pd.Series(utterance).groupby(utterance).cumcount().to_numpy(np.int64)  # type: ignore[assignment]
-        record = dict(
-            posterior=flat(gates.posterior[..., 1:], n), local_probability=flat(gates.probabilities, n),
-            global_gate=flat(gates.global_gate, n), local_gate=flat(gates.local_gate, n), gate=flat(gates.gate, n),
-            tau_global=flat(gates.tau_global), tau_local=flat(gates.tau_local), mass=flat(gates.mass), mixing=flat(gates.mixing),
+            frame, row = _count_within(utterance), utterance
+        arrays = dict(
+            utterance=utterance, row=row, frame=frame, posterior=flat(gates.posterior[..., 1:], n),
+            local_probability=flat(gates.probabilities, n), global_gate=flat(gates.global_gate, n),
+            local_gate=flat(gates.local_gate, n), gate=flat(gates.gate, n), tau_global=flat(gates.tau_global),
+            tau_local=flat(gates.tau_local), lambda_=flat(gates.mixing), mass=flat(gates.mass),
         )  # fmt: skip
-        record.update(utterance=utterance, row=row, frame=frame)
         keep = np.ones(len(frame), bool)
         if self.lengths is not None:
-            keep &= frame < self.lengths.cpu().numpy()[utterance]
+            keep &= frame < self.lengths[utterance]
         if self.frames is not None:
             keep &= np.isin(frame, range(*self.frames.indices(int(frame.max(initial=-1)) + 1)))
-        record = {k: v[keep] for k, v in record.items()}
-        record["time"] = record["frame"] * self._seconds(name)
-        record["active"] = (record["gate"] > 0).astype(np.float32)
+        if not keep.any():
+            return
+        arrays = {k: v[keep] for k, v in arrays.items()}
+        arrays["time"] = arrays["frame"] * self._seconds(name)
+        arrays["active"] = (arrays["gate"] > 0).astype(np.float32)
         for kind in ("global", "local"):
-            record[f"n_active_{kind}"] = (record[f"{kind}_gate"] > 0).sum(-1).astype(np.float32)
-        record["n_active"] = record["active"].sum(-1)
+            arrays[f"n_active_{kind}"] = (arrays[f"{kind}_gate"] > 0).sum(-1).astype(np.float32)
+        arrays["n_active"] = arrays["active"].sum(-1)
         if self.aggregate == "mean":
-            record = _mean(record)
-        self.records.append({"call": call, "layer": name, "layer_index": order, **record})
+            arrays = _mean(arrays)
+        self.trace.records.append(Record(name, order, call, arrays))
 
-    def of_segment(self, segment: int) -> Trace:
-        """What was recorded of one segment of a long recording (`ASR.transcribe` numbers them from 0)."""
-        part = Trace(self.layers, self.experts, self.frames, self.aggregate, self.lengths, self.seconds_per_frame, self.adapter)
-        part.records = [record for record in self.records if record.get("segment", 0) == segment]
-        return part
-
-    @property
-    def layer_names(self) -> list[str]:
-        """Recorded layers in the model's order."""
-        return [name for name, _ in sorted({(r["layer"], r["layer_index"]) for r in self.records}, key=lambda x: x[1])]
-
-    def arrays(self, layer: str, utterance: int = 0) -> dict[str, np.ndarray]:
-        """Arrays of one layer and utterance over all calls, in the order of frames: (F, N) and (F,)."""
-        records = [r for r in self.records if r["layer"] == layer]
-        if not records:
-            raise ValueError(f"The trace has no layer {layer!r}; it has {', '.join(self.layer_names) or 'none'}.")
-        names = [k for k, v in records[0].items() if isinstance(v, np.ndarray)]
-        joined = {k: np.concatenate([r[k] for r in records]) for k in names}
-        keep = joined["utterance"] == utterance
-        return {k: v[keep] for k, v in joined.items()}
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per call, layer, frame and expert.
-
-        Columns: call, layer, layer_index, utterance, row, frame, time (s), expert, accent, posterior, local_probability,
-        global_gate, local_gate, gate, active, tau_global, tau_local, lambda_, mass, n_active, n_active_global, n_active_local.
-        """
-        tables = []
-        n = len(self.experts)
-        for r in self.records:
-            frames = len(r["frame"])
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "call": r["call"], "layer": r["layer"], "layer_index": r["layer_index"],
-                        **{k: np.repeat(r[k], n) for k in ("utterance", "row", "frame", "time")},
-                        "expert": np.tile(np.arange(n), frames),
-                        "accent": np.tile(np.array(self.experts, dtype=object), frames),
-                        **{k: r[k].reshape(-1) for k in _PER_EXPERT},
-                        "active": r["active"].reshape(-1),
-                        **{("lambda_" if k == "mixing" else k): np.repeat(r[k], n) for k in _PER_FRAME},
-                        **{k: np.repeat(r[k], n) for k in ("n_active", "n_active_global", "n_active_local")},
-                    }
-                )
-            )  # fmt: skip
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-    def save(self, path: str | Path | IO[bytes]) -> None:
-        """Write the tidy table as parquet, with the experts' names in its metadata."""
-        table = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), b"hdmole_experts": json.dumps(self.experts).encode()}
-        )
-        pq.write_table(table, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read what `save` wrote. Raises ValueError for a file that is not a trace."""
-        table = pq.read_table(path)
-        experts = (table.schema.metadata or {}).get(b"hdmole_experts")
-        if experts is None:
-            raise ValueError(f"{path} is not a trace; give a file written by Trace.save or 'hdmole trace'.")
-        trace = cls({}, json.loads(experts))
-        n = len(trace.experts)
-        if not table.num_rows:
-            return trace
-        for (layer, order, call), part in table.to_pandas().groupby(["layer", "layer_index", "call"], sort=False):
-            record: dict[str, Any] = {k: part[k].to_numpy().reshape(-1, n) for k in (*_PER_EXPERT, "active")}
-            for k in ("utterance", "row", "frame", "time", "n_active", "n_active_global", "n_active_local", *_PER_FRAME):
-                record[k] = part["lambda_" if k == "mixing" else k].to_numpy().reshape(-1, n)[:, 0]
-            trace.records.append({"call": call, "layer": layer, "layer_index": order, **record})
-        return trace
+    def _seconds(self, layer: str) -> float:
+        if not isinstance(self.seconds_per_frame, Mapping):
+            return np.nan if self.seconds_per_frame is None else self.seconds_per_frame
+        return next((seconds for part, seconds in self.seconds_per_frame.items() if part in layer), np.nan)
 
 
-def _mean(record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means over the frames of each row."""
-    groups = [np.flatnonzero(record["row"] == r) for r in np.unique(record["row"])]
-    same = ("utterance", "row", "frame")
-    return (
-        {k: np.stack([v[g[0]] if k in same else v[g].mean(0) for g in groups]) for k, v in record.items()} if groups else record
-    )
+def _count_within(utterance: np.ndarray) -> np.ndarray:
+    """For each element (F,) how many before it are of the same utterance."""
+    order = np.argsort(utterance, kind="stable")
+    _, first, counts = np.unique(utterance[order], return_index=True, return_counts=True)
+    frame = np.empty(len(utterance), np.int64)
+    frame[order] = np.arange(len(utterance)) - np.repeat(first, counts)
+    return frame
+
+
+def _mean(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Means over the frames of each row, which then stand at the row's first frame."""
+    groups = [np.flatnonzero(arrays["row"] == r) for r in np.unique(arrays["row"])]
+    return {k: np.stack([v[g[0]] if k in _PLACE else v[g].mean(0) for g in groups]) for k, v in arrays.items()}
 
 
 @contextmanager
@@ -196,27 +278,28 @@ def trace(
 ) -> Iterator[Trace]:
     """Record the HDMoLE layers of `model`'s active adapter that run in the block.
 
-    `frame` counts from 0 in every call of the model; in LLM layers it is the token's position, padding and prompt included,
+    `frame` counts from 0 in every call of the model. In LLM layers it is the token's position, padding and prompt included,
     and goes on from step to step of `generate`. With beams, `row` is the beam that held the token at that step.
 
     Parameters
     ----------
+    model : a model with an active HDMoLE adapter
     layers : which layers; a regular expression searched in their names, a list of names, None for all
     frames : only these frames (or tokens) of each row
     aggregate : "mean" keeps one mean per row, layer and call in place of every frame
     lengths : (U,) valid frames of each utterance; later ones are padding and left out
-    seconds_per_frame : length of a frame, for the `time` column: of all recorded layers, or by a part of the layer's name,
-        such as {"projector": 0.08}, which leaves the time of LLM layers NaN
+    seconds_per_frame : length of a frame in seconds, for the `time` column: one number for all recorded layers, or a mapping
+        from a part of the layer's name, such as {"projector": 0.08}, which leaves the time of other layers NaN
 
     Raises
     ------
-    ValueError : no such layer, or an unknown aggregate
+    ValueError : no active HDMoLE adapter, no such layer, or an unknown aggregate
     """
     if aggregate not in (None, "mean"):
         raise ValueError(f"aggregate is 'mean' or None; not {aggregate!r}.")
     adapter, config = adapter_of(model)
-    kept = None if lengths is None else torch.as_tensor(lengths)
-    recorded = Trace(layers_of(model, layers), list(config.accents), frames, aggregate, kept, seconds_per_frame, adapter)
+    valid = None if lengths is None else torch.as_tensor(lengths).cpu().numpy()
+    recorder = Recorder(adapter, layers_of(model, layers), config.accents, frames, aggregate, valid, seconds_per_frame)
     context = current()
-    with use(replace(context, traces=(*context.traces, recorded))):
-        yield recorded
+    with use(replace(context, recorders=(*context.recorders, recorder))):
+        yield recorder.trace

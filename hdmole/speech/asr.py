@@ -325,13 +325,10 @@ class ASR:
             timing = kind if kind != "ctc" else timing
             words += timed
             if recorded is not None:
-                _shift(recorded, segment.offset)
-                for record in recorded.records:
-                    record["segment"] = number - 1
-                layers.append(recorded)
+                layers.append(recorded.shifted(segment.offset))  # below 0 in the quiet that was put before the recording
             if progress:
                 progress(number / len(segments))
-        full_trace = _join(layers) if layers else None
+        full_trace = Trace.join(layers) if layers else None
         seconds = len(_samples(audio)) / SAMPLE_RATE
         sounded = [self.ctc_text(s) for s in segments]
         found = [f for t, c, s in zip(texts, sounded, segments, strict=True) for f in flags(t, c, s.seconds)]
@@ -469,22 +466,6 @@ def _mean_posterior(segments: list[Encoded]) -> list[float]:
     weights = np.array([s.seconds for s in segments])
     stacked = np.stack([s.posterior.cpu().numpy() for s in segments])
     return [round(float(p), 4) for p in (weights[:, None] * stacked).sum(0) / weights.sum()]
-
-
-def _shift(recorded: Trace, seconds: float) -> None:
-    for record in recorded.records:
-        record["time"] = record["time"] + seconds  # below 0 in the quiet that was put before the recording
-
-
-def _join(traces: list[Trace]) -> Trace:
-    """One trace of all segments; each counts its frames anew, so the calls are numbered on."""
-    joined = traces[0]
-    for other in traces[1:]:
-        first = 1 + max((record["call"] for record in joined.records), default=-1)
-        for record in other.records:
-            record["call"] += first
-        joined.records += other.records
-    return joined
 
 
 def layer_summary(recorded: Trace) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ def frontier(runner: Any, model: Any, method: Method) -> list[dict[str, Any]]:
         ) -> Iterator[None]:
             with intervene(model, **options), routing_trace(model, lengths) as traced:
                 yield
-            active += [r["n_active"] for r in traced.records]
+            active += [r.arrays["n_active"] for r in traced.records]
 
         table = runner.errors(runner.speech, model, method, rows, around)
         of = table.groupby(["domain", "accent"])[["errors", "words"]].sum()

@@ -151,9 +151,9 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         result = method.gates(pi, logits, tau_global, tau_local, mixing, **switches)
         if change is not None:
             result = change.change_gate(result, 2.0 if config.combination == "sum" and config.routing == "hierarchical" else 1.0)
-        for trace in context.traces:
-            if trace.adapter == adapter and id(self) in trace.layers:
-                trace.record(id(self), result, rows, x)
+        for recorder in context.recorders:
+            if recorder.adapter == adapter and id(self) in recorder.layers:
+                recorder.record(id(self), result, rows, x)
         y = functional.linear(ax * result.gate.repeat_interleave(config.r, -1).to(ax.dtype), b) * config.scale
         if config.shared_expert_rank:
             shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])

@@ -165,8 +165,8 @@ class HDMoLEModel(BaseTuner):
         context = current()
         cache = kwargs.get("past_key_values")
         if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):
-            for trace in context.traces:
-                trace.begin()
+            for recorder in context.recorders:
+                recorder.begin()
         posterior, unmasked = kwargs.get("accent_posterior"), False
         if posterior is None and context.routing is None:
             posterior, unmasked = self.recognise(args, kwargs), self._mask(args, kwargs) is None
