@@ -7,14 +7,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
-from driver import settle
+import torch
+from driver import settle, wait_until
 from streamlit.testing.v1 import AppTest
 
 import hdmole  # noqa: F401  (the torchaudio guard, before anything else)
@@ -36,9 +37,14 @@ FLAGS = [
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    import torch
-
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _torch_seed(request: pytest.FixtureRequest) -> None:
+    """Seed torch from the run's seed and the test's name, as pytest-randomly does for `random` and numpy."""
+    seed = request.config.getoption("randomly_seed", 0)
+    torch.manual_seed(seed + crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(scope="session")
@@ -78,18 +84,22 @@ def start_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
         running.append(process)
         address = f"http://127.0.0.1:{port}"
-        for _ in range(240):
+
+        def answers() -> bool:
+            assert process.poll() is None, "the app ended: " + Path(log.name).read_text()[-2000:]
             try:
                 urllib.request.urlopen(f"{address}/_stcore/health", timeout=2)
-                return address
+                return True
             except OSError:
-                assert process.poll() is None, "the app ended: " + Path(log.name).read_text()[-2000:]
-                time.sleep(0.25)
-        raise AssertionError("the app did not answer within a minute")
+                return False
+
+        wait_until(answers)
+        return address
 
     yield start
     for process in running:
         process.terminate()
+    for process in running:
         process.wait(10)
 
 

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from streamlit.testing.v1 import AppTest
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until `condition()` is true; fails where that takes longer than `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} seconds in vain"
+        time.sleep(0.02)
 
 
 def settle(at: AppTest) -> AppTest:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from driver import assert_no_exception, settle
+from driver import assert_no_exception, settle, wait_until
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
@@ -432,8 +432,7 @@ class SlowASR:
 
 def test_a_cancelled_job_stops_and_keeps_what_is_done() -> None:
     job = Job(SlowASR(), Utterance("a.wav", wav()))
-    while not job.transcripts:
-        time.sleep(0.02)
+    wait_until(lambda: job.transcripts)
     job.cancel()
     job.wait(5)
     assert not job.running and 1 <= len(job.transcripts) < 4
@@ -450,8 +449,7 @@ def test_cancelling_on_the_page_says_so_and_can_be_taken_back(
     monkeypatch.setattr(ASR, "transcribe", lambda *args, **options: go.wait(60) and real(*args, **options))
     at.selectbox(key="sample_choice").set_value("scottish_1").run()
     job = at.session_state.jobs[at.session_state.utterance.key]
-    while "listening" not in job.step:
-        time.sleep(0.02)
+    wait_until(lambda: "listening" in job.step)
     at.button(key="cancel").click().run()
     go.set()
     settle(at)
@@ -472,8 +470,7 @@ def test_a_long_recording_can_be_cancelled_inside_a_method() -> None:
             return SimpleNamespace(text=method, trace=None)
 
     job = Job(Long(), Utterance("a.wav", wav()))
-    while job.progress < 0.21:
-        time.sleep(0.01)
+    wait_until(lambda: job.progress >= 0.21)
     job.cancel()
     job.wait(2)
     assert not job.running and not job.transcripts and not job.error

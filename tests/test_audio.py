@@ -298,7 +298,7 @@ def test_too_long_is_refused_by_the_claim_and_by_what_decodes() -> None:
     bomb[22:26] = bytes(4)
     with pytest.raises(AudioError, match="longer than the 1800 seconds allowed"):
         decode(bytes(bomb))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
 
 
 def test_too_much_time_and_memory() -> None:
@@ -369,13 +369,13 @@ def test_threads_decode_at_once() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert heard == pytest.approx({frequency: frequency for frequency in files}, abs=3)
 
 
 def test_neither_hdmole_audio_nor_the_child_imports_torch(tmp_path: Path) -> None:
     code = "import sys, hdmole.speech.audio; assert 'torch' not in sys.modules and 'av' not in sys.modules"
     root = Path(__file__).resolve().parents[1]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=60)
     code = f"import sys, runpy; runpy.run_path({str(root / 'hdmole' / 'speech' / '_decode.py')!r}); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path, timeout=60)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -90,10 +91,14 @@ def test_on_a_terminal_there_is_progress_and_transcripts_have_lines_of_their_own
         os.close(end)
         seen = b""
         try:
-            while part := os.read(terminal, 65536):
+            while select.select([terminal], [], [], 120)[0] and (part := os.read(terminal, 65536)):
                 seen += part
         except OSError:  # Linux's way to say that the other end is closed
             pass
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
     os.close(terminal)
     assert process.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())  # without colours and cursor movements

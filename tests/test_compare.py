@@ -33,6 +33,8 @@ from hdmole.study.results import markdown_table
 from hdmole.training import adapt as adapting
 from hdmole.training.preparation import speech_of
 
+pytestmark = pytest.mark.timeout(900)  # the first test that needs the comparison waits for it
+
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = [
     "full",

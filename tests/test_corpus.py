@@ -180,7 +180,7 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
 
 def test_a_cancelled_evaluation_that_had_to_wait_says_so(tiny_model: Path, tmp_path: Path) -> None:
     asr = ASR.load(tiny_model)
-    turns = [worker._TURNS.acquire() for _ in range(max(1, (os.cpu_count() or 2) // 2))]  # so that it cannot begin
+    turns = [worker._TURNS.acquire(timeout=60) for _ in range(max(1, (os.cpu_count() or 2) // 2))]  # so that it cannot begin
     task = Evaluation(asr, tiny_model / "samples" / "manifest.jsonl", ["base"], tmp_path / "none")
     task.cancel()
     task.wait(60)

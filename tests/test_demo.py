@@ -39,6 +39,8 @@ from hdmole.training.data import Batches
 from hdmole.training.loop import MuonAdamW, fast_on_cpu, fit
 from hdmole.training.preparation import speech_of
 
+pytestmark = pytest.mark.timeout(900)  # the first test that needs the trained model waits for it
+
 
 def test_no_sentence_is_in_two_splits_but_single_digits() -> None:
     found = {split: set(sentences(3000, seed, split)) for seed, split in enumerate(("train", "dev", "test"))}

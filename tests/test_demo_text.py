@@ -100,6 +100,7 @@ def test_the_same_seed_gives_the_same_sentences_in_every_process(found: dict[str
             text=True,
             check=True,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            timeout=60,
         )
         assert done.stdout.strip().split("|") == found["test"][:40]
 

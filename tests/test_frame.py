@@ -25,7 +25,7 @@ def _pins(name: str) -> dict[str, str]:
 
 
 def test_make_help_names_every_command() -> None:
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert declared is not None
     lines = dict(re.findall(r"^make (\w+) +(\S.*)$", shown, re.MULTILINE))
@@ -55,6 +55,19 @@ def test_every_import_is_declared() -> None:
                 packages = {canonicalize_name(p) for p in owners.get(name, [name])}
                 declared = packages & (needed | development if tool else needed)
                 assert declared, f"{path.relative_to(ROOT)} imports {name}, which no requirement brings"
+
+
+def test_no_test_waits_without_end() -> None:
+    """Commands and requests have a timeout, `wait` and the like an argument, and no loop sleeps but `wait_until`'s."""
+    for path in (ROOT / "tests").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                timed = any(keyword.arg == "timeout" for keyword in node.keywords)
+                assert timed or ast.unparse(node.func) not in ("subprocess.run", "urllib.request.urlopen"), where
+                assert node.args or timed or node.func.attr not in ("wait", "join", "result", "acquire"), where
+            if isinstance(node, ast.While) and path.name != "driver.py":
+                assert "sleep" not in ast.unparse(node), where
 
 
 def test_the_continuous_check_needs_a_browser_and_runs_the_tests() -> None:

@@ -526,7 +526,7 @@ def test_threads_get_what_they_would_get_alone() -> None:
 
     alone = [run(job) for job in jobs]
     with ThreadPoolExecutor(8) as pool:
-        for (a, count), (b, expected) in zip(pool.map(run, jobs), alone, strict=True):
+        for (a, count), (b, expected) in zip(pool.map(run, jobs, timeout=60), alone, strict=True):
             assert torch.equal(a, b) and count == expected == 2
 
 
