@@ -22,7 +22,6 @@ from streamlit.testing.v1 import AppTest
 from tiny import ACCENTS, SENTENCES, speech_like
 from typer.testing import CliRunner
 
-from hdmole import analysis
 from hdmole.cli import app
 from hdmole.method.intervention import intervene
 from hdmole.method.tracing import trace
@@ -30,6 +29,7 @@ from hdmole.study import compare as comparing
 from hdmole.study.compare import Runner, compare
 from hdmole.study.config import ConfigError, known_methods, read_config
 from hdmole.study.results import markdown_table
+from hdmole.study.routing_table import correspondence
 from hdmole.training import adapt as adapting
 from hdmole.training.preparation import speech_of
 
@@ -129,7 +129,7 @@ def test_methods_that_learn_from_less_speech_take_as_many_steps(
 ) -> None:
     config, out, _ = made
     comparison = read_config(config)
-    speech, _ = speech_of(comparison, out / "work", lambda text: None, 0)
+    speech, _ = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
     asked = []
     monkeypatch.setattr(adapting, "fit", lambda model, batches, *rest, epochs, **more: asked.append((batches.batches, epochs)))
     for name in ("full", "full_tenth"):
@@ -141,7 +141,7 @@ def test_methods_that_learn_from_less_speech_take_as_many_steps(
 def test_a_learning_rate_that_is_given_needs_no_trial(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     config, out, _ = made
     comparison = read_config(config)
-    speech, extra = speech_of(comparison, out / "work", lambda text: None, 0)
+    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
     given = {name: [rates[0]] for name, rates in comparison.rates.items()}
     runner = Runner(replace(comparison, rates=given), tmp_path, speech, extra, lambda text: None)
     assert runner.trials() == [] and runner.rates() == {name: rates[0] for name, rates in comparison.rates.items()}
@@ -168,7 +168,7 @@ def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
 def test_analyses_see_and_change_layers_of_the_encoder(made: tuple[Path, Path, list[str]]) -> None:
     config, out, _ = made
     comparison = read_config(config)
-    speech, extra = speech_of(comparison, out / "work", lambda text: None, 0)
+    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
     runner = Runner(comparison, out, speech, extra, lambda text: None)
     model = runner.trained("encoder", out / "work" / "encoder-0")
     rows, seen = speech.corpus.select("test", "accent"), []
@@ -275,7 +275,7 @@ def test_a_kill_while_an_adapter_is_saved_loses_nothing(
 ) -> None:
     config = corpus(tmp_path / "speech", tiny_model, ["full", "hdmole"], 1)
     comparison = read_config(config)
-    speech, _ = speech_of(comparison, tmp_path / "work", lambda text: None, 0)
+    speech, _ = speech_of(comparison.data, comparison.model, comparison.manifests, tmp_path / "work", lambda text: None)
     for name in ("full", "hdmole"):
         method, folder = comparison.known[name], tmp_path / name
 
@@ -324,13 +324,13 @@ def test_every_method_adapts_the_place_of_the_configuration(made: tuple[Path, Pa
     """LoRA's rank is then the one that is equal there."""
     config, out, _ = made
     comparison = read_config(config)
-    speech, extra = speech_of(comparison, out / "work", lambda text: None, 0)
+    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
     for place in ("encoder", "llm"):
         known = known_methods(dict(comparison.known["hdmole"].options), place)
         runner = Runner(replace(comparison, known=known), tmp_path, speech, extra, lambda text: None)
         sizes = {}
         for name in ("full", "lora", "gated_lora", "hdmole"):
-            model = adapting.prepare(adapting.load_base(speech.base), runner.methods[name], speech.recogniser)
+            model = adapting.with_adapter(adapting.load_base(speech.base), runner.methods[name], speech.recogniser)
             trained = [n for n, p in model.named_parameters() if p.requires_grad]
             assert trained and all(("audio_tower" if place == "encoder" else "language_model") in n for n in trained)
             sizes[name] = adapting.trainable(model)
@@ -339,18 +339,18 @@ def test_every_method_adapts_the_place_of_the_configuration(made: tuple[Path, Pa
 
 def test_correspondence_of_known_assignments() -> None:
     accents, speakers = np.repeat(["a", "b"], 20), np.tile(np.arange(10), 4).astype(str)
-    perfect = analysis.correspondence(np.repeat([3, 5], 20), accents, speakers)
+    perfect = correspondence(np.repeat([3, 5], 20), accents, speakers)
     assert perfect["purity"]["value"] == 1 and perfect["nmi"]["value"] == 1
-    nothing = analysis.correspondence(np.zeros(40, int), accents, speakers)
+    nothing = correspondence(np.zeros(40, int), accents, speakers)
     assert nothing["purity"]["value"] == 0.5 and nothing["nmi"]["value"] == 0
     rng = np.random.default_rng(0)
     mixed = np.where(rng.random(40) < 0.5, (accents == "b") * 1, rng.integers(0, 4, 40))
     theirs = normalized_mutual_info_score(accents, mixed)
-    assert analysis.correspondence(mixed, accents, speakers)["nmi"]["value"] == pytest.approx(theirs, abs=1e-4)
-    chance = analysis.correspondence(rng.integers(0, 8, 320), np.repeat(list("abcdefgh"), 40), np.arange(320) // 10)["nmi"]
+    assert correspondence(mixed, accents, speakers)["nmi"]["value"] == pytest.approx(theirs, abs=1e-4)
+    chance = correspondence(rng.integers(0, 8, 320), np.repeat(list("abcdefgh"), 40), np.arange(320) // 10)["nmi"]
     assert chance["interval"][0] <= chance["value"] <= chance["interval"][1]  # as biased as its draws
     assert chance["value"] == pytest.approx(chance["chance"], abs=0.02) and chance["chance"] > 0.02
-    half = analysis.correspondence(np.tile([0, 1], 20), accents, speakers)
+    half = correspondence(np.tile([0, 1], 20), accents, speakers)
     assert half["purity"]["interval"][0] <= half["purity"]["value"] <= half["purity"]["interval"][1]
 
 

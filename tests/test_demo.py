@@ -34,7 +34,6 @@ from hdmole.demo.synth import (
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.names import GENERAL
 from hdmole.study.compare import compare
-from hdmole.study.config import read_config
 from hdmole.training.data import Batches
 from hdmole.training.loop import MuonAdamW, fast_on_cpu, fit
 from hdmole.training.preparation import speech_of
@@ -113,7 +112,7 @@ def test_accents_that_conflict(tmp_path: Path, tiny_model: Path) -> None:
     recipe.conflicts(work, tmp_path / "out", scale=0.005, report=lambda text: None)
     config = tmp_path / "config.toml"
     config.write_text(f'data = "{tmp_path / "out"}"\nmethods = ["full"]\nrates = {{full = [1e-3]}}\n')
-    speech, extra = speech_of(read_config(config), tmp_path, lambda text: None)
+    speech, extra = speech_of(tmp_path / "out", None, {}, tmp_path, lambda text: None)
     index = speech.corpus.index
     assert set(index.accent) == {GENERAL, *CONFLICTING} and set(index.split) == {"train", "dev", "test"} and not extra
     assert speech.recogniser is not None and speech.recogniser.labels == [GENERAL, *CONFLICTING]

@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, ParakeetCTCConfig, PreTrainedTokenizerFast
 
 from hdmole.demo.corpus import Sizes, make, plan, plan_conflicts, plan_unseen, read_real
+from hdmole.demo.release import Trained, release
 from hdmole.demo.synth import ACCENTS, CONFLICTING
 from hdmole.demo.text import is_digit_string, sentences
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR, ModelError
-from hdmole.training.adapt import Method, Speech, adapt, load_base, pad
+from hdmole.training.adapt import Adaptation, Speech, adapt, load_base, pad
 from hdmole.training.data import Corpus, States, mel_batches
 from hdmole.training.loop import ATTENTION, ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
 from hdmole.training.preparation import encode_corpus, posteriors_of, train_recogniser
@@ -297,7 +298,7 @@ class Build:
             "hdmole": {"r": rank, "shared_expert_rank": shared, "router_accent": 0.0},
         }
         return adapt(
-            speech, Method(name, name, options[name]), self.work / name, epochs=self.recipe.adapter_epochs,
+            speech, Adaptation(name, name, options[name]), self.work / name, epochs=self.recipe.adapter_epochs,
             rate=self.recipe.rates[name], seed=self.seed, report=self.report, device=self.device,
         )  # fmt: skip
 
@@ -389,8 +390,6 @@ def build(
     work : where the stages keep what they made, to resume from; `build/demo` where not given
     released : a released model whose weights are taken in place of training; the speech is made anew
     """
-    from hdmole.demo.release import release
-
     work = work or Path("build/demo")
     work.mkdir(parents=True, exist_ok=True)
     stages = Build(work, real_speech, seed, Recipe().scaled(scale), report)
@@ -405,8 +404,9 @@ def build(
     stages.beside(("full",), ("hdmole",))
     for name in ("full", "lora", "hdmole"):
         stages.adapt(name, corpus, tokenizer, states)
-    stages.unseen(encoder, stages.recogniser(corpus)[0])
-    return release(stages, corpus, states, out)
+    recogniser, posteriors = stages.recogniser(corpus)
+    stages.unseen(encoder, recogniser)
+    return release(Trained(work, seed, stages.jobs, corpus, states, posteriors, stages.report), out)
 
 
 def conflicts(work: Path, out: Path, seed: int = 0, scale: float = 1.0, report: Callable[[str], None] = print) -> None:

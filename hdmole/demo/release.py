@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,53 +30,71 @@ from hdmole.study.analyses import recogniser_results
 from hdmole.study.results import markdown_table, provenance, summarise, write
 from hdmole.training.data import Corpus, States
 
-if TYPE_CHECKING:
-    from hdmole.demo.build import Build
-
 INSIDE = (GENERAL, "accent", "real_digits")
 
 
-def release(stages: Build, corpus: Corpus, states: States, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What a build trained, and the speech that it is judged on.
+
+    Args:
+        work: folder with base, tokenizer and adapters.
+        seed: of the build; of the speakers and sentences of the samples as well.
+        jobs: how each utterance of the corpus was made.
+        posteriors: accent posterior of each utterance, (utterances, accents).
+        report: is told what happens, a line at a time.
+    """
+
+    work: Path
+    seed: int
+    jobs: list[dict[str, Any]]
+    corpus: Corpus
+    states: States
+    posteriors: np.ndarray
+    report: Callable[[str], None]
+
+
+def release(trained: Trained, out: Path) -> dict[str, Any]:
     """Write the released folder; returns the results' summary."""
-    weights(stages, out)
-    samples(stages.seed, out / "samples")
+    weights(trained.work, out)
+    samples(trained.seed, out / "samples")
     asr = ASR.load(out)
-    rows = evaluate(stages, corpus, states, asr)
+    rows = judge(trained, asr)
     summary = summarise(rows)
     for method, entry in summary["methods"].items():
         entry["trainable"] = asr.trainable(method)
-    summary["accent_recogniser"] = heard = recogniser_results(corpus, list(ACCENTS), stages.recogniser(corpus)[1])
-    stages.report(f"recogniser: balanced accuracy on test speakers {heard['balanced_accuracy']:.1%}")
-    summary["in_domain"] = in_domain(stages, corpus, asr, out)
+    summary["accent_recogniser"] = heard = recogniser_results(trained.corpus, list(ACCENTS), trained.posteriors)
+    trained.report(f"recogniser: balanced accuracy on test speakers {heard['balanced_accuracy']:.1%}")
+    summary["in_domain"] = in_domain(trained, asr, out)
     summary["samples"] = sample_errors(asr, out / "samples")
-    hours = corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
+    hours = trained.corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
     summary["provenance"] = provenance(
-        stages.seed, str(asr.device), data="synthetic speech (espeak-ng) and real recordings by unseen speakers, see README.md",
+        trained.seed, str(asr.device), data="synthetic speech (espeak-ng) and real recordings by unseen speakers, see README.md",
         hours={" ".join(map(str, key)): round(float(h), 2) for key, h in zip(hours.index.tolist(), hours, strict=True)},
     )  # fmt: skip
     write(out / "results", rows, summary)
     (out / "README.md").write_text(model_card(summary))
-    stages.report("results:\n" + markdown_table(summary, METHOD_NAMES))
+    trained.report("results:\n" + markdown_table(summary, METHOD_NAMES))
     return summary
 
 
-def weights(stages: Build, out: Path) -> None:
+def weights(work: Path, out: Path) -> None:
     """Base, adapters and preprocessors, weights in fp16."""
     out.mkdir(parents=True, exist_ok=True)
-    SpeechLLM.from_pretrained(stages.work / "base", dtype=torch.float16).save_pretrained(out)
+    SpeechLLM.from_pretrained(work / "base", dtype=torch.float16).save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     for part in ("audio_config", "text_config"):
         config[part].pop("_name_or_path", None)  # where the parts lay on the machine that trained them
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(stages.work / "tokenizer" / file, out / file)
+        shutil.copy(work / "tokenizer" / file, out / file)
     ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=RATE).save_pretrained(out)
     for name in ("lora", "hdmole", "full"):
         folder = out / "adapters" / name
         folder.mkdir(parents=True, exist_ok=True)
-        for tensors in (stages.work / name).glob("*.safetensors"):
+        for tensors in (work / name).glob("*.safetensors"):
             save_file({k: v.half().contiguous() for k, v in load_file(tensors).items()}, folder / tensors.name, {"format": "pt"})
-        adapter = stages.work / name / "adapter_config.json"
+        adapter = work / name / "adapter_config.json"
         if adapter.is_file():
             values = json.loads(adapter.read_text()) | {"base_model_name_or_path": None}
             (folder / adapter.name).write_text(json.dumps(values, indent=1) + "\n")
@@ -126,21 +146,18 @@ def transcribe_rows(asr: ASR, method: str, rows: list[int], states: States, post
     return [texts[i] for i in rows]
 
 
-def evaluate(
-    stages: Build, corpus: Corpus, states: States, asr: ASR, split: str = "test", methods: list[str] | None = None
-) -> pd.DataFrame:
-    """One row per utterance and method of a split's in-domain speech."""
-    _, posteriors = stages.recogniser(corpus)
-    rows = corpus.select(split, *INSIDE)
-    index = corpus.index.iloc[rows]
+def judge(trained: Trained, asr: ASR) -> pd.DataFrame:
+    """What every method hears in the test speech inside the model's domain: one row per utterance and method."""
+    rows = trained.corpus.select("test", *INSIDE)
+    index = trained.corpus.index.iloc[rows]
     tables = []
-    for method in methods or asr.methods:
-        heard = [normalise(text) for text in transcribe_rows(asr, method, rows, states, posteriors)]
+    for method in asr.methods:
+        heard = [normalise(text) for text in transcribe_rows(asr, method, rows, trained.states, trained.posteriors)]
         counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
         tables.append(
             pd.DataFrame(
                 {
-                    "method": method, "seed": stages.seed, "domain": index.domain.to_numpy(), "accent": index.accent.to_numpy(),
+                    "method": method, "seed": trained.seed, "domain": index.domain.to_numpy(), "accent": index.accent.to_numpy(),
                     "speaker": index.speaker.to_numpy(), "utterance": index.utterance.to_numpy(),
                     "reference": index.text.to_numpy(), "hypothesis": heard,
                     "errors": [e for e, _ in counted], "words": [w for _, w in counted],
@@ -148,24 +165,24 @@ def evaluate(
             )
         )  # fmt: skip
         wer = tables[-1].groupby("domain")[["errors", "words"]].sum()
-        stages.report(f"{split} {method}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
+        trained.report(f"test {method}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
     return pd.concat(tables, ignore_index=True)
 
 
-def in_domain(stages: Build, corpus: Corpus, asr: ASR, out: Path, most: int = 200) -> dict[str, Any]:
+def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> dict[str, Any]:
     """Fit the in-domain score on dev speakers and sounds, judge it on test ones, and save it with the model."""
     known = set(vocabulary())
-    index = corpus.index
+    index = trained.corpus.index
     tables: dict[str, pd.DataFrame] = {}
     with Synthesiser() as synthesiser:
         for split in ("dev", "test"):
             parts = []
             for domain in sorted(set(index.domain)):
-                rows = corpus.select(split, domain)
+                rows = trained.corpus.select(split, domain)
                 if domain == "real_sentences":
                     rows = [i for i in rows if not set(index.text[i].split()) <= known]
-                rows = np.random.default_rng(stages.seed).permutation(rows)[:most].tolist()
-                segments = [asr.encode(render(stages.jobs[i], synthesiser))[0] for i in rows]
+                rows = np.random.default_rng(trained.seed).permutation(rows)[:most].tolist()
+                segments = [asr.encode(render(trained.jobs[i], synthesiser))[0] for i in rows]
                 segments.sort(key=lambda s: len(s.states))
                 features = []
                 for k in range(0, len(segments), 16):
@@ -173,7 +190,7 @@ def in_domain(stages: Build, corpus: Corpus, asr: ASR, out: Path, most: int = 20
                     features += [asr.domain_features(s, h) for s, h in zip(segments[k : k + 16], heard, strict=True)]
                 parts.append(pd.DataFrame(features).assign(domain=domain))
             tables[split] = pd.concat(parts, ignore_index=True)
-            stages.report(f"in-domain score: {split} features of {len(tables[split])} utterances")
+            trained.report(f"in-domain score: {split} features of {len(tables[split])} utterances")
     dev, test = tables["dev"], tables["test"]
     names = [c for c in dev.columns if c != "domain"]
     scorer = DomainScorer.fit(dev[names], dev.domain.to_numpy(), INSIDE)
@@ -188,9 +205,9 @@ def in_domain(stages: Build, corpus: Corpus, asr: ASR, out: Path, most: int = 20
     for domain in sorted(set(test.domain) - set(INSIDE)):
         keep = inside | (test.domain == domain).to_numpy()
         result["auroc_by_domain"][domain] = round(float(roc_auc_score(inside[keep], scores[keep])), 4)
-    scorer.provenance = {**provenance(stages.seed, str(asr.device)), **result}
+    scorer.provenance = {**provenance(trained.seed, str(asr.device)), **result}
     scorer.save(out / "domain.json")
-    stages.report(f"in-domain score: AUROC {result['auroc']:.3f} on test, {result['auroc_by_domain']}")
+    trained.report(f"in-domain score: AUROC {result['auroc']:.3f} on test, {result['auroc_by_domain']}")
     return result
 
 

@@ -1,30 +1,63 @@
 """What the routing of an adapted model is worth: correspondence of experts and accents, threshold frontier, attribution.
 
-Each analysis is a function (runner, model, method) -> what goes into the results file. `runner` is a `compare.Runner`.
+Each analysis takes a `Subject` and returns what goes into the results file; `ANALYSES` has them by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from hdmole.method.intervention import intervene
+from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.routing import route
 from hdmole.names import GENERAL
 from hdmole.speech.words import count_errors
 from hdmole.study.routing_table import RESAMPLES, routing_summary, routing_table, routing_trace
-from hdmole.training.adapt import Method, Speech, encoder_states, pad
+from hdmole.training.adapt import Adaptation, Around, Speech, encoder_states, pad
 from hdmole.training.data import Corpus
 
 PER_ACCENT = 60  # utterances an analysis looks at
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 TOP_K = (1, 2, 3, 4, 6, 8)
 TOP_P = (0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapted model that is analysed, and the speech it is analysed on.
+
+    Args:
+        model: PEFT model with an active HDMoLE adapter.
+        speech: the test speech, with accent posteriors.
+        extra: further test sets, by domain.
+        hear: what the model hears in rows of a test set, as a table with the columns domain, accent, errors and words, one
+            row an utterance; each batch is decoded inside the context manager that the third argument gives.
+        log_likelihood: log-probability (rows,) of the references of rows of `speech`, in nats.
+        folder: where tables that are too large for the results file are written.
+    """
+
+    model: nn.Module
+    speech: Speech
+    extra: Mapping[str, Speech]
+    hear: Callable[[Speech, list[int], Around], pd.DataFrame]
+    log_likelihood: Callable[[list[int]], np.ndarray]
+    folder: Path
+
+
+def mean_rates(table: pd.DataFrame) -> dict[str, float]:
+    """Word error rate in % of each domain, the mean over its accents; `table` has domain, accent, errors and words."""
+    sums = table.groupby(["domain", "accent"])[["errors", "words"]].sum()
+    rates = (100 * sums.errors / sums.words).groupby("domain").mean()
+    return {str(domain): round(float(rate), 3) for domain, rate in rates.items()}
 
 
 def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> list[int]:
@@ -48,71 +81,68 @@ def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray
     }
 
 
-def routing(runner: Any, model: Any, method: Method) -> dict[str, Any]:
-    """`routing_summary` of the test speech; the routing of each utterance goes to routing.parquet."""
+def routing(subject: Subject) -> dict[str, Any]:
+    """`routing_summary` of the test speech; the routing of each utterance is written to routing.parquet."""
     tables = []
-    for speech, domains in ((runner.speech, ("accent", GENERAL, "unseen")), *((s, ("unseen",)) for s in runner.extra.values())):
+    for speech, domains in (
+        (subject.speech, ("accent", GENERAL, "unseen")),
+        *((other, ("unseen",)) for other in subject.extra.values()),
+    ):
         about = speech.corpus.index[["utterance", "domain", "accent", "speaker"]].rename(columns={"accent": "spoken"})
 
         @contextmanager
         def around(rows: list[int], lengths: list[int], about: pd.DataFrame = about) -> Iterator[None]:
-            with routing_trace(model, lengths) as traced:
+            with routing_trace(subject.model, lengths) as traced:
                 yield
             tables.append(routing_table(traced, about.iloc[rows]))
 
-        runner.errors(speech, model, method, chosen(speech, domains), around)
+        subject.hear(speech, chosen(speech, domains), around)
     table = pd.concat(tables, ignore_index=True)
-    table.round(4).to_parquet(runner.analysed / "routing.parquet", index=False, compression="zstd")
+    table.round(4).to_parquet(subject.folder / "routing.parquet", index=False, compression="zstd")
     return routing_summary(table)
 
 
-def frontier(runner: Any, model: Any, method: Method) -> list[dict[str, Any]]:
+def frontier(subject: Subject) -> list[dict[str, Any]]:
     """Word error rate against mean active experts: thresholds scaled, and top-k and top-p in their place."""
     settings: list[tuple[str, float, dict[str, Any]]] = [
         ("thresholds", s, {"thresholds": "dynamic", "scale_thresholds": s}) for s in SCALES
     ]
-    experts = len(runner.speech.recogniser.labels) - 1
+    experts = len(_recogniser(subject.speech).labels) - 1
     settings += [("top_k", k, {"thresholds": "top_k", "top_k": k}) for k in TOP_K if k <= experts]
     settings += [("top_p", p, {"thresholds": "top_p", "top_p": p}) for p in TOP_P]
-    rows, points = chosen(runner.speech), []
+    rows, points = chosen(subject.speech), []
     for choice, value, options in settings:
         active: list[np.ndarray] = []
 
         @contextmanager
         def around(
-            _rows: list[int], lengths: list[int], options: dict[str, Any] = options, active: list[Any] = active
+            _rows: list[int], lengths: list[int], options: dict[str, Any] = options, active: list[np.ndarray] = active
         ) -> Iterator[None]:
-            with intervene(model, **options), routing_trace(model, lengths) as traced:
+            with intervene(subject.model, **options), routing_trace(subject.model, lengths) as traced:
                 yield
             active += [r.arrays["n_active"] for r in traced.records]
 
-        table = runner.errors(runner.speech, model, method, rows, around)
-        of = table.groupby(["domain", "accent"])[["errors", "words"]].sum()
-        wer = (100 * of.errors / of.words).groupby("domain").mean()
-        points.append(
-            {"choice": choice, "value": value, "active": round(float(np.concatenate(active).mean()), 3),
-             **{str(d): round(float(w), 3) for d, w in wer.items()}}
-        )  # fmt: skip
+        rates = mean_rates(subject.hear(subject.speech, rows, around))
+        points.append({"choice": choice, "value": value, "active": round(float(np.concatenate(active).mean()), 3), **rates})
     return points
 
 
-@torch.no_grad()
-def attribution(runner: Any, model: Any, method: Method) -> dict[str, Any]:
+def attribution(subject: Subject) -> dict[str, Any]:
     """What each expert is worth: the change in log-likelihood per word of the reference when it is left out.
 
     `values` (accents, experts), in nats per word, below zero where the expert helps; `intervals` over speakers.
     """
-    speech = runner.speech
-    experts, index = speech.recogniser.labels[1:], speech.corpus.index
+    speech, labels = subject.speech, _recogniser(subject.speech).labels
+    experts, index = labels[1:], speech.corpus.index
     rows = sorted(chosen(speech), key=lambda i: int(speech.states.spans[0, i, 1]))
     found = []
     for k in range(0, len(rows), 32):
         part = rows[k : k + 32]
-        whole = log_likelihood(speech, model, method, part)
+        whole = subject.log_likelihood(part)
         words = [count_errors(text, "")[1] for text in index.text.iloc[part]]
         for expert in experts:
-            with intervene(model, mask=[expert]):
-                without = log_likelihood(speech, model, method, part)
+            with intervene(subject.model, mask=[expert]):
+                without = subject.log_likelihood(part)
             found.append(
                 pd.DataFrame(
                     {"expert": expert, "accent": index.accent.to_numpy()[part], "speaker": index.speaker.to_numpy()[part],
@@ -120,7 +150,7 @@ def attribution(runner: Any, model: Any, method: Method) -> dict[str, Any]:
                 )
             )  # fmt: skip
     table = pd.concat(found)
-    accents = [a for a in speech.recogniser.labels if a in set(table.accent)]
+    accents = [a for a in labels if a in set(table.accent)]
     values, intervals = [], []
     for accent in accents:
         cells = [_per_word(table[(table.accent == accent) & (table.expert == e)]) for e in experts]
@@ -138,17 +168,26 @@ def _per_word(cell: pd.DataFrame) -> tuple[float, list[float]]:
 
 
 @torch.no_grad()
-def log_likelihood(speech: Speech, model: Any, method: Method, rows: list[int]) -> np.ndarray:
+def log_likelihood(speech: Speech, model: nn.Module, adaptation: Adaptation, rows: list[int]) -> np.ndarray:
     """Log-probability (U,) of each utterance's reference, its end included, in nats."""
     device = next(model.parameters()).device
-    states = encoder_states(speech, model, method, rows)
+    states = encoder_states(speech, model, adaptation, rows)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
     texts = speech.tokenizer(list(speech.corpus.index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
     labels = pad([[*t, speech.tokenizer.eos_token_id] for t in texts]).to(device)
-    with route(speech.posterior(rows, method).to(device)):
+    with route(speech.posterior(rows, adaptation).to(device)):
         out = model(
             encoder_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True), encoder_mask=mask.to(device), labels=labels
         )
     scores = out.logits[:, -labels.shape[1] - 1 : -1].float().log_softmax(-1)
     picked = scores.gather(2, labels.clamp_min(0)[..., None])[..., 0] * (labels >= 0)
     return picked.sum(1).double().cpu().numpy()
+
+
+def _recogniser(speech: Speech) -> AccentRecogniser:
+    if speech.recogniser is None:
+        raise ValueError("An analysis of routing needs speech with an accent recogniser.")
+    return speech.recogniser
+
+
+ANALYSES: dict[str, Callable[[Subject], Any]] = {"routing": routing, "frontier": frontier, "attribution": attribution}

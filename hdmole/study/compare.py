@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from hdmole.names import GENERAL
@@ -30,7 +31,7 @@ from hdmole.study.bench import side_by_side
 from hdmole.study.claims import claims
 from hdmole.study.config import Comparison, ConfigError, read_config
 from hdmole.study.results import provenance, summarise, write
-from hdmole.training.adapt import Method, Speech, adapt, equal_rank, hear, load_base, prepare, trainable
+from hdmole.training.adapt import Adaptation, Around, Speech, adapt, equal_rank, hear, load_base, trainable, with_adapter
 from hdmole.training.preparation import speech_digest, speech_of
 
 CURVE_POINTS = 8
@@ -100,16 +101,16 @@ class Runner:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.digest = speech_digest(speech, extra)
         base = load_base(speech.base)
-        size = trainable(prepare(load_base(speech.base), comparison.known["hdmole"], speech.recogniser))
+        size = trainable(with_adapter(load_base(speech.base), comparison.known["hdmole"], speech.recogniser))
         self.methods = {
             name: replace(m, options={**m.options, "r": equal_rank(base, size, m.place)}) if m.options.get("r") == "equal" else m
             for name, m in comparison.known.items()
         }
 
-    def settings(self, method: Method, epochs: float, rate: float, seed: int) -> dict[str, Any]:
+    def settings(self, adaptation: Adaptation, epochs: float, rate: float, seed: int) -> dict[str, Any]:
         """What decides how a run comes out, for JSON."""
-        kept = {name: getattr(method, name) for name in ("kind", "replay", "share", "place", "true_accent", "warm_share")}
-        return {**kept, "options": dict(method.options), "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
+        kept = {name: getattr(adaptation, name) for name in ("kind", "replay", "share", "place", "true_accent", "warm_share")}
+        return {**kept, "options": dict(adaptation.options), "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
 
     def mine(self, jobs: Iterable[Any]) -> list[Any]:
         """This process' part of the steps."""
@@ -137,19 +138,18 @@ class Runner:
         settings = self.settings(self.methods[family], self.comparison.trial_epochs, rate, 0)
         return Step(self.work / "trials" / f"{family}-{rate:g}", "dev.json", settings)
 
-    def dev(self, model: Any, method: Method, every: int = 1) -> dict[str, float]:
-        """Word error rates in % on every so manieth utterance of dev speech: mean over accents, general domain."""
+    def dev(self, model: nn.Module, adaptation: Adaptation, every: int = 1) -> dict[str, float]:
+        """Word error rates in % on dev speech, of which each `every`-th utterance is heard: mean over accents, general domain."""
         model.eval()
         rows = [i for domain in ("accent", GENERAL) for i in self.speech.corpus.select("dev", domain)[::every]]
-        rates = self.errors(self.speech, model, method, rows)
-        of = rates.groupby(["domain", "accent"])[["errors", "words"]].sum()
-        wer = (100 * of.errors / of.words).groupby("domain").mean()
-        return {str(domain): round(float(value), 3) for domain, value in wer.items()}
+        return analyses.mean_rates(self.errors(self.speech, model, adaptation, rows))
 
-    def errors(self, speech: Speech, model: Any, method: Method, rows: list[int], around: Any = None) -> pd.DataFrame:
+    def errors(
+        self, speech: Speech, model: nn.Module, adaptation: Adaptation, rows: list[int], around: Around | None = None
+    ) -> pd.DataFrame:
         """One row per utterance, with what was heard and the errors."""
         index = speech.corpus.index.iloc[rows]
-        heard = [normalise(text) for text in hear(speech, model, method, rows, around)]
+        heard = [normalise(text) for text in hear(speech, model, adaptation, rows, around)]
         counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
         table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
         return table.assign(
@@ -198,7 +198,9 @@ class Runner:
             rows = list(range(len(speech.corpus.index)))
             tables.append(self.errors(speech, model, method, rows).assign(domain=domain))
         table = pd.concat(tables, ignore_index=True).assign(method=name, seed=seed)
-        count = 0 if method.kind == "base" else trainable(prepare(load_base(self.speech.base), method, self.speech.recogniser))
+        count = (
+            0 if method.kind == "base" else trainable(with_adapter(load_base(self.speech.base), method, self.speech.recogniser))
+        )
         dev = self.dev(model, method)
         _write(folder / "run.json", {"trainable": count, "seconds": round(clock.before + time.time() - started), "dev": dev})
         _remove(folder / "adapter-training", folder / "adapter-warming")
@@ -226,11 +228,17 @@ class Runner:
         return adapt(self.speech, method, folder, epochs=0, rate=0, seed=0, report=self.report, device=self.device)
 
     def analyse(self, kind: str) -> None:
-        """One of the analyses: routing, frontier or attribution."""
+        """One of `analyses.ANALYSES`, of the first HDMoLE run."""
         file = self.analysed / f"{kind}.json"
         if not file.is_file():
-            model = self.trained("hdmole", self.analysed)
-            _write(file, getattr(analyses, kind)(self, model, self.methods["hdmole"]))
+            model, adaptation = self.trained("hdmole", self.analysed), self.methods["hdmole"]
+            subject = analyses.Subject(
+                model, self.speech, self.extra,
+                hear=lambda speech, rows, around: self.errors(speech, model, adaptation, rows, around),
+                log_likelihood=lambda rows: analyses.log_likelihood(self.speech, model, adaptation, rows),
+                folder=self.analysed,
+            )  # fmt: skip
+            _write(file, analyses.ANALYSES[kind](subject))
             self.report(f"{kind} done")
 
     def speed(self, rates: dict[str, float]) -> dict[str, float]:
@@ -271,7 +279,7 @@ class Runner:
         for name, seed in self.mine(jobs):
             self.run(name, seed, rates)
         self.wait(lambda: [self.run_step(name, seed, rates).finished for name, seed in jobs])
-        kinds = ["routing", "frontier", "attribution"] if "hdmole" in self.comparison.methods else []
+        kinds = list(analyses.ANALYSES) if "hdmole" in self.comparison.methods else []
         for kind in self.mine(kinds):
             self.analyse(kind)
         if self.rank:
@@ -357,7 +365,7 @@ def compare(config: Path, out: Path, report: Callable[[str], None]) -> dict[str,
     """
     rank, world = processes()
     comparison = read_config(config)
-    speech, extra = speech_of(comparison, out / "work", report, rank)
+    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", report, rank)
     return Runner(comparison, out, speech, extra, report, rank, world).everything()
 
 

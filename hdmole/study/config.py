@@ -11,29 +11,29 @@ from typing import Any
 from peft import LoraConfig
 
 from hdmole.method.tuner import HDMoLEConfig
-from hdmole.training.adapt import Method
+from hdmole.training.adapt import Adaptation
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what to do."""
 
 
-def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Method]:
+def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Adaptation]:
     """The methods a configuration can name; `hdmole` holds the options of HDMoLEConfig they share, `place` is what they adapt.
 
     The rank "equal" is the one at which LoRA trains as many parameters as HDMoLE.
     """
-    method = partial(Method, place=place)
+    method = partial(Adaptation, place=place)
 
-    def variant(label: str, warm_share: float = 0.0, true_accent: bool = False, place: str = place, **changes: Any) -> Method:
-        return Method(
+    def variant(label: str, warm_share: float = 0.0, true_accent: bool = False, place: str = place, **changes: Any) -> Adaptation:
+        return Adaptation(
             f"HDMoLE, {label}", "hdmole", {**hdmole, **changes}, "hdmole", place=place, true_accent=true_accent,
             warm_share=warm_share,
         )  # fmt: skip
 
     r = hdmole.get("r", 2)
     known = {
-        "base": Method("Frozen base", "base"),
+        "base": Adaptation("Frozen base", "base"),
         "full": method("Full fine-tuning", "full"),
         "lora": method("LoRA, equal parameters", "lora", {"r": "equal"}),
         "gated_lora": method("LoRA times accent mass", "gated_lora", {"r": "equal"}),
@@ -78,7 +78,7 @@ class Comparison:
     data: Path | None
     model: Path | None
     manifests: dict[str, Path]
-    known: dict[str, Method]
+    known: dict[str, Adaptation]
     methods: list[str]
     seeds: dict[str, list[int]]
     epochs: float
@@ -119,7 +119,7 @@ def read_config(path: Path) -> Comparison:
         place = values.get("place", "projector")
         methods = known_methods(dict(_table(values, "hdmole", path)), place)
         for name, entry in _table(values, "method", path).items():
-            methods[name] = Method(**{"label": name, "place": place, **entry})
+            methods[name] = Adaptation(**{"label": name, "place": place, **entry})
         for method in methods.values():
             options = dict(method.options)
             if method.kind == "hdmole":

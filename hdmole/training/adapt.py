@@ -1,7 +1,7 @@
 """Adapt a frozen speech LLM to accents by any method of the comparison, and hear what it makes of cached speech.
 
 * one `Speech` is shared by all methods: the same encoder outputs, posteriors, order and batches
-* a `Method` says what is trained; everything else (data, steps, batch, schedule) is the same for all
+* an `Adaptation` says what is trained; everything else (data, steps, batch, schedule) is the same for all
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,12 @@ PLACES = {
     "encoder": r"audio_tower\.encoder\.layers\..*(linear1|linear2|q_proj|k_proj|v_proj|o_proj)",
     "llm": r"language_model\.model\.layers\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
 }
+Around = Callable[[list[int], list[int]], AbstractContextManager[None]]  # (rows, their frames) -> what a batch is decoded inside
 KINDS = ("base", "full", "lora", "gated_lora", "hdmole")
 
 
 @dataclass(frozen=True)
-class Method:
+class Adaptation:
     """One way of adapting the base.
 
     Parameters
@@ -103,16 +104,16 @@ class Speech:
             AccentRecogniser.load(folder / "recogniser"), np.load(folder / "recogniser" / "posteriors.npy"),
         )  # fmt: skip
 
-    def posterior(self, rows: Sequence[int], method: Method) -> Tensor:
+    def posterior(self, rows: Sequence[int], adaptation: Adaptation) -> Tensor:
         """(U, N + 1) for HDMoLE, (U, 2) for gated LoRA: general or accented."""
         assert self.recogniser is not None and self.posteriors is not None
-        if method.true_accent:
+        if adaptation.true_accent:
             labels = self.recogniser.labels
             known = [labels.index(a) if a in labels else 0 for a in self.corpus.index.accent.iloc[list(rows)]]
             pi = torch.eye(len(labels))[known]
         else:
             pi = torch.from_numpy(self.posteriors[list(rows)]).float()
-        return torch.stack([pi[:, 0], 1 - pi[:, 0]], 1) if method.kind == "gated_lora" else pi
+        return torch.stack([pi[:, 0], 1 - pi[:, 0]], 1) if adaptation.kind == "gated_lora" else pi
 
     def batches(
         self, rows: list[int], seed: int, extra: Callable[[list[int]], dict[str, Tensor]], mels: bool = False, size: int = 1
@@ -151,18 +152,18 @@ def load_base(folder: Path, device: str | torch.device = "cpu") -> SpeechLLM:
     return model.to(device).eval().requires_grad_(False)
 
 
-def prepare(base: SpeechLLM, method: Method, recogniser: AccentRecogniser | None) -> Any:
-    """The base with what `method` trains; exactly that requires a gradient."""
-    options = dict(method.options)
-    if method.kind in ("base", "full"):
-        for module in _targets(base, method.place) if method.kind == "full" else ():
+def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentRecogniser | None) -> Any:
+    """The base with what `adaptation` trains; exactly that requires a gradient."""
+    options = dict(adaptation.options)
+    if adaptation.kind in ("base", "full"):
+        for module in _targets(base, adaptation.place) if adaptation.kind == "full" else ():
             module.requires_grad_(True)
         return base
-    shared: dict[str, Any] = {"target_modules": PLACES[method.place]}
-    if method.kind == "lora":
+    shared: dict[str, Any] = {"target_modules": PLACES[adaptation.place]}
+    if adaptation.kind == "lora":
         rank = options.pop("r")
         config: Any = LoraConfig(r=rank, lora_alpha=2 * rank, **shared, **options)
-    elif method.kind == "gated_lora":  # one expert for all accents, always on, times m: LoRA gated by the accent mass
+    elif adaptation.kind == "gated_lora":  # one expert for all accents, always on, times m: LoRA gated by the accent mass
         rank = options.pop("r")
         config = HDMoLEConfig(
             accents=["accented"], r=rank, alpha=2 * rank, routing="global", thresholds="dense", **shared, **options
@@ -171,7 +172,7 @@ def prepare(base: SpeechLLM, method: Method, recogniser: AccentRecogniser | None
         assert recogniser is not None
         config = HDMoLEConfig(accents=recogniser.labels[1:], recogniser=recogniser.arguments, **shared, **options)
     model: Any = get_peft_model(base, config)  # type: ignore[arg-type]
-    if method.kind == "hdmole":
+    if adaptation.kind == "hdmole":
         model.base_model.set_recogniser(recogniser)
     return model
 
@@ -200,7 +201,7 @@ def equal_rank(base: SpeechLLM, parameters: int, place: str) -> int:
 
 def adapt(
     speech: Speech,
-    method: Method,
+    adaptation: Adaptation,
     folder: Path,
     *,
     epochs: float,
@@ -212,15 +213,15 @@ def adapt(
 ) -> Any:
     """The adapted model: loaded from `folder`, or trained and saved there; what was cut off resumes from `folder`-training.
 
-    Every method gets as many steps, on the training utterances of the accents in one order (`method.replay` of them
+    Every method gets as many steps, on the training utterances of the accents in one order (`adaptation.replay` of them
     exchanged for general ones). Loss: cross-entropy of the transcript with label smoothing 0.05.
     """
     torch.manual_seed(seed)
     base = load_base(speech.base, device)
-    if method.kind not in ("base", "full") and folder.is_dir():
+    if adaptation.kind not in ("base", "full") and folder.is_dir():
         return PeftModel.from_pretrained(base, folder).eval()
-    model = prepare(base, method, speech.recogniser)
-    if method.kind == "base":
+    model = with_adapter(base, adaptation, speech.recogniser)
+    if adaptation.kind == "base":
         return model
     if folder.is_dir():
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
@@ -229,15 +230,15 @@ def adapt(
     base.language_model.set_attn_implementation(ATTENTION)
     report(f"{folder.name}: {trainable(model):,} trainable parameters")
     rows, rng = speech.corpus.select("train", "accent"), np.random.default_rng(seed)
-    if method.share < 1:
-        rows = rng.permutation(rows)[: max(1, round(method.share * len(rows)))].tolist()
-    if method.replay:
+    if adaptation.share < 1:
+        rows = rng.permutation(rows)[: max(1, round(adaptation.share * len(rows)))].tolist()
+    if adaptation.replay:
         general = speech.corpus.select("train", GENERAL)
-        count = min(len(general), round(method.replay * len(rows)))
+        count = min(len(general), round(adaptation.replay * len(rows)))
         rows = [*rng.permutation(rows)[count:].tolist(), *rng.permutation(general)[:count].tolist()]
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
-    def run(part: Method, name: str, share: float) -> None:
+    def run(part: Adaptation, name: str, share: float) -> None:
         slow, fast = ([p for n, p in named if ("threshold" in n) == wanted] for wanted in (False, True))
         groups: Any = [{"params": slow}, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else None
         batches = speech.batches(
@@ -245,18 +246,18 @@ def adapt(
             mels=part.place == "encoder",
         )  # fmt: skip
         fit(
-            model, batches, smoothed_objective, folder.with_name(f"{folder.name}-{name}"), epochs=share * epochs / method.share, rate=rate,
+            model, batches, smoothed_objective, folder.with_name(f"{folder.name}-{name}"), epochs=share * epochs / adaptation.share, rate=rate,
             report=report, groups=groups, seed=seed, callbacks=callbacks,
         )  # fmt: skip
 
-    if method.warm_share:
+    if adaptation.warm_share:
         with _each_expert_alone(model):
-            run(replace(method, true_accent=True), "warming", method.warm_share)
-    run(method, "training", 1 - method.warm_share)
+            run(replace(adaptation, true_accent=True), "warming", adaptation.warm_share)
+    run(adaptation, "training", 1 - adaptation.warm_share)
     base.language_model.set_attn_implementation(attention)
     part = folder.with_name(f"{folder.name}.part")  # what is there is whole
     shutil.rmtree(part, ignore_errors=True)
-    if method.kind == "full":
+    if adaptation.kind == "full":
         part.mkdir(parents=True)
         save_file({n: p.detach().contiguous() for n, p in named}, part / "model.safetensors")
     else:
@@ -285,34 +286,34 @@ def _each_expert_alone(model: nn.Module) -> Iterator[None]:
 def hear(
     speech: Speech,
     model: Any,
-    method: Method,
+    adaptation: Adaptation,
     rows: Sequence[int],
-    around: Callable[[list[int], list[int]], Any] | None = None,
+    around: Around | None = None,
 ) -> list[str]:
     """Greedy transcripts of utterances, in the order of `rows`.
 
     `around(rows, lengths)` gives a context manager for the decoding of each batch: a trace, an intervention; where the LLM
     is adapted, a batch is then one utterance, whose tokens no padding is among.
     """
-    size = 1 if around and method.place == "llm" else 48
+    size = 1 if around and adaptation.place == "llm" else 48
     device = next(model.parameters()).device
     ordered = sorted(rows, key=lambda i: int(speech.states.spans[0, i, 1]))
     texts: dict[int, str] = {}
     for k in range(0, len(ordered), size):
         part = ordered[k : k + size]
-        posterior = speech.posterior(part, method).to(device) if method.routed else None
+        posterior = speech.posterior(part, adaptation).to(device) if adaptation.routed else None
         lengths = speech.states.spans[0, part, 1].tolist()
         with around(part, lengths) if around else nullcontext():
-            heard = greedy(model, encoder_states(speech, model, method, part), speech.tokenizer, posterior)
+            heard = greedy(model, encoder_states(speech, model, adaptation, part), speech.tokenizer, posterior)
         texts.update({i: d.text for i, d in zip(part, heard, strict=True)})
     return [texts[i] for i in rows]
 
 
 @torch.no_grad()
-def encoder_states(speech: Speech, model: Any, method: Method, rows: Sequence[int]) -> list[Tensor]:
+def encoder_states(speech: Speech, model: Any, adaptation: Adaptation, rows: Sequence[int]) -> list[Tensor]:
     """What the encoder says of utterances: the cached outputs, or the adapted encoder's own."""
     device = next(model.parameters()).device
-    if method.place != "encoder":
+    if adaptation.place != "encoder":
         return [torch.from_numpy(speech.states.get(i).astype(np.float32)).to(device) for i in rows]
     mels = [torch.from_numpy(np.array(speech.corpus.features(i), np.float32)).to(device) for i in rows]
-    return encode_all(model, mels, speech.posterior(rows, method).to(device) if method.routed else None)
+    return encode_all(model, mels, speech.posterior(rows, adaptation).to(device) if adaptation.routed else None)

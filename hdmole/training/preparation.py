@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,6 @@ from hdmole.speech.segments import framed
 from hdmole.training.adapt import Speech
 from hdmole.training.data import Corpus, States, mel_batches, write_corpus
 from hdmole.training.loop import fit
-
-if TYPE_CHECKING:
-    from hdmole.study.config import Comparison
 
 Report = Callable[[str], None]
 SPLITS = ("train", "dev", "test")
@@ -174,24 +171,38 @@ def posteriors_of(recogniser: AccentRecogniser, corpus: Corpus) -> np.ndarray:
     return posteriors
 
 
-def speech_of(comparison: Comparison, work: Path, report: Report, rank: int = 0) -> tuple[Speech, dict[str, Speech]]:
-    """The speech of a comparison and further test sets by domain; made by the first process, awaited by the others.
+def speech_of(
+    data: Path | None, model: Path | None, manifests: Mapping[str, Path], work: Path, report: Report, rank: int = 0
+) -> tuple[Speech, dict[str, Speech]]:
+    """The speech that methods are compared on, and further test sets by domain.
 
-    Raises ManifestError, ModelError, and ValueError where the data folder lacks something.
+    With `data`, both lie there ready. Otherwise the first process (`rank` 0) reads the recordings of the manifests and
+    encodes them into `work`, while the others wait.
+
+    Args:
+        data: work folder of `hdmole demo build`, or None.
+        model: model folder that replaces the base of `data`, or encodes the manifests' recordings; "demo" if not given.
+        manifests: manifest of each split (train, dev, test); read where there is no `data`.
+        work: folder that keeps what is made.
+
+    Raises:
+        ManifestError: a manifest cannot be used.
+        ModelError: the model cannot be used.
+        ValueError: the data folder lacks something, a split is missing, or speakers are in two splits.
     """
-    if comparison.data is not None:
-        folder = comparison.data
+    if data is not None:
+        folder = data
         missing = [
             n for n in ("corpus/index.parquet", "states/spans.npy", "recogniser/config.json") if not (folder / n).is_file()
         ]
         if missing:
             raise ValueError(f"{folder} has no {', '.join(missing)}; run 'hdmole demo build --work {folder}' first.")
-        model = (comparison.model or folder / "base", comparison.model or folder / "tokenizer")
+        base, tokenizer = model or folder / "base", model or folder / "tokenizer"
         there = (folder / "unseen" / "recogniser" / "posteriors.npy").is_file()
-        return Speech.load(folder, *model), {"unseen": Speech.load(folder / "unseen", *model)} if there else {}
-    asr = ASR.load(comparison.model or "demo")
-    manifests = _manifests(comparison)
-    question = {"lines": {split: fingerprint(lines) for split, lines in manifests.items()}, "model": file_digest(asr.folder)}
+        return Speech.load(folder, base, tokenizer), {"unseen": Speech.load(folder / "unseen", base, tokenizer)} if there else {}
+    asr = ASR.load(model or "demo")
+    splits = read_splits(manifests)
+    question = {"lines": {split: fingerprint(lines) for split, lines in splits.items()}, "model": file_digest(asr.folder)}
     asked = json.dumps(question)
     folder, done = work / "speech", work / "speech" / "recogniser" / "posteriors.npy"
     known = folder / "of.json"
@@ -201,7 +212,7 @@ def speech_of(comparison: Comparison, work: Path, report: Report, rank: int = 0)
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         known.write_text(asked)
-        _from_manifests(manifests, asr, folder, report)
+        _from_manifests(splits, asr, folder, report)
     while not (done.is_file() and known.is_file() and known.read_text() == asked):
         report("waiting for the first process to encode the speech")
         time.sleep(10)
@@ -228,9 +239,9 @@ def file_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _manifests(comparison: Comparison) -> dict[str, list[Line]]:
+def read_splits(files: Mapping[str, Path]) -> dict[str, list[Line]]:
     """The lines of every split. Raises ValueError where a split is missing, speakers are mixed up or there is no accent."""
-    manifests = {split: read_manifest(comparison.manifests[split]) for split in SPLITS if split in comparison.manifests}
+    manifests = {split: read_manifest(files[split]) for split in SPLITS if split in files}
     if missing := [split for split in SPLITS if split not in manifests]:
         raise ValueError(f"The configuration has no manifest for {', '.join(missing)}; a comparison needs {', '.join(SPLITS)}.")
     for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
