@@ -25,9 +25,9 @@ from typing import IO, Any
 import pandas as pd
 
 from app.texts import Text
+from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES
-from hdmole.speech.asr import ModelError
-from hdmole.speech.audio import Audio, AudioError, decode
+from hdmole.speech.audio import Audio, decode
 from hdmole.speech.manifest import ManifestError
 from hdmole.study.evaluate import Cancelled, evaluate
 
@@ -114,8 +114,8 @@ class _Task:
             self._work()
         except _Stopped:
             pass
-        except (AudioError, ManifestError, ModelError) as error:
-            self.error = next((a for a in error.args if isinstance(a, Text)), str(error))
+        except UserError as error:
+            self.error = Text(error.sentence, **{name: Text(str(value)) for name, value in error.values.items()})
         except Exception as error:  # the page lives on, whatever happens in here
             reason = str(error) or type(error).__name__
             self.error = Text("The transcription of {name} failed: {reason}", name=self.name, reason=reason)
@@ -247,23 +247,22 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
             entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]
             if sum(e.file_size for e in entries) > MOST_UNPACKED:
                 raise ManifestError(
-                    Text(
-                        "The ZIP unpacks to more than {size} GB; give the manifest's path instead.",
-                        size=f"{MOST_UNPACKED / 1e9:g}",
-                    )
+                    "manifest.zip_too_large",
+                    "The ZIP unpacks to more than {size} GB; give the manifest's path instead.",
+                    size=f"{MOST_UNPACKED / 1e9:g}",
                 )
             manifests = [e for e in entries if e.filename.endswith(".jsonl")]
             if not manifests:
                 raise ManifestError(
-                    Text("The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.")
+                    "manifest.not_in_zip",
+                    "The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.",
                 )
             paths = {entry.filename: Path(archive.extract(entry, folder)) for entry in entries}
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "password" in str(error):
-            raise ManifestError(Text("The ZIP is locked with a password; make one without.")) from None
-        raise ManifestError(Text("The file is not a ZIP that can be read; make it again.")) from None
+            raise ManifestError("manifest.zip_locked", "The ZIP is locked with a password; make one without.") from None
+        raise ManifestError("manifest.not_a_zip", "The file is not a ZIP that can be read; make it again.") from None
     except OSError as error:
-        raise ManifestError(
-            Text("The ZIP cannot be unpacked ({reason}); give its files plain names.", reason=error.strerror or error)
-        ) from None
+        sentence = "The ZIP cannot be unpacked ({reason}); give its files plain names."
+        raise ManifestError("manifest.zip_not_unpacked", sentence, reason=error.strerror or error) from None
     return paths[min(manifests, key=lambda e: (e.filename.count("/"), e.filename)).filename]

@@ -103,7 +103,7 @@ def transcribe(
             try:
                 heard = asr.transcribe(decode(path), method, accent)
             except AudioError as error:
-                results.append({"file": str(path), "error": str(error)})
+                results.append({"file": str(path), "error": str(error), "code": error.code})
                 errors.print(f"{path}: {error}", markup=False)
             else:
                 results.append({"file": str(path), **heard.to_dict()})

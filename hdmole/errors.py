@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 
 class UserError(ValueError):
     """Something the user gave cannot be used.
 
+    `str(error)` is the sentence with its values in place.
+
     Args:
-        code: name of the kind of fault, such as "audio.silent"; for programs.
-        sentence: what is wrong and what to do, with `{name}` where a value stands; what is translated.
-        values: the values in the sentence.
+        code: name of the fault for programs, such as "audio.silent"; it stays when the sentence is reworded.
+        sentence: what is wrong and what to do, with `{name}` where the value `name` stands. Translations are keyed by it.
+        values: the values in the sentence, by name.
+
+    Raises:
+        KeyError: the sentence has a place for which there is no value.
     """
 
-    def __init__(self, code: str, sentence: str, **values: Any) -> None:
+    def __init__(self, code: str, sentence: str, /, **values: Any) -> None:
         super().__init__(sentence.format(**values))
         self.code, self.sentence, self.values = code, sentence, values
 
-    def __reduce__(self) -> tuple[Any, ...]:  # for process pools: the keywords would be lost
-        return _again, (type(self), self.code, self.sentence, self.values)
-
-
-def _again(kind: type[UserError], code: str, sentence: str, values: dict[str, Any]) -> UserError:
-    return kind(code, sentence, **values)
+    def __reduce__(self) -> tuple[Any, ...]:  # without it, an error that crosses to another process would lose its values
+        return partial(type(self), self.code, self.sentence, **self.values), ()

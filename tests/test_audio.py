@@ -229,19 +229,21 @@ def test_playlists_open_no_other_file(tmp_path: Path) -> None:
 def test_paths_that_hold_no_file(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     os.mkfifo(tmp_path / "pipe.wav")
-    for path, message in (
-        (tmp_path / "absent.wav", "absent.wav does not exist"),
-        (tmp_path / "empty.wav" / "below.wav", "below.wav does not exist"),
-        (tmp_path, "is a folder"),
-        (tmp_path / "empty.wav", r"empty.wav is empty \(0 bytes\)"),
-        (tmp_path / "pipe.wav", "not a regular file"),
-        ("/dev/zero", "not a regular file"),
-        ("x" * 5000, "cannot be opened"),
-        ("null\0byte.wav", r"null\?byte.wav cannot be opened"),
-        ("https://example.com/speech.mp3", "does not exist"),
+    for path, message, code in (
+        (tmp_path / "absent.wav", "absent.wav does not exist", "absent"),
+        (tmp_path / "{x}.wav", "{x}.wav does not exist", "absent"),
+        (tmp_path / "empty.wav" / "below.wav", "below.wav does not exist", "absent"),
+        (tmp_path, "is a folder", "folder"),
+        (tmp_path / "empty.wav", r"empty.wav is empty \(0 bytes\)", "empty"),
+        (tmp_path / "pipe.wav", "not a regular file", "not_a_file"),
+        ("/dev/zero", "not a regular file", "not_a_file"),
+        ("x" * 5000, "cannot be opened", "not_opened"),
+        ("null\0byte.wav", r"null\?byte.wav cannot be opened", "not_opened"),
+        ("https://example.com/speech.mp3", "does not exist", "absent"),
     ):
-        with pytest.raises(AudioError, match=message):
+        with pytest.raises(AudioError, match=message) as error:
             decode(path)
+        assert error.value.code == f"audio.{code}"
     with pytest.raises(AudioError, match="The recording is empty"):
         decode(b"")
     with pytest.raises(TypeError, match="path or bytes"):
@@ -290,7 +292,6 @@ def test_too_long_is_refused_by_the_claim_and_by_what_decodes() -> None:
     assert decode(wav((tone(1.0, 16_000)[0] * 32767).astype("<i2").tobytes()), max_seconds=1).seconds == 1
     bomb = bytearray(hours_of_silence())
     assert len(bomb) < 4 * 2**20
-    start = time.monotonic()
     with pytest.raises(AudioError, match="longer than the 1800 seconds allowed"):
         decode(bytes(bomb))
     # The total number of samples: 36 bits from byte 21 of STREAMINFO; 0 says "not known".
@@ -298,7 +299,6 @@ def test_too_long_is_refused_by_the_claim_and_by_what_decodes() -> None:
     bomb[22:26] = bytes(4)
     with pytest.raises(AudioError, match="longer than the 1800 seconds allowed"):
         decode(bytes(bomb))
-    assert time.monotonic() - start < 60
 
 
 def test_too_much_time_and_memory() -> None:
@@ -317,17 +317,18 @@ def test_a_child_that_hangs_or_crashes_leaves_the_process_alive(tmp_path: Path, 
     child = tmp_path / "child.py"
     with monkeypatch.context() as patch:
         patch.setattr("hdmole.speech.audio._CHILD", child)
-        for script, message in (
-            ("while True: pass", "within 1 seconds"),
-            ("import os; os.abort()", "is damaged"),
-            ("import os; os.kill(os.getpid(), 9)", "of memory"),
-            ("import os; os.kill(os.getpid(), 24)", "within 1 seconds"),
-            ("raise RuntimeError('decoder is\\x07 unwell')", r"unwell\); convert it to WAV"),
-            ("pass", r"\(no message\)"),
+        for script, message, code in (
+            ("while True: pass", "within 1 seconds", "time"),
+            ("import os; os.abort()", "is damaged", "damaged"),
+            ("import os; os.kill(os.getpid(), 9)", "of memory", "memory"),
+            ("import os; os.kill(os.getpid(), 24)", "within 1 seconds", "time"),
+            ("raise RuntimeError('decoder is\\x07 unwell')", r"unwell\); convert it to WAV", "decoder_failed"),
+            ("pass", r"\(no message\)", "decoder_failed"),
         ):
             child.write_text(script)
-            with pytest.raises(AudioError, match=message):
+            with pytest.raises(AudioError, match=message) as error:
                 decode(good, timeout=1)
+            assert error.value.code == f"audio.{code}"
     assert decode(good).seconds == 0.5
 
 

@@ -105,9 +105,8 @@ class Build:
         """Put the weights of a released model where the stages look for theirs; only speech and encoder outputs are then made."""
         asr = ASR.load(released, "cpu")
         if missing := {"full", "lora", "hdmole"} - set(asr.methods):
-            raise ModelError(
-                f"{released} has no {', '.join(sorted(missing))}, so it is not a model that 'hdmole demo build' released."
-            )
+            sentence = "{folder} has no {methods}, so it is not a model that 'hdmole demo build' released."
+            raise ModelError("model.not_released", sentence, folder=released, methods=", ".join(sorted(missing)))
         (self.work / "tokenizer").mkdir(exist_ok=True)
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(released / file, self.work / "tokenizer" / file)

@@ -138,15 +138,15 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
     try:
         container = av.open(source, options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"})
     except av.FFmpegError as error:
-        raise Refused("memory" if error.errno == errno.ENOMEM else "not audio") from None
+        raise Refused("memory" if error.errno == errno.ENOMEM else "not_audio") from None
     streams = container.streams.audio
     if not streams:
-        raise Refused("no sound track")
+        raise Refused("no_sound_track")
     stream = container.streams.best("audio") or streams[0]
     if stream.codec_context is None:
-        raise Refused("unknown codec")
+        raise Refused("unknown_codec")
     if declared_seconds(container, stream, size) > max_seconds + 0.5:
-        raise Refused("too long")
+        raise Refused("too_long")
     seconds, clipped, total, rate, channels = 0.0, 0, 0, 0, 0
     resampler, first = Resampler(), Resampler()
     for frame in frames(container, stream):
@@ -158,14 +158,14 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
         total += data.size
         seconds += frame.samples / frame.sample_rate
         if seconds > max_seconds + 0.5:  # codecs round up to whole frames
-            raise Refused("too long")
+            raise Refused("too_long")
         resampler.add(data.mean(axis=0), frame.sample_rate)
         if len(data) > 1:
             first.add(data[0], frame.sample_rate)
     for each in (resampler, first):
         each.finish()
     if not total:
-        raise Refused("nothing decodes")
+        raise Refused("damaged")
     name = container.format.name
     about = {
         "format": NAMES.get(name, name),
@@ -192,7 +192,7 @@ def main() -> None:
     except MemoryError:
         about = {"error": "memory"}
     except av.FFmpegError as error:
-        about = {"error": "memory" if error.errno == errno.ENOMEM else "nothing decodes"}
+        about = {"error": "memory" if error.errno == errno.ENOMEM else "damaged"}
     sys.stdout.buffer.write(json.dumps(about).encode() + b"\n" + samples.astype(np.float32).tobytes())
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
 import hdmole.method.tuner  # noqa: F401  (makes PEFT know HDMoLE)
+from hdmole.errors import UserError
 from hdmole.method.intervention import intervene
 from hdmole.method.routing import route
 from hdmole.method.tracing import Trace, trace
@@ -42,8 +43,8 @@ from hdmole.speech.segments import cut, framed
 AGREED = 0.4  # letters in which CTC head and LLM differ, as a share: of utterances heard whole less, of several at once more
 
 
-class ModelError(ValueError):
-    """A model folder that cannot be used; the message says what to do."""
+class ModelError(UserError):
+    """A model that cannot be used, or a method or an accent that it does not have. The codes begin with `model.`."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,24 @@ def find_model(model: str | Path) -> Path:
     if str(model) == "demo":
         folder = Path(__file__).resolve().parents[2] / "assets" / "demo"
         if not (folder / "config.json").is_file():
-            raise ModelError("The demo model is not here; run 'hdmole demo build', or give --model a folder or hub name.")
+            sentence = "The demo model is not here; run 'hdmole demo build', or give --model a folder or hub name."
+            raise ModelError("model.no_demo", sentence)
         return folder
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"The folder {folder} holds no config.json, so it is not a model; give the folder of a SpeechLLM.")
+            sentence = "The folder {folder} holds no config.json, so it is not a model; give the folder of a SpeechLLM."
+            raise ModelError("model.no_config", sentence, folder=folder)
         return folder
     try:
         return Path(snapshot_download(str(model)))
     except Exception as error:  # offline, not found, no access: the hub has many classes for it
         raise ModelError(
-            f"There is no folder {model!r}, and it could not be had from the Hugging Face hub ({type(error).__name__}); "
-            "check the name and the connection."
+            "model.not_found",
+            "There is no folder {model}, and it could not be had from the Hugging Face hub ({reason}); "
+            "check the name and the connection.",
+            model=repr(model),
+            reason=type(error).__name__,
         ) from None
 
 
@@ -130,17 +136,25 @@ class ASR:
         try:
             config = json.loads((folder / "config.json").read_text())
         except ValueError:
-            raise ModelError(f"{folder / 'config.json'} is not valid JSON, so the model cannot be loaded.") from None
+            sentence = "{file} is not valid JSON, so the model cannot be loaded."
+            raise ModelError("model.config_not_json", sentence, file=folder / "config.json") from None
         if config.get("model_type") != "speech_llm":
             raise ModelError(
-                f"{folder} holds a {config.get('model_type')!r} model; this tool transcribes with 'speech_llm' models "
-                "(hdmole.models.speech_llm.SpeechLLM). Other models can be adapted in Python with get_peft_model."
+                "model.other_type",
+                "{folder} holds a {type} model; this tool transcribes with 'speech_llm' models "
+                "(hdmole.models.speech_llm.SpeechLLM). Other models can be adapted in Python with get_peft_model.",
+                folder=folder,
+                type=repr(config.get("model_type")),
             )
         sizes = [config.get(part, {}).get("vocab_size") for part in ("audio_config", "text_config")]
         if None not in sizes and sizes[0] != sizes[1]:
             raise ModelError(
-                f"The CTC head of {folder} writes {sizes[0]} tokens and its LLM {sizes[1]}; both need one vocabulary, as the words' "
-                "times and the in-domain score come from comparing the two. Train the CTC head on the LLM's tokens."
+                "model.two_vocabularies",
+                "The CTC head of {folder} writes {ctc} tokens and its LLM {llm}; both need one vocabulary, as the words' "
+                "times and the in-domain score come from comparing the two. Train the CTC head on the LLM's tokens.",
+                folder=folder,
+                ctc=sizes[0],
+                llm=sizes[1],
             )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.extractor = AutoFeatureExtractor.from_pretrained(folder)
@@ -159,8 +173,10 @@ class ASR:
             adapted = _adapted(base, folder / "adapters" / "hdmole")
             if not adapted.base_model.hdmole_recogniser:
                 raise ModelError(
-                    f"The HDMoLE adapter in {folder} carries no accent recogniser, so nothing says how to route; train it with "
-                    "HDMoLEConfig(recogniser=recogniser.arguments) and set_recogniser."
+                    "model.no_recogniser",
+                    "The HDMoLE adapter in {folder} carries no accent recogniser, so nothing says how to route; train it with "
+                    "HDMoLEConfig(recogniser=recogniser.arguments) and set_recogniser.",
+                    folder=folder,
                 )
             self.models["hdmole"] = adapted
             self.accents += list(adapted.peft_config["default"].accents)
@@ -179,7 +195,10 @@ class ASR:
         except Exception as error:  # a damaged folder: every library that reads a part of it has its own classes
             reason = (str(error).splitlines() or [""])[0]
             raise ModelError(
-                f"The model in {folder} cannot be loaded ({type(error).__name__}: {reason}); check that the folder is complete."
+                "model.damaged",
+                "The model in {folder} cannot be loaded ({reason}); check that the folder is complete.",
+                folder=folder,
+                reason=f"{type(error).__name__}: {reason}",
             ) from error
 
     @property
@@ -210,12 +229,14 @@ class ASR:
     def check_method(self, method: str) -> None:
         """Raise ModelError where this model has no such method."""
         if method not in self.models:
-            raise ModelError(f"This model has no method {method!r}; it has {', '.join(self.methods)}.")
+            sentence = "This model has no method {method}; it has {methods}."
+            raise ModelError("model.no_such_method", sentence, method=repr(method), methods=", ".join(self.methods))
 
     def check_accent(self, accent: str) -> None:
         """Raise ModelError where no expert of this model has such an accent."""
         if accent != "auto" and accent not in self.accents:
-            raise ModelError(f"There is no accent {accent!r}; give auto or one of {', '.join(self.accents)}.")
+            sentence = "There is no accent {accent}; give auto or one of {accents}."
+            raise ModelError("model.no_such_accent", sentence, accent=repr(accent), accents=", ".join(self.accents))
 
     # -- encoding -----------------------------------------------------------------------------------------------------
 

@@ -20,25 +20,28 @@ from typing import IO
 
 import numpy as np
 
+from hdmole.errors import UserError
+
 SAMPLE_RATE = 16_000  # Hz
 SHORTEST = 0.1  # seconds
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 
 _CHILD = Path(__file__).with_name("_decode.py")
-_FORMATS = "WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM"
-_SENTENCES = {
-    "not audio": f"{{name}} is not audio that can be read; give a {_FORMATS} file.",
-    "no sound track": "{name} has no sound track; give a file that holds speech.",
-    "unknown codec": f"The sound in {{name}} is in a coding that is not known here; convert it to {_FORMATS}.",
-    "nothing decodes": "{name} is damaged or cut off and nothing in it can be decoded; export or record it again.",
-    "too long": "{name} is longer than the {max_seconds:g} seconds allowed; cut it into shorter pieces.",
-    "memory": "{name} needs more than the {memory_mb} MB of memory allowed to decode; convert it to WAV or cut it.",
-    "time": "{name} could not be decoded within {timeout:g} seconds; convert it to WAV or cut it into shorter pieces.",
+_SENTENCES = {  # by the second half of the code; the child process names the first five and "memory"
+    "not_audio": "{name} is not audio that can be read; give a WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM file.",
+    "no_sound_track": "{name} has no sound track; give a file that holds speech.",
+    "unknown_codec": (
+        "The sound in {name} is in a coding that is not known here; convert it to WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM."
+    ),
+    "damaged": "{name} is damaged or cut off and nothing in it can be decoded; export or record it again.",
+    "too_long": "{name} is longer than the {seconds} seconds allowed; cut it into shorter pieces.",
+    "memory": "{name} needs more than the {size} MB of memory allowed to decode; convert it to WAV or cut it.",
+    "time": "{name} could not be decoded within {seconds} seconds; convert it to WAV or cut it into shorter pieces.",
 }
 
 
-class AudioError(ValueError):
-    """Audio that cannot be used; the message is one plain sentence for the person who gave it."""
+class AudioError(UserError):
+    """Audio that cannot be used. The codes begin with `audio.`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def decode(
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = _printable(name or "The recording")
         if not len(source):
-            raise AudioError(f"{name} is empty (0 bytes); record or export it again.")
+            raise _empty(name)
         with tempfile.TemporaryFile() as file:
             file.write(source)
             file.seek(0)
@@ -99,27 +102,33 @@ def decode(
 def _open(path: Path, name: str) -> IO[bytes]:
     try:
         if path.is_dir():
-            raise AudioError(f"{name} is a folder; give an audio file.")
+            raise AudioError("audio.folder", "{name} is a folder; give an audio file.", name=name)
         size = path.stat().st_size
         if not path.is_file():  # a pipe would block, a device never ends
-            raise AudioError(f"{name} is not a regular file; give an audio file.")
+            raise AudioError("audio.not_a_file", "{name} is not a regular file; give an audio file.", name=name)
         if size == 0:
-            raise AudioError(f"{name} is empty (0 bytes); record or export it again.")
+            raise _empty(name)
         return path.open("rb")
     except AudioError:
         raise
     except PermissionError:
-        raise AudioError(f"{name} may not be read by this user; change its permissions.") from None
+        raise AudioError("audio.forbidden", "{name} may not be read by this user; change its permissions.", name=name) from None
     except (FileNotFoundError, NotADirectoryError):
-        raise AudioError(f"{name} does not exist; check the path.") from None
+        raise AudioError("audio.absent", "{name} does not exist; check the path.", name=name) from None
     except (OSError, ValueError) as error:  # a name too long, a null byte, a failing disk
-        raise AudioError(f"{name} cannot be opened ({_printable(str(error))}); check the path.") from None
+        reason = _printable(str(error))
+        sentence = "{name} cannot be opened ({reason}); check the path."
+        raise AudioError("audio.not_opened", sentence, name=name, reason=reason) from None
+
+
+def _empty(name: str) -> AudioError:
+    return AudioError("audio.empty", "{name} is empty (0 bytes); record or export it again.", name=name)
 
 
 def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memory_mb: int) -> Audio:
     def refuse(reason: str) -> AudioError:
-        sentence = _SENTENCES[reason]
-        return AudioError(sentence.format(name=name, max_seconds=max_seconds, timeout=timeout, memory_mb=memory_mb))
+        limit = max_seconds if reason == "too_long" else timeout
+        return AudioError(f"audio.{reason}", _SENTENCES[reason], name=name, seconds=f"{limit:g}", size=memory_mb)
 
     # -P: the folder of the script stays out of the import path, where trace.py would hide Python's own module.
     command = [sys.executable, "-P", str(_CHILD), str(max_seconds), str(timeout), str(memory_mb)]
@@ -133,20 +142,23 @@ def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memo
     if child.returncode == -signal.SIGKILL:  # by the CPU limit, or by the system when memory ran out
         raise refuse("memory")
     if child.returncode < 0:
-        raise refuse("nothing decodes")
+        raise refuse("damaged")
     header, _, body = child.stdout.partition(b"\n")
     if child.returncode or not header:
         lines = child.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise AudioError(f"{name} could not be decoded ({_printable(lines[-1])}); convert it to WAV and try again.")
+        sentence = "{name} could not be decoded ({reason}); convert it to WAV and try again."
+        raise AudioError("audio.decoder_failed", sentence, name=name, reason=_printable(lines[-1]))
     about = json.loads(header)
     if "error" in about:
         raise refuse(about["error"])
     samples = np.frombuffer(body, np.float32).copy()
     seconds = len(samples) / SAMPLE_RATE
     if seconds < SHORTEST:
-        raise AudioError(f"{name} is too short ({seconds:.2f} s); give at least {SHORTEST:g} seconds of speech.")
+        sentence = "{name} is too short ({length} s); give at least {seconds} seconds of speech."
+        raise AudioError("audio.too_short", sentence, name=name, length=f"{seconds:.2f}", seconds=f"{SHORTEST:g}")
     if np.abs(samples).max() < SILENCE:
-        raise AudioError(f"{name} is silent (nothing above -60 dBFS); check the microphone and record it again.")
+        sentence = "{name} is silent (nothing above -60 dBFS); check the microphone and record it again."
+        raise AudioError("audio.silent", sentence, name=name)
     return Audio(
         samples=samples,
         seconds=seconds,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from hdmole.errors import UserError
 from hdmole.speech.words import normalise
 
 
-class ManifestError(ValueError):
-    """A manifest that cannot be used; the message names the line and says what to do."""
+class ManifestError(UserError):
+    """A manifest that cannot be used. The codes begin with `manifest.`; `number` among the values is the line that is wrong."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +33,50 @@ def read_manifest(path: Path) -> list[Line]:
     Raises ManifestError naming the first line that is wrong.
     """
     if not path.is_file():
-        raise ManifestError(f"There is no manifest {path}; give a JSON-lines file with audio, text and accent on each line.")
+        raise ManifestError(
+            "manifest.absent",
+            "There is no manifest {name}; give a JSON-lines file with audio, text and accent on each line.",
+            name=path,
+        )
     lines = []
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ManifestError(f"{path.name} is not text in UTF-8; a manifest is a JSON-lines file.") from None
+        sentence = "{name} is not text in UTF-8; a manifest is a JSON-lines file."
+        raise ManifestError("manifest.not_text", sentence, name=path.name) from None
     for number, text in enumerate(content.split("\n"), 1):
         if not text.strip():
             continue
         try:
             row = json.loads(text)
         except ValueError:
-            raise ManifestError(f"Line {number} of {path.name} is not valid JSON.") from None
+            sentence = "Line {number} of {name} is not valid JSON."
+            raise ManifestError("manifest.not_json", sentence, number=number, name=path.name) from None
         missing = [k for k in ("audio", "text", "accent") if not isinstance(row, dict) or not isinstance(row.get(k), str)]
         if missing:
             raise ManifestError(
-                f"Line {number} of {path.name} has no {' and no '.join(missing)}; each line needs audio, text and accent."
+                "manifest.incomplete",
+                "Line {number} of {name} has no {missing}; each line needs audio, text and accent.",
+                number=number,
+                name=path.name,
+                missing=" and no ".join(missing),
             )
         audio = path.parent / row["audio"]
         if not audio.is_file():
-            raise ManifestError(f"Line {number} of {path.name} names {row['audio']}, which does not exist beside the manifest.")
+            raise ManifestError(
+                "manifest.no_such_audio",
+                "Line {number} of {name} names {audio}, which does not exist beside the manifest.",
+                number=number,
+                name=path.name,
+                audio=row["audio"],
+            )
         speaker = row.get("speaker")
         if speaker in (None, ""):  # every recording counts as a speaker of its own
             speaker = f"line-{number}"
         lines.append(Line(number, row["audio"], audio, normalise(row["text"]), row["accent"], str(speaker)))
     if not lines:
-        raise ManifestError(f"{path.name} is empty; give a JSON-lines file with audio, text and accent on each line.")
+        sentence = "{name} is empty; give a JSON-lines file with audio, text and accent on each line."
+        raise ManifestError("manifest.empty", sentence, name=path.name)
     return lines
 
 

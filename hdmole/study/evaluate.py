@@ -53,7 +53,8 @@ def evaluate(
     """
     methods = list(dict.fromkeys(methods))
     if not methods:
-        raise ModelError(f"No method is given; this model has {', '.join(asr.methods)}.")
+        sentence = "No method is given; this model has {methods}."
+        raise ModelError("model.no_method_given", sentence, methods=", ".join(asr.methods))
     for method in methods:
         asr.check_method(method)
     asr.check_accent(accent)
@@ -80,7 +81,11 @@ def evaluate(
     if len(failed) == len(recordings):
         shutil.rmtree(parts)
         raise ManifestError(
-            f"None of the {len(lines)} recordings of {manifest.name} could be read; the first says: {failed.error.iloc[0]}"
+            "manifest.nothing_read",
+            "None of the {count} recordings of {name} could be read; the first says: {reason}",
+            count=len(lines),
+            name=manifest.name,
+            reason=failed.error.iloc[0],
         )
     table = _gather(parts, "utterances")
     summary = summarise(table)
