@@ -2,7 +2,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help app test lint format screenshots
+.PHONY: help app test lint format mutation screenshots
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -22,6 +22,9 @@ lint: .venv/installed-dev ## check style and types
 format: .venv/installed-dev ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+mutation: .venv/installed-dev ## change the code in small ways and count what the tests notice: all of it, or e.g. of=gate
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutation.py $(of)
 
 screenshots: .venv/installed-dev ## write docs/screenshots from the running app (needs Chromium)
 	$(BIN)/python -m app.screenshots
