@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from app import state, tour  # noqa: E402
+from app import tour  # noqa: E402
+from app.model import device_name, load_model  # noqa: E402
 from app.texts import choose_language, t  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
@@ -38,8 +39,8 @@ page = st.navigation(
 with st.sidebar:
     choose_language()
     with st.spinner(t("Loading the model …")):
-        asr = state.load_model()
-    st.caption(t("Model **{model}** on **{device}**", model=state.model_folder(asr).name, device=state.device_name(asr)))
+        asr = load_model()
+    st.caption(t("Model **{model}** on **{device}**", model=asr.folder.name, device=device_name(asr)))
 tour.presentation()
 tour.bar()
 page.run()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
 
 from app import texts
+from app.session import session
 from app.texts import t
 from hdmole.figures.utterance import GATES, frame_at
 from hdmole.speech.audio import SAMPLE_RATE, Audio
+
+if TYPE_CHECKING:
+    from hdmole.speech.asr import Word
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word
@@ -29,7 +33,7 @@ class Moment:
     word: str
 
 
-def moment_of(time: float, words: Sequence[Any], seconds: float) -> Moment:
+def moment_of(time: float, words: Sequence[Word], seconds: float) -> Moment:
     """The word that lasts over `time`, or a short stretch around it, in audio that ends at so many seconds."""
     for word in words:
         if word.start <= time < word.end:
@@ -37,26 +41,26 @@ def moment_of(time: float, words: Sequence[Any], seconds: float) -> Moment:
     return Moment(time, max(0.0, time - _AROUND), min(seconds, time + _AROUND), "")
 
 
-def remember_click(chart: str, utterance: str, words: Sequence[Any]) -> Callable[[], None]:
+def remember_click(chart: str, utterance: str, words: Sequence[Word]) -> Callable[[], None]:
     """A callback for a chart over time: keeps the clicked time for the utterance with this key."""
 
     def clicked() -> None:
         points = st.session_state[chart].selection.points
         time = max(0.0, float(points[0]["x"])) if points else None
-        st.session_state.moment = None if time is None else (utterance, time)
+        session().moment = None if time is None else (utterance, time)
         inside = [i for i, word in enumerate(words) if time is not None and word.start <= time < word.end]
         st.session_state[f"word-{utterance}"] = inside[0] if inside else None
 
     return clicked
 
 
-def choose_word(utterance: str, words: Sequence[Any]) -> None:
+def choose_word(utterance: str, words: Sequence[Word]) -> None:
     """The words in a row: choosing one plays it, with the mouse or the keyboard."""
     key = f"word-{utterance}"
 
     def chosen() -> None:
         index = st.session_state[key]
-        st.session_state.moment = None if index is None else (utterance, (words[index].start + words[index].end) / 2)
+        session().moment = None if index is None else (utterance, (words[index].start + words[index].end) / 2)
 
     label = t("Choose a word, or click a cell, to hear that moment")
     if 0 < len(words) <= _MOST_WORDS:
@@ -67,9 +71,9 @@ def choose_word(utterance: str, words: Sequence[Any]) -> None:
         st.caption(t(":material/touch_app: Click a cell to hear that moment."))
 
 
-def clicked_moment(utterance: str, words: Sequence[Any], start: float, end: float) -> Moment | None:
+def clicked_moment(utterance: str, words: Sequence[Word], start: float, end: float) -> Moment | None:
     """The moment last clicked in this stretch of the utterance; it stays when another layer or gate is chosen."""
-    kept = st.session_state.get("moment")
+    kept = session().moment
     return moment_of(kept[1], words, end) if kept and kept[0] == utterance and start <= kept[1] < end else None
 
 

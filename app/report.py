@@ -17,9 +17,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from app import texts
+from app.cards import legend_html, method_card
+from app.jobs import Job
 from app.texts import Text, drawn, language, t
-from app.words import legend_html, method_card
-from app.worker import Job
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.speech.audio import SAMPLE_RATE

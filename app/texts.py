@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES, accent_label
 from hdmole.study.results import markdown_table
 
@@ -38,6 +39,11 @@ class Text(str):
         made = super().__new__(cls, text.format(**values) if values else text)
         made.text, made.values = text, values
         return made
+
+    @classmethod
+    def of(cls, error: UserError) -> Text:
+        """What an error says; errors among its values are translated too."""
+        return cls(error.sentence, **{k: cls.of(v) if isinstance(v, UserError) else v for k, v in error.values.items()})
 
 
 MADE = (

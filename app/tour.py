@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.session import session
 from app.texts import Text, t
 
 STEPS = [
@@ -27,13 +28,13 @@ html { font-size: 118%; }
 
 def go(step: int) -> None:
     """Open a step of the tour."""
-    st.session_state.tour = step
+    session().tour = step
     st.switch_page(f"../pages/{STEPS[step][0]}.py")
 
 
 def bar() -> None:
     """Where the visitor is on the tour, and the way on."""
-    step = st.session_state.get("tour")
+    step = session().tour
     if step is None:
         return
     _, title, text = STEPS[step]
@@ -45,7 +46,7 @@ def bar() -> None:
         if step + 1 < len(STEPS) and on.button(t("Next"), key="tour_next", type="primary", width="stretch"):
             go(step + 1)
         if leave.button(t("End" if step + 1 < len(STEPS) else "Done"), key="tour_leave", width="stretch"):
-            st.session_state.tour = None
+            session().tour = None
             st.rerun()
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import parts, state
+from app import results
+from app.model import load_model, model_card
 from app.texts import t
 
-asr = state.load_model()
-folder = state.model_folder(asr)
-summary = parts.summary_of(folder / "results")
+asr = load_model()
+folder = asr.folder
+summary = results.summary_of(folder / "results")
 
 st.title(t("What the model can hear, and what it cannot"))
 if recogniser := summary.get("accent_recogniser"):
-    parts.confusion(recogniser)
+    results.confusion(recogniser)
 card = folder / "README.md"
 if card.is_file():
     st.divider()
-    st.markdown(state.model_card(card))
+    st.markdown(model_card(card))
 else:
     st.info(t("This model comes without a model card (README.md in its folder)."))

@@ -7,16 +7,17 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import parts, state, texts
+from app import links, plots, results, texts
+from app.cards import LEGEND_DIFFERENCE, text_card
+from app.model import ROOT, load_model
 from app.texts import Text, t
-from app.words import LEGEND_DIFFERENCE, text_card
 from hdmole.figures import results as result_figures
 from hdmole.figures.utterance import METHOD_COLOURS
 from hdmole.names import DOMAIN_LABELS, GENERAL
 from hdmole.study.claims import claim_text, verdict
 from hdmole.study.results import accent_differences, few_speakers
 
-asr = state.load_model()
+asr = load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew
 
 
@@ -26,11 +27,11 @@ def kind(domain: str) -> str:
 
 
 st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
-folder, summary = parts.choose_results(asr, "methods")
-ours = folder.resolve().is_relative_to(state.ROOT / "assets")
+folder, summary = results.choose(asr, "methods")
+ours = folder.resolve().is_relative_to(ROOT / "assets")
 labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
 
-parts.headline(summary)
+results.headline(summary)
 for claim in summary.get("claims", []):
     low, high = claim["interval"]
     icon = ":material/check_circle:" if claim["holds"] else ":material/cancel:"
@@ -45,10 +46,10 @@ bars, plane = st.columns([1.6, 1])
 with bars:
     domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m["domains"] for m in summary["methods"].values())]
     domains = domains or ["accent"]
-    parts.from_link(linked, "speech", "speech", domains, domains[0])
+    links.set_widget(linked, "speech", "speech", domains, domains[0])
     speech = st.segmented_control(t("Word error rate by accent"), domains, required=True, key="speech", format_func=kind)
     rates = result_figures.error_rate_data(summary, str(speech))
-    parts.figure(
+    plots.show(
         result_figures.error_rates(rates), "word-error-rates", rates,
         t("lower is better; speakers and sentences no method was trained on, thin lines are 95 % intervals, of five speakers or more.")
         if ours
@@ -64,12 +65,12 @@ with plane:
         )  # fmt: skip
         named = cost.assign(label=cost.label.map(t))
         if against_what == "general":
-            parts.figure(
+            plots.show(
                 result_figures.forgetting(named), "accents-against-general", cost,
                 t("down is better on accents, right of the dotted line the general domain was forgotten."), "forgetting",
             )  # fmt: skip
         else:
-            parts.figure(
+            plots.show(
                 result_figures.parameters(named), "accents-against-parameters", cost,
                 t("down is better on accents, left is smaller; the dotted line is the frozen base."), "parameters",
             )  # fmt: skip
@@ -82,7 +83,7 @@ if len(main) < len(labels):
 curves = result_figures.curve_data(summary)
 if len(curves):
     st.header(t("Learning accents, forgetting general speech"))
-    parts.figure(
+    plots.show(
         result_figures.curves(curves), "forgetting-curves", curves,
         t("left, how fast a method learns the accents; right, what happens to general speech meanwhile."), "curves",
     )  # fmt: skip
@@ -90,17 +91,17 @@ found = summary.get("differences", [])
 names = list(summary["methods"])
 address = {"results": st.query_params.get("results", ""), "speech": str(speech) if speech != domains[0] else ""}
 if len(names) < 2 or not found:
-    state.write_deep_link(**address)
+    links.write(**address)
     st.stop()
 
 st.header(t("Is the difference real?"))
 left, right, middle = st.columns(3)
 label = labels.__getitem__
 first = "hdmole" if "hdmole" in names else names[-1]
-parts.from_link(linked, "compared", "method", names, first)
+links.set_widget(linked, "compared", "method", names, first)
 method = left.selectbox(t("Method"), names, format_func=label, key="compared")
 others = [name for name in names if name != method]
-parts.from_link(linked, "against", "against", others, others[0])
+links.set_widget(linked, "against", "against", others, others[0])
 against = right.selectbox(t("Against"), others, format_func=label, key="against")
 address |= {"method": method if method != first else "", "against": against if against != others[0] else ""}
 pair = [d for d in found if (d["method"], d["against"]) == (method, against)]
@@ -133,14 +134,14 @@ st.caption(
 
 @st.cache_data(show_spinner=False, max_entries=16)
 def by_accent(file: Path, method: str, against: str, changed: int) -> pd.DataFrame:
-    return accent_differences(state.read_table(file), method, against)
+    return accent_differences(results.read_table(file), method, against)
 
 
 file = folder / "utterances.parquet"
 if file.is_file():
     where = by_accent(file, str(method), against, file.stat().st_mtime_ns)
     kinds = [f" · {kind(d)}" if d not in ("accent", a) else "" for d, a in zip(where.domain, where.accent, strict=True)]
-    parts.figure(
+    plots.show(
         result_figures.accent_differences(where.assign(label=where.accent.map(texts.accent) + kinds), str(method)),
         f"{method}-{against}-by-accent", where,
         t(
@@ -152,7 +153,7 @@ if file.is_file():
     )  # fmt: skip
 if len(names) > len(main):
     variants = result_figures.variant_data(summary, str(method))
-    parts.figure(
+    plots.show(
         result_figures.variants(variants.assign(label=variants.label.map(t))), "variants", variants,
         t("left of zero a method is better than {method}; a ring says that no difference is established.", method=label(method)),
         "variants",
@@ -165,12 +166,12 @@ if len(trials):
 
 if file.is_file():
     st.header(t("Utterance by utterance"))
-    table = result_figures.pair_data(state.read_table(file), method, against)
+    table = result_figures.pair_data(results.read_table(file), method, against)
     seeds = sorted(set(table.seed))
     several = len(seeds) > 1
     of = table.accent.where(table.domain.isin(["accent", GENERAL]), table.domain + "/" + table.accent)
     accents = dict(sorted(zip(of, zip(table.accent, table.domain, strict=True), strict=True)))
-    parts.from_link(linked, "compared_accent", "accent", list(accents), None)
+    links.set_widget(linked, "compared_accent", "accent", list(accents), None)
     accent = middle.selectbox(
         t("Accent"), list(accents), index=None, placeholder=t("all"), key="compared_accent",
         format_func={
@@ -181,7 +182,7 @@ if file.is_file():
     table = table.loc[of == accent].reset_index(drop=True) if accent else table
     if table.empty:
         st.info(t("The two methods have no utterance in common of one training seed."))
-        state.write_deep_link(**address)
+        links.write(**address)
         st.stop()
     counts = result_figures.pair_counts(table, str(method), str(against))
     reading = (
@@ -192,7 +193,7 @@ if file.is_file():
         )
     )
     paint, paint_against = (METHOD_COLOURS.get(name, METHOD_COLOURS["hdmole"]) for name in (str(method), str(against)))
-    picked = parts.figure(
+    picked = plots.show(
         result_figures.pair_scatter(counts, label(method), label(against), len(seeds), (paint, paint_against)), f"{method}-{against}-errors", counts,
         reading + " " + t("Click one to list it alone, click twice beside it to list all again."), f"pairs-{method}-{against}-{accent}",
         on_select="rerun",
@@ -231,10 +232,10 @@ if file.is_file():
     if event.selection.rows:
         row = table.iloc[event.selection.rows[0]]
         heard = [text_card(name, row[f"hypothesis {name}"], row.reference) for name in (method, against)]
-        if sound := parts.sound_of(folder, row.utterance, row.reference, row.accent, row.speaker):
+        if sound := results.sound_of(folder, row.utterance, row.reference, row.accent, row.speaker):
             st.audio(sound[1])
         else:
             st.caption(t("The audio of this utterance is not part of the results."))
         st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
-state.write_deep_link(**address)
-parts.origin(summary)
+links.write(**address)
+results.origin(summary)

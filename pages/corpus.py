@@ -10,13 +10,15 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import parts, state, texts
+from app import links, plots, results, texts, watch
+from app.cards import LEGEND_DIFFERENCE, text_card
+from app.corpus import Evaluation
+from app.model import load_model
+from app.session import session
 from app.texts import t
-from app.words import LEGEND_DIFFERENCE, text_card
-from app.worker import Evaluation
 from hdmole.figures import results as result_figures
 
-asr = state.load_model()
+asr = load_model()
 
 st.title(t("How well are your own recordings heard?"))
 st.caption(
@@ -25,14 +27,16 @@ st.caption(
         "what is done is kept when you cancel."
     )
 )
-if st.session_state.pop("corpus_started", False) or "corpus_results" not in st.session_state:
-    st.session_state.corpus_results = "" if "evaluation" in st.session_state else st.query_params.get("results", "")
+kept = session()
+if kept.evaluation_new or "corpus_results" not in st.session_state:
+    kept.evaluation_new = False
+    st.session_state.corpus_results = "" if kept.evaluation is not None else st.query_params.get("results", "")
 with st.sidebar:
     earlier = st.text_input(
         t("Results of an earlier evaluation"), key="corpus_results", placeholder="results/mine", persist_state="session",
         help=t("A folder on the app's machine that `hdmole evaluate` or this page wrote; this page's address names it."),
     ).strip()  # fmt: skip
-task: Evaluation | None = None if earlier else st.session_state.get("evaluation")
+task = None if earlier else kept.evaluation
 with st.expander(t("The recordings"), expanded=not (earlier or (task and not task.error)), icon=":material/folder_open:"):
     st.markdown(
         t(
@@ -50,17 +54,17 @@ with st.expander(t("The recordings"), expanded=not (earlier or (task and not tas
         samples = asr.folder / "samples" / "manifest.jsonl"
         try_it = samples.is_file() and st.button(t("Try it with the samples"), disabled=not methods, key="corpus_samples")
     if start or try_it:
-        if "evaluation" in st.session_state:
-            st.session_state.evaluation.cancel()
-            st.session_state.evaluation.forget()
+        if kept.evaluation is not None:
+            kept.evaluation.cancel()
+            kept.evaluation.forget()
         source = samples if try_it else file or Path(path.strip())
-        st.session_state.evaluation = Evaluation(asr, source, methods, Path(tempfile.mkdtemp(prefix="hdmole-corpus-")))
-        st.session_state.corpus_started = True
+        kept.evaluation = Evaluation(asr, source, methods, Path(tempfile.mkdtemp(prefix="hdmole-corpus-")))
+        kept.evaluation_new = True
         st.rerun()
 if task is not None:
     if task.running:  # a reload then finds the way back
-        state.write_deep_link(results=str(task.out))
-    parts.ended(task)
+        links.write(results=str(task.out))
+    watch.ended(task)
     if task.error:
         st.error(t(task.error))
     if task.summary is None:
@@ -70,12 +74,12 @@ if task is not None:
 elif not earlier:
     st.stop()
 out = task.out if task is not None else Path(earlier)
-state.write_deep_link(results=str(out))
+links.write(results=str(out))
 if (out / "parts").is_dir() and not (out / "summary.json").is_file():
     st.info(t("This evaluation is not finished yet; open this address again later."))
     st.stop()
 try:
-    summary = state.results(out)
+    summary = results.read(out)
 except ValueError as error:
     st.error(str(error))
     st.stop()
@@ -90,14 +94,14 @@ if made["recordings"] < made["of"]:
         t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=made["recordings"], all=made["of"])
     )
     if task is not None and st.button(t("Go on"), icon=":material/play_arrow:", key="corpus_go_on"):
-        st.session_state.evaluation = Evaluation(asr, task.source, task.methods, task.folder)
+        kept.evaluation = Evaluation(asr, task.source, task.methods, task.folder)
         st.rerun()
 if summary["failed"]:
     with st.expander(t("{count} recordings could not be read", count=len(summary["failed"])), icon=":material/error:"):
         st.dataframe(pd.DataFrame(summary["failed"]), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
 labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
 rates = result_figures.error_rate_data(summary)
-parts.figure(
+plots.show(
     result_figures.error_rates(rates), "corpus-error-rates", rates,
     t("lower is better; thin lines are 95 % intervals over speakers."), "corpus_rates",
 )  # fmt: skip
@@ -125,7 +129,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
 @st.cache_data(show_spinner=False, max_entries=4)
 def recordings(out: str, changed: int) -> pd.DataFrame:
     """One row a recording: its length, level, clipping, in-domain score and each method's WER."""
-    heard = state.read_table(Path(out) / "utterances.parquet").drop_duplicates(["utterance", "method"])
+    heard = results.read_table(Path(out) / "utterances.parquet").drop_duplicates(["utterance", "method"])
     wide = heard.assign(wer=100 * heard.errors / heard.words.clip(lower=1)).pivot(
         index="utterance", columns="method", values="wer"
     )[heard.method.unique()]
@@ -177,7 +181,7 @@ def one_by_one() -> None:
         row = shown.iloc[event.selection.rows[0]]
         if Path(row.audio).is_file():
             st.audio(row.audio)
-        of = state.read_table(out / "utterances.parquet", row.utterance)
+        of = results.read_table(out / "utterances.parquet", row.utterance)
         cards = [text_card(r["method"], r["hypothesis"], r["reference"]) for r in of.to_dict("records")]
         st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
 

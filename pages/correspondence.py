@@ -8,34 +8,36 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import parts, state, texts
+from app import links, plots, results, texts
+from app.jobs import Utterance
+from app.model import load_model
 from app.texts import t
-from app.worker import Utterance
+from app.utterance import choose, samples
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.study.results import FEW_SPEAKERS
 from hdmole.study.routing_table import ROUTERS
 
-asr = state.load_model()
+asr = load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew
 
 
 def hear(folder: Path, name: str) -> None:
     """A clicked utterance: its words, its sound, and the way to the pages that show one utterance."""
     file = folder / "utterances.parquet"
-    said = state.read_table(file, name) if file.is_file() else pd.DataFrame()
+    said = results.read_table(file, name) if file.is_file() else pd.DataFrame()
     if not len(said):
         return
     row = said.iloc[0]
     st.markdown(f"**{texts.accent(row.accent)}**, {row.speaker}: {row.reference}")
-    clips = state.samples(state.model_folder(asr))
+    clips = samples(asr.folder)
     same = (row.reference, row.accent, row.speaker)
     clip = next((c for c in clips if (c.text, c.accent, c.speaker) == same and c.path.is_file()), None)
-    sound = parts.sound_of(folder, name, row.reference, row.accent, row.speaker)
+    sound = results.sound_of(folder, name, row.reference, row.accent, row.speaker)
     if sound is None and clip is None:
         st.caption(t("The audio of this utterance is not part of the results."))
         return
-    chosen = state.utterance_of(clip) if clip else Utterance(*sound, row.reference, row.accent) if sound else None
+    chosen = clip.utterance() if clip else Utterance(*sound, row.reference, row.accent) if sound else None
     assert chosen is not None
     with st.container(horizontal=True, vertical_alignment="center"):
         st.audio(chosen.data, width=180)
@@ -43,19 +45,19 @@ def hear(folder: Path, name: str) -> None:
             ("transcribe", t("Transcribe"), ":material/graphic_eq:"), ("routing", t("Routing"), ":material/account_tree:"),
         ):  # fmt: skip
             if st.button(label, icon=icon, key=f"open-{page}"):
-                state.choose(chosen)
+                choose(chosen)
                 st.switch_page(f"../pages/{page}.py", query_params={"sample": clip.name} if clip else None)
 
 
 st.title(t("Does each expert serve its accent?"))
-folder, summary = parts.choose_results(asr, "routing")
+folder, summary = results.choose(asr, "routing")
 file = folder / "routing.parquet"
 if "routing" not in summary or not file.is_file():
     st.info(t("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do."))
     st.stop()
 
 measured = summary["routing"]
-routing = state.read_table(file)
+routing = results.read_table(file)
 layers = {figures.layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
 
 
@@ -77,19 +79,17 @@ known = [
 ]  # fmt: skip
 st.caption(" · ".join(known))
 which, where = st.columns(2)
-parts.from_link(linked, "router", "router", result_figures.ROUTERS, "gate")
-parts.from_link(linked, "corpus_layer", "layer", layers, None)
+links.set_widget(linked, "router", "router", result_figures.ROUTERS, "gate")
+links.set_widget(linked, "corpus_layer", "layer", layers, None)
 router = which.segmented_control(
     t("Router"), list(result_figures.ROUTERS), required=True, format_func=lambda r: t(result_figures.ROUTERS[r]), key="router"
 )
 layer = where.selectbox(t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer")
-state.write_deep_link(
-    results=st.query_params.get("results", ""), router=str(router) if router != "gate" else "", layer=layer or ""
-)
+links.write(results=st.query_params.get("results", ""), router=str(router) if router != "gate" else "", layer=layer or "")
 left, right = st.columns(2)
 with left:
     data = result_figures.correspondence_data(routing, str(router), layers[layer] if layer else None)
-    parts.figure(
+    plots.show(
         result_figures.correspondence(data), "correspondence", data,
         t("a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent."),
         "matrix",
@@ -105,7 +105,7 @@ with left:
 with right:
     clicked = st.container()
     points = result_figures.map_data(routing, str(router))
-    event = parts.figure(
+    event = plots.show(
         result_figures.utterance_map(points, list(routing.sort_values("expert").accent.unique())), "utterance-map", points,
         t(
             "a mark is an utterance, near to those that are routed alike; grey marks that are no discs are accents no expert was "
@@ -128,14 +128,14 @@ st.caption(
 )
 
 recogniser = summary.get("accent_recogniser")
-if not recogniser and folder in state.results_folders(asr).values():  # other results may be of another recogniser
-    recogniser = parts.summary_of(state.model_folder(asr) / "results").get("accent_recogniser")
+if not recogniser and folder in results.folders(asr).values():  # other results may be of another recogniser
+    recogniser = results.summary_of(asr.folder / "results").get("accent_recogniser")
 if recogniser:
-    parts.confusion(recogniser)
+    results.confusion(recogniser)
 worth = result_figures.attribution_data(summary)
 if len(worth):
     st.header(t("What an expert is worth"))
-    parts.figure(
+    plots.show(
         result_figures.attribution(worth), "attribution", worth,
         t("leave one expert out and score the right words again: below zero they become less likely, so the expert helped."),
         "worth",
@@ -164,4 +164,4 @@ with st.expander(t("Layer by layer")):
         heads[f"experts at work, {domain}"] = t("experts at work, {speech}", speech=t(domain))
     st.dataframe(per_layer, hide_index=True, column_config=heads)
     st.download_button(t("Layers (CSV)"), per_layer.to_csv(index=False), "layers.csv", "text/csv", on_click="ignore")
-parts.origin(summary)
+results.origin(summary)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import parts, state, texts, tour
+from app import results, texts, tour
+from app.model import ROOT, device_name, load_model
 from app.texts import t
+from app.utterance import choose_sample, samples
 
 if "sample" in st.query_params:  # links of before there was a Home page
     st.switch_page("../pages/transcribe.py", query_params=dict(st.query_params))
 
-asr = state.load_model()
-folder = state.model_folder(asr)
-clips = state.samples(folder)
-summary = parts.summary_of(folder / "results")
+asr = load_model()
+folder = asr.folder
+clips = samples(folder)
+summary = results.summary_of(folder / "results")
 
 st.title(t("One recogniser, one small expert for each accent, and a view of who does what"))
 st.markdown(
@@ -23,14 +25,14 @@ st.markdown(
         "moment, how much each expert works, and learned thresholds how many of them. Here you can hear it, watch it and compare it."
     )
 )
-st.image(texts.picture(state.ROOT / "assets" / "ui" / "method.svg"), width="stretch")
+st.image(texts.picture(ROOT / "assets" / "ui" / "method.svg"), width="stretch")
 if clips:
     st.markdown(t("**Start with somebody speaking:**"))
     with st.container(horizontal=True):
         for accent in dict.fromkeys(clip.accent for clip in clips):
             clip = next(c for c in clips if c.accent == accent)
             if st.button(texts.accent(accent), key=f"go-{accent}", help=clip.text):
-                state.choose_sample(clip)
+                choose_sample(clip)
                 st.switch_page("../pages/transcribe.py", query_params={"sample": clip.name})
 left, right = st.columns(2)
 with left:
@@ -47,10 +49,10 @@ with right:
     loaded = (
         t(
             "model **{model}** on **{device}**, with {methods}",
-            model=folder.name, device=state.device_name(asr), methods=t(", ").join(map(texts.method, asr.methods)),
+            model=folder.name, device=device_name(asr), methods=t(", ").join(map(texts.method, asr.methods)),
         ),
         t("{count} experts: {experts}", count=len(asr.accents) - 1, experts=experts),
-        t(", ").join([dated, *(name for name in state.results_folders(asr) if name != "this model's own")]),
+        t(", ").join([dated, *(name for name in results.folders(asr) if name != "this model's own")]),
     )  # fmt: skip
     st.markdown("\n".join(f"- {line}" for line in loaded))
     if folder.name == "demo":

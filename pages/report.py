@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import parts, report, state
+from app import links, report, results
+from app.model import device_name, load_model
+from app.session import session
 from app.texts import t
+from app.utterance import choose_linked, chosen_utterance, reference_input, sample_select, samples
+from app.watch import heard_job
 from hdmole.figures import utterance as figures
 
-asr = state.load_model()
-clips = state.samples(state.model_folder(asr))
-state.read_deep_link(clips, state.model_folder(asr))
+asr = load_model()
+clips = samples(asr.folder)
+choose_linked(clips, asr.folder)
 
 st.title(t("Take it away"))
 st.caption(
     t("One HTML file with the audio, the transcripts, the figures (interactive) and the results; it opens without a network.")
 )
-chosen = parts.chosen_utterance()
+chosen = chosen_utterance()
 sample_box, layer_box = st.columns([2, 1])
 with sample_box:
-    parts.sample_select(clips, t("Utterance"))
-job = parts.heard_job(asr, chosen)
+    sample_select(clips, t("Utterance"))
+job = heard_job(asr, chosen)
 if not job.transcripts or job.audio is None:
     st.stop()
-reference = parts.reference_input(chosen)
+reference = reference_input(chosen)
 layer = ""
 table = job.routing()
 if table is not None:
-    layers = state.layers_of(table)
-    state.prepare_choice("layer", layers)
+    layers = figures.layer_names(table)
+    links.set_once("layer", layers)
     layer = str(
         layer_box.selectbox(
             t("Layer whose routing is shown"), layers, key="layer", format_func=figures.layer_label, persist_state="session"
         )
     )
-folder, summary = parts.choose_results(asr, "methods", required=False)
-state.write_deep_link(
-    sample=chosen.sample, layer=figures.layer_label(layer), results=st.session_state.get("results_shown", "") if summary else ""
-)
-about = {"model": state.model_folder(asr).name, "device": state.device_name(asr), "methods": ", ".join(job.methods)}
+folder, summary = results.choose(asr, "methods", required=False)
+links.write(sample=chosen.sample, layer=figures.layer_label(layer), results=session().results if summary else "")
+about = {"model": asr.folder.name, "device": device_name(asr), "methods": ", ".join(job.methods)}
 written = report.html(job, reference, layer, summary, about)
 with st.container(horizontal=True):
     st.download_button(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import parts, state, texts
+from app import links, plots, texts, watch
+from app.cards import warn_if_outside
+from app.model import load_model
 from app.moment import choose_word, clicked_moment, remember_click, show_moment
+from app.session import session
 from app.texts import Text, t
+from app.utterance import choose_linked, choose_stretch, routed_utterance, sample_select, samples
 from hdmole.figures import utterance as figures
 
 SHORT = {"gate": Text("Combined"), "global_gate": Text("Global"), "local_gate": Text("Local")}
 
-asr = state.load_model()
-clips = state.samples(state.model_folder(asr))
-state.read_deep_link(clips, state.model_folder(asr))
+asr = load_model()
+clips = samples(asr.folder)
+choose_linked(clips, asr.folder)
 
 st.title(t("Which expert worked when"))
 st.caption(
@@ -22,22 +26,22 @@ st.caption(
         "an expert whose weight stays under a router's threshold is off."
     )
 )
-chosen = parts.routed_utterance(asr)
+chosen = routed_utterance(asr)
 
 sample, layer_box, gate_box = st.columns([2.2, 1.2, 1.6])
 with sample:
-    parts.sample_select(clips, t("Utterance"))
-job = parts.heard_job(asr, chosen)
+    sample_select(clips, t("Utterance"))
+job = watch.heard_job(asr, chosen)
 if "hdmole" not in job.transcripts or job.audio is None:
     st.stop()
 
 heard = job.transcripts["hdmole"]
-stretch = parts.choose_stretch(job, heard)
+stretch = choose_stretch(job, heard)
 table, words = job.routing(stretch.number), stretch.words
 assert table is not None
-layers = state.layers_of(table)
-state.prepare_choice("layer", layers)
-state.prepare_choice("gate", list(figures.GATES))
+layers = figures.layer_names(table)
+links.set_once("layer", layers)
+links.set_once("gate", list(figures.GATES))
 with layer_box:
     layer = st.selectbox(t("Layer"), layers, key="layer", format_func=figures.layer_label, persist_state="session")
 with gate_box:
@@ -50,9 +54,9 @@ with gate_box:
         persist_state="session",
     )
 which = picked or "gate"
-state.write_deep_link(sample=chosen.sample, layer=figures.layer_label(layer), gate=which)
-state.show_notes()
-parts.warn_if_outside(job)
+links.write(sample=chosen.sample, layer=figures.layer_label(layer), gate=which)
+links.show_notes()
+warn_if_outside(job)
 
 key = f"{chosen.key}-{stretch.number}-{layer}-{which}"
 choose_word(chosen.key, words)
@@ -71,7 +75,7 @@ if not timed:
 data = figures.gate_data(table, layer, which)
 router = {"global_gate": "tau_global", "local_gate": "tau_local"}.get(which) if job.dynamic else None
 tau = float(table[table.layer == layer][router].mean()) if router else None
-parts.figure(
+plots.show(
     figures.gate_heatmap(data, which, words, span, tau), f"{chosen.stem}-{label}-{which}", data,
     t(
         "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
@@ -86,7 +90,7 @@ with left:
     at = moment.time if moment else None
     cut = figures.threshold_data(table, layer, at)
     when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
-    parts.figure(
+    plots.show(
         figures.threshold_bars(cut, job.dynamic), f"{chosen.stem}-{label}-thresholds", cut,
         t("each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).", when=when),
         f"thresholds-{key}",
@@ -101,7 +105,7 @@ with right:
         if points and points[0]["y"] in names:
             st.session_state.layer = names[points[0]["y"]]
 
-    parts.figure(
+    plots.show(
         figures.layer_overview(overview, which), f"{chosen.stem}-layers", overview,
         t("a row is a layer, the encoder's side on top; bright experts did most there. Click a cell to see its layer above."),
         f"overview-{key}", on_select=choose_layer,
@@ -110,7 +114,7 @@ with right:
 st.header(t("All layers: experts at work, over time"))
 active = figures.active_data(table)
 count = figures.ACTIVE[which]
-parts.figure(
+plots.show(
     figures.active_heatmap(active, table.expert.nunique(), words, count, span), f"{chosen.stem}-active", active,
     t("how many experts are on at each layer and moment ({gate}); dark is none. Click a cell to hear it.", gate=gate.lower()),
     f"active-{key}",
@@ -130,21 +134,21 @@ elif view == "gate" and table.time.isna().all():
     st.caption(t("Layers in the LLM have no times, so they cannot be told apart by word."))
 elif view == "gate":
     carried = figures.word_data(table, words, which)
-    parts.figure(
+    plots.show(
         figures.word_heatmap(carried), f"{chosen.stem}-words", carried,
         t("a column is a word, a row an expert; bright experts carried the word."), f"words-{key}",
     )  # fmt: skip
 else:
-    asked = state.worth_of(asr, job, stretch.number)
-    parts.ended(asked, 1.0)
+    asked = watch.worth_of(asr, job, stretch.number)
+    watch.ended(asked, 1.0)
     if asked.error:
         st.error(t(asked.error))
     elif asked.words is None and st.button(t("Go on"), key="worth_again"):
-        st.session_state.pop("stopped", None)
+        session().stopped = ""
         st.rerun()
     if asked.words:
         worth = figures.worth_data(asked.words)
-        parts.figure(
+        plots.show(
             figures.word_heatmap(worth, worth=True), f"{chosen.stem}-worth", worth,
             t(
                 "one expert is left out at a time and the same words are scored again: brown, the word became less likely without "
@@ -162,7 +166,7 @@ beside = st.selectbox(
     placeholder=t("none"),
 )  # fmt: skip
 if beside is not None:
-    other = parts.heard_job(asr, state.utterance_of(beside))
+    other = watch.heard_job(asr, beside.utterance())
     second = other.routing(0)
     if second is not None:
         for column, name, rows, text in zip(
@@ -171,7 +175,7 @@ if beside is not None:
             with column:
                 st.markdown(f"**{name}**: {text.text}")
                 shown = figures.gate_data(rows, layer, which)
-                parts.figure(
+                plots.show(
                     figures.gate_heatmap(shown, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,
                     t("the same layer and gate of both; rows are experts."), f"beside-{name}-{key}",
                 )  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import streamlit as st
 
-from app import parts, state, texts
+from app import links, plots, results, texts, watch
+from app.cards import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card, warn_if_outside
+from app.model import load_model
+from app.session import session
 from app.texts import Text, t
-from app.words import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card
+from app.utterance import choose_linked, reference_of, routed_utterance, sample_select, samples
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.speech.words import count_errors, normalise
@@ -18,16 +20,16 @@ from hdmole.training.adapt import PLACES
 
 CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
 
-asr = state.load_model()
-clips = state.samples(state.model_folder(asr))
-state.read_deep_link(clips, state.model_folder(asr))
+asr = load_model()
+clips = samples(asr.folder)
+choose_linked(clips, asr.folder)
 
 st.title(t("What if the routing were different?"))
 st.caption(
     t("Change how experts are chosen; the utterance is decoded again, next to the untouched run. The model stays as it is.")
 )
-chosen = parts.routed_utterance(asr)
-job = parts.heard_job(asr, chosen)
+chosen = routed_utterance(asr)
+job = watch.heard_job(asr, chosen)
 if "hdmole" not in job.transcripts:
     st.stop()
 
@@ -35,62 +37,60 @@ untouched = job.transcripts["hdmole"]
 layers = {figures.layer_label(entry["name"]): entry for entry in untouched.layers}
 experts = asr.accents[1:]
 controls, outcome = st.columns([1, 1.9], gap="medium")
-linked = st.session_state.setdefault("what_if", {k: st.query_params[k] for k in st.query_params if k not in ("sample", "gate")})
-if st.session_state.setdefault("what_if_of", chosen.key) != chosen.key:  # the address was of another utterance
-    linked = {}
+kept = session()
+if kept.changes_linked is None:
+    kept.changes_linked, kept.changes_of = st.query_params.to_dict(), chosen.key
+linked = kept.changes_linked if kept.changes_of == chosen.key else {}  # else the address was of another utterance
 
 
-def from_link(name: str, options: list[str]) -> list[str]:
-    """What the address names for a choice, as far as it is among the options."""
-    return [value for value in linked.get(name, "").split(",") if value in options]
+def named(name: str, options: list[str]) -> list[str]:
+    """What the address names under `name`, as far as it is among the options."""
+    return [value for value in links.names_in(linked.get(name, "")) if value in options]
 
 
-def number_from_link(name: str, default: float, low: float, high: float) -> float:
-    try:
-        value = float(linked.get(name, default))
-    except ValueError:
-        return default
-    return float(min(max(value, low), high)) if math.isfinite(value) else default
+def number(name: str, default: float, low: float, high: float) -> float:
+    """The number that the address gives under `name`, or else the default."""
+    return links.number_in(linked.get(name), default, low, high)
 
 
 with controls:
-    parts.sample_select(clips, t("Utterance"))
+    sample_select(clips, t("Utterance"))
     how = st.segmented_control(
-        t("Experts chosen by"), list(CHOICES), default=(from_link("choose", list(CHOICES)) or ["dynamic"])[0], required=True,
+        t("Experts chosen by"), list(CHOICES), default=(named("choose", list(CHOICES)) or ["dynamic"])[0], required=True,
         format_func=lambda choice: t(CHOICES[choice]), key="choose", persist_state="session",
     )  # fmt: skip
     change: dict[str, Any] = {}
-    link: dict[str, str] = {}
+    link: dict[str, str | list[str]] = {}
     where = st.session_state.get("change_layers") or list(layers)
     if how == "dynamic":
         for name, label in (("tau_global", t("Global threshold τ")), ("tau_local", t("Local threshold τ"))):
             trained = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
-            most, kept = max(0.5, trained), f"{name}-set-{chosen.key}"  # what was set stays when other layers are chosen
+            most, place = max(0.5, trained), (chosen.key, name)  # what was set stays when other layers are chosen
             value = st.slider(
-                label, 0.0, most, min(most, st.session_state.get(kept, number_from_link(name, trained, 0, most))), 0.005, format="%.3f", key=f"{name}-{chosen.key}-{'-'.join(where)}",
-                persist_state="session", help=t(
+                label, 0.0, most, min(most, kept.thresholds.get(place, number(name, trained, 0, most))), 0.005, format="%.3f",
+                key=f"{name}-{chosen.key}-{'-'.join(where)}", persist_state="session", help=t(
                     "As trained: {trained} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most.",
                     trained=f"{trained:.3f}",
                 ),
             )  # fmt: skip
-            st.session_state.pop(kept, None)
+            kept.thresholds.pop(place, None)
             if value != trained:
-                st.session_state[kept] = value
+                kept.thresholds[place] = value
                 change |= {name: value, "thresholds": how}
                 link[name] = f"{value:g}"
     else:
         change["thresholds"], link["choose"] = how, str(how)
         if how == "top_k":
             change["top_k"] = 1 if len(experts) == 1 else st.slider(
-                t("Experts kept"), 1, len(experts), int(number_from_link("k", 2, 1, len(experts))), key="k", persist_state="session"
+                t("Experts kept"), 1, len(experts), int(number("k", 2, 1, len(experts))), key="k", persist_state="session"
             )  # fmt: skip
             link["k"] = str(change["top_k"])
         elif how == "top_p":
             change["top_p"] = st.slider(
-                t("Weight kept"), 0.05, 1.0, number_from_link("p", 0.9, 0.05, 1), 0.05, key="p", persist_state="session"
+                t("Weight kept"), 0.05, 1.0, number("p", 0.9, 0.05, 1), 0.05, key="p", persist_state="session"
             )
             link["p"] = f"{change['top_p']:g}"
-    heard = next(iter(from_link("accent", asr.accents)), None)
+    heard = next(iter(named("accent", asr.accents)), None)
     accent = st.selectbox(
         t("Route as if the accent were"), asr.accents, index=asr.accents.index(heard) if heard else None,
         placeholder=t("as it is heard"), format_func={name: texts.accent(name) for name in asr.accents}.__getitem__,
@@ -99,34 +99,34 @@ with controls:
     picked: dict[str, list[str]] = {}
     for name, label in (("mask", t("Switch off")), ("force", t("Use only"))):
         picked[name] = st.multiselect(
-            label, experts, from_link(name, experts), format_func=texts.accent, placeholder=t("no expert"),
+            label, experts, named(name, experts), format_func=texts.accent, placeholder=t("no expert"),
             key=f"change_{name}", persist_state="session",
         )  # fmt: skip
     only = st.multiselect(
-        t("At layers"), list(layers), from_link("layers", list(layers)), placeholder=t("all"), key="change_layers",
+        t("At layers"), list(layers), named("layers", list(layers)), placeholder=t("all"), key="change_layers",
         persist_state="session",
     )  # fmt: skip
 
 change |= {name: value for name, value in (("accent", accent), *picked.items()) if value}
-link |= {name: ",".join(value) for name, value in picked.items() if value} | ({"accent": accent} if accent else {})
+link |= {name: value for name, value in picked.items() if value} | ({"accent": accent} if accent else {})
 if only and change:
     change["layers"] = [layers[layer]["name"] for layer in only]
-    link["layers"] = ",".join(only)
-state.write_deep_link(sample=chosen.sample, **link)
+    link["layers"] = only
+links.write(sample=chosen.sample, **link)
 
 with outcome:
-    state.show_notes()
-    parts.warn_if_outside(job)
-    after, reference = untouched, st.session_state.get(f"reference-{chosen.key}", chosen.reference)
+    links.show_notes()
+    warn_if_outside(job)
+    after, reference = untouched, reference_of(chosen)
     if change:
-        trial = state.trial_of(asr, job, change)
-        parts.ended(trial, 1.0)
+        trial = watch.trial_of(asr, job, change)
+        watch.ended(trial, 1.0)
         if trial.error:
             st.error(t(trial.error))
         if trial.transcript is None:
             if st.button(t("Hear it again")):
-                st.session_state.pop("stopped", None)
-                st.session_state.trials.clear()
+                session().stopped = ""
+                session().trials.clear()
                 st.rerun()
             st.stop()
         after = trial.transcript
@@ -148,13 +148,13 @@ with outcome:
     work.metric(t("Experts at work, mean"), f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
     time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
     adapted = next((place for place, names in PLACES.items() if re.search(names, untouched.layers[0]["name"])), "")
-    found = {name: parts.summary_of(folder) for name, folder in state.results_folders(asr).items()}
+    found = {name: results.summary_of(folder) for name, folder in results.folders(asr).items()}
     alike = [n for n, s in found.items() if s.get("frontier") and s["methods"]["hdmole"].get("place", "projector") == adapted]
     if alike:  # results of layers in the same place, those of most seeds
         name = max(alike, key=lambda n: len(found[n]["methods"]["hdmole"].get("seeds", [])))
         st.header(t("More experts or fewer: what it does over a corpus"))
         points = result_figures.frontier_data(found[name])
-        parts.figure(
+        plots.show(
             result_figures.frontier(points, active[1]), "threshold-frontier", points,
             t(
                 "word error rate on accents when thresholds are scaled, or replaced, in the results “{name}”; the dashed line is where "
@@ -163,11 +163,11 @@ with outcome:
             ),
             "frontier",
         )  # fmt: skip
-        if note := parts.earlier_base(asr, found[name]):
+        if note := results.earlier_base(asr, found[name]):
             st.caption(note)
     st.header(t("Experts at work, layer by layer"))
     data = figures.change_data(untouched.layers, after.layers)
-    parts.figure(
+    plots.show(
         figures.change_dots(data, len(experts)), f"{chosen.stem}-change", data,
         t("each row is a layer; the ring is the model as trained, the disc is your change."), "change",
     )  # fmt: skip

@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from driver import assert_no_exception, settle, wait_until
+from driver import assert_no_exception, session, settle, wait_until
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
-from app import parts, report, state, texts
+from app import plots, report, results, texts
+from app.cards import heard_html, method_card
+from app.jobs import Job, Utterance
 from app.moment import moment_of
-from app.state import Sample, opening_sample
-from app.words import heard_html, method_card
-from app.worker import Job, Utterance
+from app.utterance import Sample, opening_sample
 from hdmole.speech.asr import ASR
 from hdmole.speech.words import normalise
 from hdmole.study.config import known_methods
@@ -54,7 +54,7 @@ def test_a_first_visit_shows_a_sample_heard_by_every_method(open_app: Callable[.
         assert name in shown
     assert shown.count("class='word") >= 4
     assert shown.count("WER") == 4  # the sample's text is the reference
-    assert at.text_input[0].value == at.session_state.utterance.reference != ""
+    assert at.text_input[0].value == session(at).utterance.reference != ""
     assert any("CPU" in caption.value or "NVIDIA" in caption.value for caption in at.sidebar.caption)
 
 
@@ -62,7 +62,7 @@ def test_choosing_a_sample_transcribes_it_and_makes_a_link(open_app: Callable[..
     at = open_app()
     settle(at.selectbox(key="sample_choice").set_value("scottish_1").run())
     assert_no_exception(at)
-    assert at.session_state.utterance.sample == "scottish_1"
+    assert session(at).utterance.sample == "scottish_1"
     assert at.query_params["sample"] == "scottish_1"
     assert at.text_input[0].value == "call anna at six"
 
@@ -72,7 +72,7 @@ def test_an_upload_is_transcribed_and_measured_against_a_reference(open_app: Cal
     at.segmented_control(key="way").set_value("Upload").run()
     settle(at.file_uploader(key="upload").upload("mine.wav", wav(), "audio/wav").run())
     assert_no_exception(at)
-    assert at.session_state.utterance.name == "mine.wav"
+    assert session(at).utterance.name == "mine.wav"
     assert "WER" not in cards(at)
     settle(at.text_input[0].set_value("Turn on the lights!").run())
     assert cards(at).count("WER") == 4
@@ -84,7 +84,7 @@ def test_a_recording_is_transcribed(open_app: Callable[..., AppTest]) -> None:
     at.segmented_control(key="way").set_value("Microphone").run()
     settle(at.audio_input(key="recording").set_value(("recording.wav", wav(seed=3), "audio/wav")).run())
     assert_no_exception(at)
-    assert at.session_state.utterance.name == "recording.wav"
+    assert session(at).utterance.name == "recording.wav"
     assert "HDMoLE" in cards(at)
 
 
@@ -97,12 +97,12 @@ def test_a_bad_file_gives_a_sentence_and_what_was_there_stays(
     open_app: Callable[..., AppTest], content: bytes, sentence: str
 ) -> None:
     at = open_app()
-    first = at.session_state.utterance.key
+    first = session(at).utterance.key
     at.segmented_control(key="way").set_value("Upload").run()
     settle(at.file_uploader(key="upload").upload("broken.wav", content, "audio/wav").run())
     assert_no_exception(at)
     assert any(re.search(sentence, error.value) for error in at.error), [error.value for error in at.error]
-    assert at.session_state.jobs[first].transcripts  # nothing computed is lost
+    assert session(at).jobs[first].transcripts  # nothing computed is lost
     at.segmented_control(key="way").set_value("Sample").run()
     settle(at.selectbox(key="sample_choice").set_value("indian_1").run())
     assert "HDMoLE" in cards(at) and not at.error
@@ -111,7 +111,7 @@ def test_a_bad_file_gives_a_sentence_and_what_was_there_stays(
 def test_routing_opens_from_a_deep_link(open_app: Callable[..., AppTest]) -> None:
     at = open_app("routing", sample="indian_1", layer="layers.0.fc1", gate="local_gate")
     assert_no_exception(at)
-    assert at.session_state.utterance.sample == "indian_1"
+    assert session(at).utterance.sample == "indian_1"
     assert at.selectbox(key="layer").value.endswith("layers.0.fc1")
     assert at.segmented_control(key="gate").value == "local_gate"
     assert len(at.get("plotly_chart")) == 5
@@ -130,7 +130,7 @@ def test_a_link_to_what_is_not_there_says_so_and_shows_something(open_app: Calla
 def test_a_word_can_be_chosen_and_heard(open_app: Callable[..., AppTest]) -> None:
     at = open_app("routing", sample="indian_1")
     assert not at.get("audio")
-    words = at.session_state.jobs[at.session_state.utterance.key].transcripts["hdmole"].words
+    words = session(at).jobs[session(at).utterance.key].transcripts["hdmole"].words
     at.pills[0].set_value(len(words) - 1).run()
     assert_no_exception(at)
     assert len(at.get("audio")) == 1
@@ -141,30 +141,30 @@ def test_both_pages_show_the_same_utterance(open_app: Callable[..., AppTest]) ->
     at = open_app(sample="general_1")
     settle(at.switch_page("../pages/routing.py").run())
     assert_no_exception(at)
-    assert at.session_state.utterance.sample == "general_1"
+    assert session(at).utterance.sample == "general_1"
     assert at.selectbox(key="sample_choice").value == "general_1"
 
 
 def test_two_sessions_do_not_see_each_others_utterances(open_app: Callable[..., AppTest]) -> None:
     one, two = open_app(sample="indian_1"), open_app(sample="german_1")
-    assert one.session_state.utterance.sample == "indian_1" and two.session_state.utterance.sample == "german_1"
-    assert not set(one.session_state.jobs) & set(two.session_state.jobs)
+    assert session(one).utterance.sample == "indian_1" and session(two).utterance.sample == "german_1"
+    assert not set(session(one).jobs) & set(session(two).jobs)
 
 
 def test_a_change_of_routing_is_heard_next_to_the_untouched_run(open_app: Callable[..., AppTest]) -> None:
     at = open_app("thresholds", sample="indian_1")
     assert_no_exception(at)
-    key = at.session_state.utterance.key
-    untouched = at.session_state.jobs[key].transcripts["hdmole"]
+    key = session(at).utterance.key
+    untouched = session(at).jobs[key].transcripts["hdmole"]
     assert at.metric[0].value == "0"  # nothing changed, so nothing differs
     assert cards(at).count("HDMoLE") == 0 and "As trained" in cards(at)
     settle(at.multiselect(key="change_mask").set_value(["indian", "german", "scottish"]).run())
     assert_no_exception(at)
     assert at.metric[1].value == "0.00"  # every expert is off
     assert at.query_params["mask"] == "indian,german,scottish"
-    again = next(reversed(at.session_state.trials.values())).transcript
-    assert again.text == at.session_state.jobs[key].transcripts["base"].text != ""
-    assert at.session_state.jobs[key].transcripts["hdmole"] is untouched
+    again = next(reversed(session(at).trials.values())).transcript
+    assert again.text == session(at).jobs[key].transcripts["base"].text != ""
+    assert session(at).jobs[key].transcripts["hdmole"] is untouched
     settle(at.multiselect(key="change_mask").set_value([]).run())
     settle(at.slider[0].set_value(0.5).run())
     settle(at.slider[1].set_value(0.5).run())
@@ -179,7 +179,7 @@ def test_a_link_restores_a_change_of_routing(open_app: Callable[..., AppTest]) -
     at = open_app("thresholds", sample="indian_1", choose="top_k", k="1", layers="linear_1", accent="german", mask="nobody")
     assert_no_exception(at)
     assert (at.slider(key="k").value, at.selectbox(key="change_accent").value) == (1, "german")
-    layers = next(iter(at.session_state.trials.values())).transcript.layers
+    layers = next(iter(session(at).trials.values())).transcript.layers
     gates = next(entry["gate"] for entry in layers if entry["name"].endswith("linear_1"))
     assert gates["german"] > 0
 
@@ -205,13 +205,13 @@ def test_comparison_is_read_from_the_results(open_app: Callable[..., AppTest], t
 
 def clicks(monkeypatch: pytest.MonkeyPatch, key: str, point: dict[str, object]) -> None:
     """As if `point` were clicked in figures whose key begins with `key`; the driver cannot click in a figure."""
-    real = parts.figure
+    real = plots.show
 
-    def figure(plot: object, name: str, data: object, reading: str, of: str, **more: object) -> object:
+    def show(plot: object, name: str, data: object, reading: str, of: str, **more: object) -> object:
         event = real(plot, name, data, reading, of, **more)  # type: ignore[arg-type]
         return SimpleNamespace(selection=SimpleNamespace(points=[point])) if of.startswith(key) else event
 
-    monkeypatch.setattr(parts, "figure", figure)
+    monkeypatch.setattr(plots, "show", show)
 
 
 def test_decodings_of_several_seeds_can_be_told_apart(open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,9 +284,9 @@ def test_home_says_what_is_loaded_and_leads_to_a_sample(open_app: Callable[..., 
     assert "3 experts: Indian, German, Scottish" in text and "model **tiny** on **CPU**" in text
     settle(at.button(key="go-german").click().run())
     assert_no_exception(at)
-    assert at.session_state.utterance.sample == "german_1" and len(at.session_state.jobs) == 1
+    assert session(at).utterance.sample == "german_1" and len(session(at).jobs) == 1
     old_link = open_app("home", sample="indian_1")  # as the first page's address was before
-    assert old_link.session_state.utterance.sample == "indian_1"
+    assert session(old_link).utterance.sample == "indian_1"
 
 
 def test_words_experts_and_a_second_utterance_on_the_routing_page(open_app: Callable[..., AppTest]) -> None:
@@ -295,7 +295,7 @@ def test_words_experts_and_a_second_utterance_on_the_routing_page(open_app: Call
     count = len(at.get("plotly_chart"))
     settle(at.segmented_control(key="word_view").set_value("worth").run())
     assert_no_exception(at)
-    asked = next(iter(at.session_state.worth.values()))
+    asked = next(iter(session(at).worth.values()))
     assert asked.words and not asked.error and len(at.get("plotly_chart")) == count
     box = next(b for b in at.selectbox if b.key and b.key.startswith("beside-"))
     settle(box.select_index(0).run())
@@ -313,8 +313,8 @@ def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[...
     for number, (start, end) in enumerate(job.segments):
         table = job.routing(number)
         assert table is not None and table.time.between(start - 0.081, end).all()  # with the quiet put before it
-    at.session_state.utterance = job.utterance
-    at.session_state.jobs = {job.utterance.key: job}
+    session(at).utterance = job.utterance
+    session(at).jobs = {job.utterance.key: job}
     at.run()
     box = next(b for b in at.selectbox if b.key and b.key.startswith("stretch-"))
     assert len(box.options) == len(job.segments)
@@ -343,7 +343,7 @@ def test_nonsense_in_a_link_to_thresholds_is_ignored(open_app: Callable[..., App
 def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
     at = open_app("report", sample="indian_1")
     assert_no_exception(at)
-    job = at.session_state.jobs[at.session_state.utterance.key]
+    job = session(at).jobs[session(at).utterance.key]
     summary = json.loads((tiny_model / "results" / "summary.json").read_text())
     layer = job.routing().layer.iloc[0]
     page = report.html(job, "play <b>some</b> jazz", layer, summary, {"model": "tiny"})
@@ -384,7 +384,7 @@ def test_a_click_on_the_map_is_heard_and_opened(open_app: Callable[..., AppTest]
     assert at.get("audio") and any(said.reference in markdown.value for markdown in at.markdown)
     settle(at.button(key="open-routing").click().run())
     assert_no_exception(at)
-    assert at.session_state.utterance.reference == said.reference and at.session_state.utterance.accent == said.accent
+    assert session(at).utterance.reference == said.reference and session(at).utterance.accent == said.accent
 
 
 def test_the_accent_recogniser_is_shown_beside_the_experts(
@@ -392,7 +392,7 @@ def test_the_accent_recogniser_is_shown_beside_the_experts(
 ) -> None:
     older = ROOT / "assets" / "results" / "projector"
     assert "What the accent recogniser hears" not in [h.value for h in open_app("correspondence", results=str(older)).header]
-    monkeypatch.setattr(state, "results_folders", lambda asr: {"projector": older})
+    monkeypatch.setattr(results, "folders", lambda asr: {"projector": older})
     at = open_app("correspondence")
     assert_no_exception(at)
     assert at.header[0].value == "What the accent recogniser hears"
@@ -448,7 +448,7 @@ def test_cancelling_on_the_page_says_so_and_can_be_taken_back(
     go, real = threading.Event(), ASR.transcribe
     monkeypatch.setattr(ASR, "transcribe", lambda *args, **options: go.wait(60) and real(*args, **options))
     at.selectbox(key="sample_choice").set_value("scottish_1").run()
-    job = at.session_state.jobs[at.session_state.utterance.key]
+    job = session(at).jobs[session(at).utterance.key]
     wait_until(lambda: "listening" in job.step)
     at.button(key="cancel").click().run()
     go.set()
@@ -519,17 +519,17 @@ def test_normalising_keeps_apostrophes_and_drops_the_rest() -> None:
 
 
 def test_pages_open_on_the_headline_comparison() -> None:
-    found = state.results_folders(SimpleNamespace(folder=ROOT / "assets" / "demo"))
+    found = results.folders(SimpleNamespace(folder=ROOT / "assets" / "demo"))
     assert list(found)[-1] == "main" and {"this model's own", "variants"} < set(found)
 
 
 def test_results_of_an_earlier_base_are_said_to_be_so(tiny_model: Path) -> None:
-    asr, earlier, own = SimpleNamespace(folder=tiny_model), *(state.results(tiny_model / "results") for _ in range(2))
+    asr, earlier, own = SimpleNamespace(folder=tiny_model), *(results.read(tiny_model / "results") for _ in range(2))
     earlier["provenance"]["date"] = "2020-01-01 00:00 UTC"
     earlier["methods"]["base"]["domains"]["general"]["wer"] = 61.24
-    said = parts.earlier_base(asr, earlier)
+    said = results.earlier_base(asr, earlier)
     assert "61.2 %" in said and f"{own['methods']['base']['domains']['general']['wer']:.1f} %" in said
-    assert parts.earlier_base(asr, own) == ""
+    assert results.earlier_base(asr, own) == ""
 
 
 def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
@@ -537,7 +537,7 @@ def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     for number in (1, 2):
         pd.DataFrame({"utterance": ["a"], "errors": [number]}).to_parquet(file)
         os.utime(file, ns=(number, number))
-        assert list(state.read_table(file).errors) == [number]
+        assert list(results.read_table(file).errors) == [number]
 
 
 def test_the_app_opens_where_adaptation_has_something_to_show() -> None:

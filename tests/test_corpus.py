@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from driver import assert_no_exception, settle
+from driver import assert_no_exception, session, settle
 from streamlit.testing.v1 import AppTest
 
-from app import worker
-from app.worker import Evaluation, unpack
+from app import jobs
+from app.corpus import Evaluation, unpack
 from hdmole.speech.asr import ASR
 from hdmole.speech.manifest import ManifestError
 from hdmole.study.evaluate import Cancelled, evaluate
@@ -29,7 +29,7 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
     at.text_input(key="corpus_path").set_value(str(tiny_model / "samples" / "manifest.jsonl")).run()
     settle(at.button(key="corpus_start").click().run())
     assert_no_exception(at)
-    task = at.session_state.evaluation
+    task = session(at).evaluation
     assert task.summary["provenance"]["recordings"] == 4 and set(task.summary["methods"]) == {"base", "lora", "full", "hdmole"}
     names = {f.name for f in task.out.iterdir()}
     assert names == {"summary.json", "utterances.parquet", "recordings.parquet", "routing.parquet"}
@@ -44,7 +44,7 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
     assert len(other.dataframe[0].value) == 4  # of another session, from the link
     settle(other.button(key="corpus_samples").click().run())
     assert_no_exception(other)
-    assert other.session_state.evaluation.out != task.out and other.session_state.corpus_results == ""
+    assert session(other).evaluation.out != task.out and other.session_state.corpus_results == ""
     other.text_input(key="corpus_results").set_value(str(tiny_model / "results")).run()
     assert "has no recordings.parquet" in other.error[0].value and not other.exception
     (tmp_path / "running" / "parts").mkdir(parents=True)  # as a reload finds it while the work goes on
@@ -95,13 +95,13 @@ def test_a_zip_is_unpacked_by_the_worker_and_forgotten_when_it_is_replaced(
         for file in (tiny_model / "samples").iterdir():
             archive.write(file, file.name.replace("manifest", "list"))
     at = open_app("corpus")
-    task = at.session_state.evaluation = Evaluation(asr, packed, ["base"], tmp_path / "zip")
+    task = session(at).evaluation = Evaluation(asr, packed, ["base"], tmp_path / "zip")
     task.wait(60)
     assert task.summary is not None and (tmp_path / "zip" / "speech" / "list.jsonl").is_file()
     settle(at.run().button(key="corpus_samples").click().run())
-    assert at.session_state.evaluation is not task and at.session_state.evaluation.summary is not None
+    assert session(at).evaluation is not task and session(at).evaluation.summary is not None
     assert not (tmp_path / "zip" / "speech").exists() and (tmp_path / "zip" / "results" / "summary.json").is_file()
-    wrong = at.session_state.evaluation = Evaluation(asr, io.BytesIO(b"no zip"), ["base"], tmp_path / "wrong")
+    wrong = session(at).evaluation = Evaluation(asr, io.BytesIO(b"no zip"), ["base"], tmp_path / "wrong")
     wrong.wait(60)
     at.run()
     assert "not a ZIP" in at.error[0].value and not at.exception
@@ -116,7 +116,7 @@ def test_others_are_heard_while_a_corpus_is_judged(tiny_model: Path, tmp_path: P
     corpus = [
         Evaluation(asr, tmp_path / "many.jsonl", ["base"], tmp_path / str(k)) for k in range(max(1, (os.cpu_count() or 2) // 2))
     ]
-    job = worker.Job(asr, worker.Utterance("a.flac", next((tiny_model / "samples").glob("*.flac")).read_bytes()))
+    job = jobs.Job(asr, jobs.Utterance("a.flac", next((tiny_model / "samples").glob("*.flac")).read_bytes()))
     job.wait(120)
     assert len(job.transcripts) == 4 and all(task.running for task in corpus)
     for task in corpus:
@@ -171,19 +171,19 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
         patched.setattr(Evaluation, "_progress", staticmethod(stop(16, Cancelled)))
         task = Evaluation(asr, manifest, ["base"], tmp_path / "app")
         task.wait(60)
-    at.session_state.evaluation = task
+    session(at).evaluation = task
     at.run()
     assert "Cancelled after" in at.warning[0].value
     settle(at.button(key="corpus_go_on").click().run())
-    assert not at.exception and at.session_state.evaluation.summary["provenance"]["recordings"] == 40
+    assert not at.exception and session(at).evaluation.summary["provenance"]["recordings"] == 40
 
 
 def test_a_cancelled_evaluation_that_had_to_wait_says_so(tiny_model: Path, tmp_path: Path) -> None:
     asr = ASR.load(tiny_model)
-    turns = [worker._TURNS.acquire(timeout=60) for _ in range(max(1, (os.cpu_count() or 2) // 2))]  # so that it cannot begin
+    turns = [jobs.TURNS.acquire(timeout=60) for _ in range(max(1, (os.cpu_count() or 2) // 2))]  # so that it cannot begin
     task = Evaluation(asr, tiny_model / "samples" / "manifest.jsonl", ["base"], tmp_path / "none")
     task.cancel()
     task.wait(60)
     for _ in turns:
-        worker._TURNS.release()
+        jobs.TURNS.release()
     assert not task.running and task.summary is None and not task.error

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from driver import assert_no_exception, settle
 from streamlit.testing.v1 import AppTest
 
 from app import texts
@@ -142,25 +143,15 @@ def open_page(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         at.query_params.update(query)
         if locale:
             at.context["locale"] = locale
-        return finished(at.switch_page(f"../pages/{page}.py").run())
+        return settle(at.switch_page(f"../pages/{page}.py").run())
 
     return opened
-
-
-def finished(at: AppTest) -> AppTest:
-    """Run until no work is going on any more."""
-    for _ in range(200):
-        if not any(button.key == "cancel" for button in at.button):
-            break
-        at.session_state.jobs[at.session_state.utterance.key].wait(5)
-        at.run()
-    assert not at.exception, [e.message for e in at.exception]
-    return at
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_opens_in_chinese(open_page: Callable[..., AppTest], page: str) -> None:
     at = open_page(page, lang="zh")
+    assert_no_exception(at)
     assert HAN.search(at.title[0].value)
     said = [element.value for kind in (at.header, at.caption, at.info, at.warning) for element in kind]
     said += [element.label for kind in (at.button, at.metric, at.selectbox, at.text_input) for element in kind]
@@ -172,7 +163,7 @@ def test_the_language_is_chosen_and_stays(open_page: Callable[..., AppTest]) -> 
     at = open_page("transcribe", locale="zh-CN")
     assert HAN.search(at.title[0].value) and at.query_params["lang"] == "zh"
     at.query_params.clear()  # as a link to another page does
-    finished(at.switch_page("../pages/routing.py").run())
+    settle(at.switch_page("../pages/routing.py").run())
     assert HAN.search(at.title[0].value) and at.query_params["lang"] == "zh" and "layer" in at.query_params
     at.segmented_control(key="language").set_value("en").run()
     assert at.title[0].value == "Which expert worked when" and "lang" not in at.query_params

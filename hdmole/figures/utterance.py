@@ -171,6 +171,11 @@ def accent_posterior(posterior: Mapping[str, float]) -> go.Figure:
 # -- the routing: data ---------------------------------------------------------------------------------------------------
 
 
+def layer_names(table: pd.DataFrame) -> list[str]:
+    """Names of the layers in a routing table, in the model's order."""
+    return list(table.drop_duplicates("layer").sort_values("layer_index").layer)
+
+
 def gate_data(table: pd.DataFrame, layer: str, which: str = "gate") -> pd.DataFrame:
     """Rows of one layer: `time`, `frame`, `expert`, `accent` and the value `which`, one of `GATES`."""
     return _of_layer(table, layer)[["call", "time", "frame", "expert", "accent", which]].reset_index(drop=True)

@@ -1,19 +1,25 @@
-"""Words as HTML: how sure the model was of each, and where it departs from a reference text."""
+"""What each method heard, as cards of marked words: how sure the model was of each, where it departs from a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jiwer
+import streamlit as st
 
 from app import texts
+from app.jobs import Job
 from app.texts import Text, t
+from app.utterance import clock
 from hdmole.figures.utterance import METHOD_COLOURS
 from hdmole.speech.words import count_errors, normalise
 
+if TYPE_CHECKING:
+    from hdmole.speech.asr import Transcript, Word
+
+_MOST_SPANS = 8  # of a long recording, named one by one
 SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
 LEGEND_CONFIDENCE = Text(
     "Confidence: <span class='word unsure' style='--method: currentColor'>word</span> "
@@ -38,8 +44,8 @@ def legend_html(reference: str = "") -> str:
     return f"<div class='legend'>{difference}<div>{t(LEGEND_CONFIDENCE)}</div></div>"
 
 
-def word_html(word: Any, kind: str = "") -> str:
-    """One heard word (`word`, `start`, `end`, `confidence`), underlined the more the less sure the model was of it."""
+def word_html(word: Word, kind: str = "") -> str:
+    """One heard word, underlined the more strongly the less sure the model was of it."""
     mark = "sure" if word.confidence >= SURE else "unsure" if word.confidence >= UNSURE else "doubtful"
     sure, start, end = (f"{number:.2f}" for number in (word.confidence, word.start, word.end))
     hint = t("confidence {sure}, {start} to {end} s", sure=sure, start=start, end=end)
@@ -47,7 +53,7 @@ def word_html(word: Any, kind: str = "") -> str:
     return f"<span class='word {mark} {kind}' {title}>{escape(word.word)}</span>"
 
 
-def heard_html(words: Sequence[Any], reference: str = "") -> str:
+def heard_html(words: Sequence[Word], reference: str = "") -> str:
     """The heard words; with a reference, substitutions, insertions and deletions are shown by frame and sign."""
     if not normalise(reference):
         return " ".join(word_html(word) for word in words)
@@ -75,7 +81,9 @@ def heard_html(words: Sequence[Any], reference: str = "") -> str:
 
 def text_card(method: str, heard: str, reference: str) -> str:
     """What one method heard where only the text was kept, against what was said."""
-    words = [SimpleNamespace(word=word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
+    from hdmole.speech.asr import Word  # slow to import, and a model is loaded by the time this runs
+
+    words = [Word(word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
     errors, count = count_errors(normalise(reference), normalise(heard))
     body = heard_html(words, reference) or f"<span class='nothing'>{t('no words heard')}</span>"
     foot = t("{errors} errors in {words} words", errors=errors, words=count)
@@ -87,9 +95,9 @@ def text_card(method: str, heard: str, reference: str) -> str:
 
 
 def method_card(
-    method: str, transcript: Any | None, reference: str = "", missing: str = "…", title: str = "", before: str = ""
+    method: str, transcript: Transcript | None, reference: str = "", missing: str = "…", title: str = "", before: str = ""
 ) -> str:
-    """What one method heard (an `hdmole.speech.asr.Transcript`); `missing` stands in the place of one that is not there.
+    """What one method heard; `missing` stands in the place of a transcript that is not there.
 
     Without a reference, words are marked against what was heard `before`.
     """
@@ -113,3 +121,42 @@ def method_card(
         f"<header><span>{title or texts.method(method)}</span><span class='rate'>{rate}</span></header>"
         f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
     )
+
+
+def warn_if_outside(job: Job) -> None:
+    """Say so where the audio is outside what the model was made for; before any transcript is shown."""
+    for method, transcript in job.transcripts.items():
+        if transcript.flags:
+            flags = t("; ").join(map(t, transcript.flags))
+            st.warning(t("**{method}:** {flags}.", method=texts.method(method), flags=flags), icon=":material/repeat:")
+    for transcript in job.transcripts.values():
+        if transcript.in_domain.get("verdict") is False:
+            reasons = t("; ").join(map(t, transcript.in_domain.get("reasons") or []))
+            st.warning(
+                t("**This does not sound like what the model was made for.** What it writes is likely to be invented.")
+                + (t(" Why: {reasons}.", reasons=reasons) if reasons else ""),
+                icon=":material/hearing_disabled:",
+            )
+        elif outside := transcript.in_domain.get("outside"):
+            spans = t(", ").join(f"{clock(start)}–{clock(end)}" for start, end in outside[:_MOST_SPANS])
+            st.info(
+                t(
+                    "{count} of {all} stretches do not sound like what the model was made for: {spans}", count=len(outside),
+                    all=len(job.segments), spans=spans + (" …" if len(outside) > _MOST_SPANS else ""),
+                ),
+                icon=":material/hearing_disabled:",
+            )  # fmt: skip
+        return
+
+
+def show_cards(job: Job, reference: str) -> None:
+    """What each method heard, side by side."""
+    warn_if_outside(job)
+    missing = "…" if job.running else t("not transcribed")
+    cards = [method_card(method, job.transcripts.get(method), reference, missing) for method in job.methods]
+    st.html(f"<div class='cards'>{''.join(cards)}</div>")
+
+
+def show_legend(reference: str) -> None:
+    """What the marks on the words of the cards mean."""
+    st.html(legend_html(reference))

@@ -1,0 +1,78 @@
+"""Judging methods on a corpus of the visitor's own recordings, and unpacking the ZIP that they come in."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from app.jobs import Stopped, Task
+from app.texts import Text
+from hdmole.speech.manifest import ManifestError
+from hdmole.study.evaluate import Cancelled, evaluate
+
+if TYPE_CHECKING:
+    from hdmole.speech.asr import ASR
+
+MOST_UNPACKED = 4e9  # bytes of a ZIP's content
+
+
+class Evaluation(Task):
+    """Judges `methods` on the recordings of a manifest, or of a ZIP, unpacked to `folder`/speech; the results folder is `out`."""
+
+    def __init__(self, asr: ASR, source: Path | IO[bytes], methods: list[str], folder: Path) -> None:
+        self.source, self.methods, self.folder, self.out = source, methods, folder, folder / "results"
+        self.summary: dict[str, Any] | None = None
+        atexit.register(shutil.rmtree, folder / "speech", ignore_errors=True)
+        super().__init__(asr, Path(str(getattr(source, "name", source))).name)
+
+    def forget(self) -> None:
+        """Remove the unpacked recordings; the results stay."""
+        shutil.rmtree(self.folder / "speech", ignore_errors=True)
+
+    def _progress(self, done: int, total: int) -> None:
+        self.step = Text("{done} of {total} recordings heard", done=done, total=total)
+        self._share = done / max(1, total)
+        if self.cancelled and done < total:
+            raise Cancelled
+        self._let_others()
+
+    def _work(self) -> None:
+        if not isinstance(self.source, Path):
+            self.step = Text("Unpacking")
+            self.source = unpack(self.source, self.folder / "speech")
+        try:
+            self.summary, _ = evaluate(self._asr, self.source, self.methods, self.out, progress=self._progress)
+        except Cancelled:
+            raise Stopped from None
+
+
+def unpack(file: IO[bytes], folder: Path) -> Path:
+    """Unpack an uploaded ZIP of recordings; returns the path of its manifest. Raises ManifestError in a plain sentence."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]
+            if sum(e.file_size for e in entries) > MOST_UNPACKED:
+                raise ManifestError(
+                    "manifest.zip_too_large",
+                    "The ZIP unpacks to more than {size} GB; give the manifest's path instead.",
+                    size=f"{MOST_UNPACKED / 1e9:g}",
+                )
+            manifests = [e for e in entries if e.filename.endswith(".jsonl")]
+            if not manifests:
+                raise ManifestError(
+                    "manifest.not_in_zip",
+                    "The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.",
+                )
+            paths = {entry.filename: Path(archive.extract(entry, folder)) for entry in entries}
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "password" in str(error):
+            raise ManifestError("manifest.zip_locked", "The ZIP is locked with a password; make one without.") from None
+        raise ManifestError("manifest.not_a_zip", "The file is not a ZIP that can be read; make it again.") from None
+    except OSError as error:
+        sentence = "The ZIP cannot be unpacked ({reason}); give its files plain names."
+        raise ManifestError("manifest.zip_not_unpacked", sentence, reason=error.strerror or error) from None
+    return paths[min(manifests, key=lambda e: (e.filename.count("/"), e.filename)).filename]

@@ -1,0 +1,246 @@
+"""Choosing the utterance that the pages show: a sample, a file or a recording, and the stretch of a long one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import streamlit as st
+
+from app import results, texts
+from app.jobs import Job, Utterance
+from app.session import session
+from app.texts import Text, t
+from hdmole.names import GENERAL
+from hdmole.speech.audio import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from hdmole.speech.asr import ASR, Transcript, Word
+
+UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
+
+
+# -- the model's samples -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip that comes with the model."""
+
+    name: str
+    path: Path
+    text: str
+    accent: str
+    speaker: str
+
+    @property
+    def label(self) -> str:
+        """Its accent and first words, in the visitor's language."""
+        words = self.text.split()
+        text = " ".join(words[:9]) + (" …" if len(words) > 9 else "")
+        return f"{texts.accent(self.accent)} · {text}"
+
+    def utterance(self) -> Utterance:
+        """The same as something to transcribe."""
+        return Utterance(self.path.name, self.path.read_bytes(), self.text, self.accent, self.name)
+
+
+@st.cache_data(show_spinner=False)
+def samples(folder: Path) -> list[Sample]:
+    """The clips in `samples/manifest.jsonl` of a model's folder, ordered by accent, those of the general accent last."""
+    manifest = folder / "samples" / "manifest.jsonl"
+    if not manifest.is_file():
+        return []
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
+    clips = [
+        Sample(
+            name=Path(row["audio"]).stem,
+            path=manifest.parent / row["audio"],
+            text=row["text"],
+            accent=row.get("accent", ""),
+            speaker=row.get("speaker", ""),
+        )
+        for row in rows
+    ]
+    return sorted(clips, key=lambda clip: (clip.accent == GENERAL, clip.accent, clip.name))
+
+
+def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
+    """The clip in which HDMoLE hears most words that the base does not, by the model's own results; else the first."""
+    errors = {clip.name: summary.get("samples", {}).get(clip.name, {}) for clip in clips}
+    return max(clips, key=lambda clip: errors[clip.name].get("base", 0) - errors[clip.name].get("hdmole", 0))
+
+
+# -- choosing ------------------------------------------------------------------------------------------------------------
+
+
+def choose(chosen: Utterance) -> None:
+    """Make it the utterance that the pages show, and cancel the work for others that still runs."""
+    kept = session()
+    old, kept.utterance = kept.utterance, chosen
+    if old is not None and old.key == chosen.key:
+        return
+    kept.notes.clear()
+    for job in kept.jobs.values():
+        if job.utterance.key != chosen.key:
+            job.cancel()
+
+
+def choose_sample(sample: Sample) -> None:
+    """Make a sample the utterance that the pages show; where its file is missing, say so."""
+    if not sample.path.is_file():
+        st.error(t("The sample {name} is missing from the model's folder; choose another one.", name=sample.name))
+        return
+    choose(sample.utterance())
+
+
+def choose_linked(clips: list[Sample], folder: Path) -> None:
+    """Once a session: choose the sample that the address names, and keep its layer and gate for the pages that show them.
+
+    Without a sample in the address, it is one in which the results in the model's `folder` show what HDMoLE does.
+    """
+    kept = session()
+    if kept.link_read:
+        return
+    kept.link_read = True
+    names = {clip.name: clip for clip in clips}
+    wanted = st.query_params.get("sample", "")
+    if clips and kept.utterance is None:
+        choose_sample(names.get(wanted) or opening_sample(clips, results.summary_of(folder / "results")))
+    if wanted and wanted not in names:
+        kept.notes.append(
+            t("This link names the sample {name}, which this model does not have; here is another one.", name=repr(wanted))
+        )
+    kept.linked = {name: st.query_params[name] for name in ("layer", "gate") if name in st.query_params}
+
+
+def sample_select(clips: list[Sample], label: str = "") -> None:
+    """A list of the model's samples; the one chosen becomes the session's utterance."""
+    by_name = {clip.name: clip for clip in clips}
+    current = session().utterance
+    name = current.sample if current is not None and current.sample in by_name else None
+    st.session_state.sample_choice = name
+
+    def chosen() -> None:
+        if st.session_state.sample_choice in by_name:  # just after a change of language it is the old label
+            choose_sample(by_name[st.session_state.sample_choice])
+
+    st.selectbox(
+        label or t("Sample"), list(by_name), key="sample_choice", on_change=chosen, format_func=lambda n: by_name[n].label,
+        placeholder=t("{name} (yours)", name=current.name) if current is not None else t("Choose a sample"),
+        label_visibility="visible" if label else "collapsed",
+    )  # fmt: skip
+
+
+def choose_utterance(clips: list[Sample]) -> None:
+    """The three ways in: a sample, a file, the microphone."""
+
+    def take(key: str, name: str) -> None:
+        file = st.session_state[key]
+        if file is not None:
+            choose(Utterance(name or file.name, file.getvalue()))
+
+    ways = [*([Text("Sample")] if clips else []), Text("Upload"), Text("Microphone")]
+    left, right = st.columns([1, 2], vertical_alignment="top")
+    with left:
+        way = st.segmented_control(
+            t("Speech from"),
+            ways,
+            default=ways[0],
+            required=True,
+            key="way",
+            format_func=t,
+            persist_state="session",
+            label_visibility="collapsed",
+        )
+    with right:
+        if way == "Sample":
+            sample_select(clips)
+        elif way == "Upload":
+            st.file_uploader(
+                t("Audio file, up to half an hour"), type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
+                help=t("It stays in this computer's memory and is forgotten when you close the page."),
+            )  # fmt: skip
+        else:
+            st.audio_input(t("Record a sentence"), key="recording", on_change=take, args=("recording", "recording.wav"))
+
+
+def chosen_utterance() -> Utterance:
+    """The session's utterance; ends the page with a sentence where there is none."""
+    chosen = session().utterance
+    if chosen is None:
+        st.info(t("Choose, upload or record an utterance first."))
+        st.page_link("../pages/transcribe.py", label=t("To the page Transcribe"), icon=":material/graphic_eq:")
+        st.stop()
+    return chosen
+
+
+def routed_utterance(asr: ASR) -> Utterance:
+    """The session's utterance, on a page that needs routing; ends the page where this model has none."""
+    chosen = chosen_utterance()
+    if "hdmole" not in asr.methods:
+        st.info(t("This model has no HDMoLE adapter, so there is no routing to show or change."))
+        st.stop()
+    return chosen
+
+
+def reference_input(chosen: Utterance) -> str:
+    """The text that was really said, as far as the visitor knows it."""
+    key = f"reference-{chosen.key}"
+    if key not in st.session_state:
+        st.session_state[key] = chosen.reference
+    return st.text_input(
+        t("What was said (optional, for the word error rate)"),
+        key=key,
+        persist_state="session",
+        placeholder=t("Type the words that were said"),
+    )
+
+
+def reference_of(chosen: Utterance) -> str:
+    """The same on a page that does not ask for it."""
+    return str(st.session_state.get(f"reference-{chosen.key}", chosen.reference))
+
+
+# -- stretches of a long recording ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One of the stretches that a long recording was cut into; `start` and `end` in seconds, `samples` (S,) at 16 kHz."""
+
+    number: int
+    start: float
+    end: float
+    words: list[Word]
+    samples: np.ndarray
+
+
+def choose_stretch(job: Job, transcript: Transcript | None) -> Stretch:
+    """The stretch of a long recording to look at; all of a short one."""
+    assert job.audio is not None
+    spans = job.segments or [(0.0, job.audio.seconds)]
+    words = transcript.words if transcript else []
+
+    def said(k: int) -> str:
+        inside = " ".join(w.word for w in words if spans[k][0] <= w.start < spans[k][1])
+        text = f"{inside[:60]}{'…' if len(inside) > 60 else ''}"
+        return t("{start} to {end}: {words}", start=clock(spans[k][0]), end=clock(spans[k][1]), words=text)
+
+    number = 0
+    if len(spans) > 1:
+        number = st.selectbox(
+            t("Stretch of {length}", length=clock(job.audio.seconds)), range(len(spans)), format_func=said,
+            key=f"stretch-{job.utterance.key}", persist_state="session",
+        )  # fmt: skip
+    start, end = spans[number]
+    inside = [w for w in words if start <= w.start < end]
+    return Stretch(number, start, end, inside, job.audio.samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)])
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds: 1:07."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
