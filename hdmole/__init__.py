@@ -7,7 +7,7 @@ from typing import Any
 
 import hdmole._torchaudio  # noqa: F401  (before anything imports peft or transformers)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "HDMoLEConfig": "hdmole.method.tuner",

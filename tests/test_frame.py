@@ -13,8 +13,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from app.screenshots import PAGES
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -75,12 +73,3 @@ def test_the_continuous_check_needs_a_browser_and_runs_the_tests() -> None:
     assert "HDMOLE_REQUIRE_BROWSER=1" in script and "chromium" in script and re.search(r"^make test$", script, re.MULTILINE)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
     assert "Apache License" in (ROOT / "LICENSE").read_text()
-
-
-def test_what_the_documents_link_to_is_there_and_every_page_has_its_picture() -> None:
-    linked = {
-        file: re.findall(r"\]\(([^)#:]+)\)", file.read_text())
-        for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    }
-    assert not [(file.name, to) for file, found in linked.items() for to in found if not (file.parent / to).exists()]
-    assert {f"screenshots/{page}.png" for page in PAGES} <= set(linked[ROOT / "docs" / "app.md"])
