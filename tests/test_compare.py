@@ -31,6 +31,7 @@ from hdmole.study.config import ConfigError, known_methods, read_config
 from hdmole.study.results import markdown_table
 from hdmole.study.routing_table import correspondence
 from hdmole.training import adapt as adapting
+from hdmole.training import preparation
 from hdmole.training.preparation import speech_of
 
 pytestmark = pytest.mark.timeout(900)  # the first test that needs the comparison waits for it
@@ -89,6 +90,15 @@ def corpus(folder: Path, model: Path, methods: list[str], epochs: float) -> Path
     config = folder / "config.toml"
     config.write_text(CONFIG.format(model=model, methods=json.dumps(methods), epochs=epochs))
     return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """An accent recogniser of few steps, and few rounds of timing: neither is what these tests look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "RECOGNISER_EPOCHS", (1.0, 0.5))
+        patch.setattr(comparing, "SPEED_ROUNDS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -302,8 +312,9 @@ def test_an_adapter_that_is_gone_is_said_not_made_up(made: tuple[Path, Path, lis
 
 
 def test_processes_share_the_work(tmp_path: Path, tiny_model: Path, made: tuple[Path, Path, list[str]]) -> None:
-    """Two processes of `accelerate launch` say what one says."""
+    """Two processes of `accelerate launch` say what one says, of speech that is encoded already."""
     config, out, _ = made
+    shutil.copytree(out / "work" / "speech", tmp_path / "out" / "work" / "speech")
     small = tmp_path / "config.toml"
     text = config.read_text().replace(json.dumps(METHODS), '["full", "lora", "gated_lora", "hdmole"]')
     small.write_text(text.replace('"train.', f'"{config.parent}/train.').replace('"dev.', f'"{config.parent}/dev.')

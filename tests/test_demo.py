@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from safetensors.torch import load_file
 from tiny import speech_like
-from torch import nn
-from transformers import TrainerCallback
 
 from hdmole.demo import build as recipe
 from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
@@ -34,8 +29,6 @@ from hdmole.demo.synth import (
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.names import GENERAL
 from hdmole.study.compare import compare
-from hdmole.training.data import Batches
-from hdmole.training.loop import MuonAdamW, fast_on_cpu, fit
 from hdmole.training.preparation import speech_of
 
 pytestmark = pytest.mark.timeout(900)  # the first test that needs the trained model waits for it
@@ -155,93 +148,6 @@ def test_the_llm_reads_frames_and_predicts_only_the_sentence() -> None:
     batch = recipe.language_batch([([1, *heard[0], 3, *tokens, 2], len(heard[0]) + 1), ([1, 3, 5, 2], 1)])
     assert batch["labels"][0][batch["labels"][0] >= 0].tolist() == [3, *tokens, 2]
     assert batch["labels"][1].tolist()[:4] == [-100, 3, 5, 2] and batch["attention_mask"][1].sum() == 4
-
-
-def test_depthwise_convolutions_train_in_float32_on_a_cpu() -> None:
-    depthwise, dense = nn.Conv1d(4, 4, 3, groups=4), nn.Conv1d(4, 4, 3)
-    x = torch.randn(1, 4, 9)
-    for around, types in ((fast_on_cpu, (torch.float32, torch.bfloat16)), (nullcontext, (torch.bfloat16,) * 2)):
-        with around(nn.Sequential(depthwise, dense)), torch.autocast("cpu", torch.bfloat16):
-            assert (depthwise(x.bfloat16()).dtype, dense(x).dtype) == types
-
-
-class _Blocks(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])})
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.body["layers"]:  # type: ignore[union-attr]
-            x = x + layer(x).relu()
-        return self.head(x)
-
-
-@pytest.mark.parametrize("muon", [False, True])
-def test_a_training_that_was_cut_off_ends_as_one_in_one_go(tmp_path: Path, muon: bool) -> None:
-    torch.manual_seed(0)
-    start = _Blocks().state_dict()
-    batches = [{"x": torch.randn(8, 6), "labels": torch.randint(0, 3, (8,))} for _ in range(10)]
-    types = set()
-
-    def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        hidden = model.body["layers"][0](batch["x"])  # type: ignore[index]
-        types.add(hidden.dtype)  # not by way of the model's own forward
-        return nn.functional.cross_entropy(model(batch["x"]).float() + 0 * hidden.sum(), batch["labels"])
-
-    class Cut(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-            if state.global_step == 40:
-                raise InterruptedError
-
-    def train(folder: Path, *callbacks: TrainerCallback) -> dict[str, torch.Tensor]:
-        model = _Blocks()
-        model.load_state_dict(start)
-        fit(model, batches, objective, folder, epochs=6, rate=0.01, report=lambda line: None, muon=muon, callbacks=callbacks)
-        return model.state_dict()
-
-    whole = train(tmp_path / "whole")
-    with pytest.raises(InterruptedError):
-        train(tmp_path / "cut", Cut())
-    resumed = train(tmp_path / "cut")
-    assert types == {torch.bfloat16} and not torch.equal(whole["head.weight"], start["head.weight"])
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
-
-
-def test_muon_takes_the_weights_of_hidden_layers_and_adamw_the_rest() -> None:
-    torch.manual_seed(0)
-    model = _Blocks()
-    model.body["layers"][0].weight.requires_grad_(False)  # type: ignore[index]
-    alone = copy.deepcopy(model)
-    hidden = alone.body["layers"][1].weight  # type: ignore[index]
-    rest = [p for p in alone.parameters() if p.requires_grad and p is not hidden]
-    expected = (
-        torch.optim.Muon([hidden], lr=0.1, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=3),
-        torch.optim.AdamW(rest, lr=0.1, betas=(0.9, 0.98), weight_decay=0.01),
-    )
-    optimizer = MuonAdamW(model, 0.1)
-    x = torch.randn(9, 6)
-    for stepping, optimizers in ((model, (optimizer,)), (alone, expected)):
-        stepping(x).pow(2).sum().backward()
-        for each in optimizers:
-            each.step()
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, alone.state_dict()[name])
-
-
-def test_batches_padded_to_multiples_come_in_few_shapes() -> None:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(40, 800, 400)
-    shapes, masked = {}, {}
-    for multiple in (1, 32):
-        batches = Batches(
-            range(400), lambda i: {"x": np.ones((lengths[i], 2))}, lengths, 4_000, lambda rows: {}, multiple=multiple
-        )
-        items = [batches[n] for n in range(len(batches))]
-        shapes[multiple] = {tuple(item["x"].shape) for item in items}
-        masked[multiple] = sum(int(item["attention_mask"].sum()) for item in items)
-    assert len(shapes[32]) < len(shapes[1]) / 1.5 and all(t % 32 == 0 and b * t <= 4_000 for b, t, _ in shapes[32])
-    assert masked[1] == masked[32] == lengths.sum()
 
 
 def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

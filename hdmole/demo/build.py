@@ -38,7 +38,7 @@ from hdmole.speech.asr import ASR, ModelError
 from hdmole.training.adapt import Adaptation, Speech, adapt, load_base, pad
 from hdmole.training.data import Corpus, States, mel_batches
 from hdmole.training.loop import ATTENTION, ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
-from hdmole.training.preparation import encode_corpus, posteriors_of, train_recogniser
+from hdmole.training.preparation import encode_corpus, posteriors_of, recogniser_stages, train_recogniser
 
 
 @dataclass(frozen=True)
@@ -428,6 +428,6 @@ def conflicts(work: Path, out: Path, seed: int = 0, scale: float = 1.0, report: 
     encode_corpus(corpus, encoder.encoder, out / "states", corpus.select("train", "accent"), seed, report)
     train = corpus.select("train")
     train_recogniser(
-        corpus, [GENERAL, *CONFLICTING], [("clear", train, False, 8.0), ("masked", train, True, 4.0)], out / "recogniser",
+        corpus, [GENERAL, *CONFLICTING], recogniser_stages(train), out / "recogniser",
         rate=Recipe().rates["recogniser"], seed=seed, report=report, device=str(base.device),
     )  # fmt: skip

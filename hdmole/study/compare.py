@@ -35,6 +35,7 @@ from hdmole.training.adapt import Adaptation, Around, Speech, adapt, equal_rank,
 from hdmole.training.preparation import speech_digest, speech_of
 
 CURVE_POINTS = 8
+SPEED_ROUNDS = 5  # of decoding, of which the median time counts
 
 
 class _Curve(TrainerCallback):
@@ -262,7 +263,7 @@ class Runner:
                     "base": partial(hear, self.speech, base, methods["base"], rows),
                     name: partial(hear, self.speech, model, methods[name], rows),
                 }
-                ratios[name] = side_by_side(contenders, rounds=5)[name]["ratio"]
+                ratios[name] = side_by_side(contenders, rounds=SPEED_ROUNDS)[name]["ratio"]
             _write(step.done, ratios)
             self.report("speed done")
         found: dict[str, float] = json.loads(step.done.read_text())

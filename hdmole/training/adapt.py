@@ -199,6 +199,28 @@ def equal_rank(base: SpeechLLM, parameters: int, place: str) -> int:
     return max(1, round(parameters / sum(m.in_features + m.out_features for m in linears)))
 
 
+def training_rows(corpus: Corpus, adaptation: Adaptation, seed: int) -> list[int]:
+    """The utterances an adaptation learns from: accented training speech, a share of it, with general speech by `replay`.
+
+    Replayed utterances take the place of as many accented ones, so that the number stays the same.
+    """
+    rows, rng = corpus.select("train", "accent"), np.random.default_rng(seed)
+    if adaptation.share < 1:
+        rows = rng.permutation(rows)[: max(1, round(adaptation.share * len(rows)))].tolist()
+    if adaptation.replay:
+        general = corpus.select("train", GENERAL)
+        count = min(len(general), round(adaptation.replay * len(rows)))
+        rows = [*rng.permutation(rows)[count:].tolist(), *rng.permutation(general)[:count].tolist()]
+    return rows
+
+
+def parameter_groups(named: Sequence[tuple[str, nn.Parameter]], rate: float) -> list[dict[str, Any]]:
+    """AdamW parameter groups: thresholds learn at ten times the rate and without weight decay, all others at the rate."""
+    slow, fast = ([p for name, p in named if ("threshold" in name) == wanted] for wanted in (False, True))
+    groups: list[dict[str, Any]] = [{"params": slow}]
+    return [*groups, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else groups
+
+
 def adapt(
     speech: Speech,
     adaptation: Adaptation,
@@ -229,25 +251,17 @@ def adapt(
     attention = base.language_model.config._attn_implementation
     base.language_model.set_attn_implementation(ATTENTION)
     report(f"{folder.name}: {trainable(model):,} trainable parameters")
-    rows, rng = speech.corpus.select("train", "accent"), np.random.default_rng(seed)
-    if adaptation.share < 1:
-        rows = rng.permutation(rows)[: max(1, round(adaptation.share * len(rows)))].tolist()
-    if adaptation.replay:
-        general = speech.corpus.select("train", GENERAL)
-        count = min(len(general), round(adaptation.replay * len(rows)))
-        rows = [*rng.permutation(rows)[count:].tolist(), *rng.permutation(general)[:count].tolist()]
+    rows = training_rows(speech.corpus, adaptation, seed)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
     def run(part: Adaptation, name: str, share: float) -> None:
-        slow, fast = ([p for n, p in named if ("threshold" in n) == wanted] for wanted in (False, True))
-        groups: Any = [{"params": slow}, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else None
         batches = speech.batches(
             rows, seed, (lambda r: {"accent_posterior": speech.posterior(r, part)}) if part.routed else (lambda r: {}),
             mels=part.place == "encoder",
         )  # fmt: skip
         fit(
             model, batches, smoothed_objective, folder.with_name(f"{folder.name}-{name}"), epochs=share * epochs / adaptation.share, rate=rate,
-            report=report, groups=groups, seed=seed, callbacks=callbacks,
+            report=report, groups=parameter_groups(named, rate), seed=seed, callbacks=callbacks,
         )  # fmt: skip
 
     if adaptation.warm_share:

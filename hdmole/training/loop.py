@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,42 +13,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hdmole.training.data import Batches
 
-# of an LLM in training: the latter is faster on a CPU and short sequences
+Batch = dict[str, Tensor]
+Objective = Callable[[Any, Batch], Tensor]  # (model, batch) -> scalar loss
+# The attention of an LLM in training; on a CPU, "eager" is faster for short sequences.
 ATTENTION = "sdpa" if torch.cuda.is_available() else "eager"
 
 
 class _Batch(Trainer):
     """A Trainer whose dataset items are whole batches and whose loss is `objective(model, batch)`."""
 
-    objective: Any = None
+    objective: Objective
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
-        with self.accelerator.autocast():  # accelerate casts in the model's own forward alone
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
+        with self.accelerator.autocast():  # accelerate itself casts only inside the model's own forward
             loss = self.objective(model, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
 
 class _Report(TrainerCallback):
-    def __init__(self, report: Any, name: str, batches: Any) -> None:
+    """Reports the loss, and tells the batches which epoch it is."""
+
+    def __init__(self, report: Callable[[str], None], name: str, batches: Batches | Sequence[Batch]) -> None:
         self.report, self.name, self.batches = report, name, batches
 
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if isinstance(self.batches, Batches):
             self.batches.epoch = state.global_step // len(self.batches)
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if logs and "loss" in logs:
             self.report(f"{self.name}: step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.3f}")
 
 
 @contextmanager
 def fast_on_cpu(model: nn.Module) -> Iterator[None]:
-    """What trains faster on a CPU under autocast: depthwise convolutions in float32, attention by plain matrix products."""
+    """Inside the block, a model trains faster on a CPU under autocast.
+
+    Depthwise convolutions compute in float32, and attention by plain matrix products.
+    """
     found = [m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d) and 1 < m.groups == m.in_channels]
 
     def in_float32(forward: Any, x: Tensor) -> Any:
@@ -90,7 +104,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self.parts:
-            part.step()
+            part.step()  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
@@ -101,47 +115,61 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
 
+def cosine(step: int, steps: int, warmup: float = 0.05, last: float = 0.01) -> float:
+    """The learning rate at a step, as a share of its peak: a linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
+
+    Args:
+        step: steps done, from 0.
+        steps: steps of the whole training.
+        warmup: share of the steps for the warm-up, which takes at least one step.
+        last: the share of the peak below which the rate does not fall.
+    """
+    first = max(1, round(warmup * steps))
+    if step < first:
+        return step / first
+    return max(last, 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first))))
+
+
 def fit(
     model: nn.Module,
-    batches: Any,
-    objective: Any,
+    batches: Batches | Sequence[Batch],
+    objective: Objective,
     folder: Path,
     *,
     epochs: float,
     rate: float,
-    report: Any,
-    groups: Iterable[dict[str, Any]] | None = None,
+    report: Callable[[str], None],
+    groups: Sequence[dict[str, Any]] | None = None,
     muon: bool = False,
     seed: int = 0,
     warmup: float = 0.05,
     last: float = 0.01,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train `model` in place with AdamW (or `MuonAdamW`), bf16 autocast and a cosine schedule; resumes from the last checkpoint.
+    """Train `model` in place, in bf16 autocast with a `cosine` schedule; goes on from the last checkpoint in `folder`.
 
-    Parameters
-    ----------
-    batches : dataset whose items are batches (dicts of tensors)
-    objective : (model, batch) -> scalar loss
-    folder : where checkpoints go
-    epochs, rate, warmup : passes over the data, peak learning rate, share of the steps for the warm-up
-    last : least learning rate at the end, as a share of the peak
-    groups : AdamW parameter groups; every trainable parameter at `rate` where none are given
-    muon : take `MuonAdamW`, without groups
-    callbacks : transformers' callbacks, to look on
+    Args:
+        batches: batches by number; each is a dict of tensors.
+        objective: what is minimised, called as (model, batch).
+        folder: where checkpoints go.
+        epochs: passes over the data; may be a fraction.
+        rate: peak learning rate.
+        report: is told the loss, a line at a time.
+        groups: AdamW parameter groups; every trainable parameter at `rate` if not given.
+        muon: train with `MuonAdamW` in place of AdamW; takes no groups.
+        seed: of the order of the batches.
+        warmup: share of the steps for the warm-up.
+        last: least learning rate after the warm-up, as a share of the peak.
+        callbacks: callbacks of transformers' Trainer, to look on.
     """
-    steps = max(1, math.ceil(epochs * len(batches)))  # type: ignore[arg-type]
-    parameters = list(groups or [{"params": [p for p in model.parameters() if p.requires_grad]}])
-    optimizer: torch.optim.Optimizer = (
-        MuonAdamW(model, rate)
-        if muon
-        else torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    )
-    first = max(1, round(warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: s / first if s < first else max(last, 0.5 * (1 + math.cos(math.pi * (s - first) / max(1, steps - first)))),
-    )
+    steps = max(1, math.ceil(epochs * len(batches)))
+    optimizer: torch.optim.Optimizer
+    if muon:
+        optimizer = MuonAdamW(model, rate)
+    else:
+        trained = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(cosine, steps=steps, warmup=warmup, last=last))
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         str(folder),
@@ -162,18 +190,19 @@ def fit(
     trainer = _Batch(
         model=model,
         args=arguments,
-        train_dataset=batches,
+        train_dataset=batches,  # type: ignore[arg-type]
         data_collator=lambda items: items[0],
         optimizers=(optimizer, schedule),
         callbacks=[_Report(report, folder.name, batches), *callbacks],
     )
     trainer.objective = objective
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None  # type: ignore[no-untyped-call]
     with nullcontext() if gpu else fast_on_cpu(model):
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
     model.eval()
 
 
-def ctc_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def ctc_objective(model: nn.Module, batch: Batch) -> Tensor:
     """CTC loss per token of a transformers CTC model; the blank is the padding token."""
     encoder = model.encoder(input_features=batch["input_features"], attention_mask=batch["attention_mask"])  # type: ignore[operator]
     log_probs = model.ctc_head(encoder.last_hidden_state).float().log_softmax(-1).transpose(0, 1)  # type: ignore[operator]
@@ -185,26 +214,29 @@ def ctc_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return (loss / lengths.clamp_min(1)).mean()
 
 
-def language_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def language_objective(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the next token."""
-    return model(**batch).loss
+    loss: Tensor = model(**batch).loss
+    return loss
 
 
-def smoothed_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def smoothed_objective(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the transcript's tokens with label smoothing 0.05."""
     labels = batch["labels"]
     logits = model(**batch).logits[:, -labels.shape[1] - 1 : -1].float()
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, label_smoothing=0.05)
 
 
-def embedding_objective(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Squared distance of the projector's output from the LLM embeddings of what the CTC head hears, 1 for their mean.
+def embedding_objective(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean squared error between the projector's output and the LLM's embeddings of what the CTC head hears.
 
-    The target of a frame is the mean of the token embeddings under the CTC head's posterior; the LLM gets no gradient.
+    The target of a frame is the mean of the token embeddings, weighted by the CTC head's posterior. The error is divided by
+    the variance of the targets, so that a projector that always says their mean has a loss of 1. The LLM gets no gradient.
     """
     states, mask = batch["encoder_states"], batch["encoder_mask"]
     with torch.no_grad():
         target = model.ctc_log_probs(states).exp() @ model.get_input_embeddings().weight  # type: ignore[operator]
         target = target[mask].float()
     said = model.multi_modal_projector(states, mask)[mask].float()  # type: ignore[operator]
-    return functional.mse_loss(said, target) / target.var(0).mean()
+    error: Tensor = functional.mse_loss(said, target) / target.var(0).mean()
+    return error

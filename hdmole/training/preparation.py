@@ -27,6 +27,8 @@ from hdmole.training.loop import fit
 
 Report = Callable[[str], None]
 SPLITS = ("train", "dev", "test")
+RECOGNISER_EPOCHS = 8.0, 4.0  # of training the accent recogniser on the features as they are, then on masked ones
+Stage = tuple[str, list[int], bool, float]
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -68,10 +70,16 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
     return States.load(folder)
 
 
+def recogniser_stages(rows: list[int]) -> list[Stage]:
+    """The stages of `train_recogniser` on training rows: first the features as they are, then masked."""
+    clear, masked = RECOGNISER_EPOCHS
+    return [("clear", rows, False, clear), ("masked", rows, True, masked)]
+
+
 def train_recogniser(
     corpus: Corpus,
     labels: list[str],
-    stages: list[tuple[str, list[int], bool, float]],
+    stages: list[Stage],
     folder: Path,
     *,
     rate: float,
@@ -100,26 +108,19 @@ def train_recogniser(
     logits = _accent_logits(model, corpus, seed, device)
     dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
     if not (folder / "config.json").is_file():
-        model.temperature.fill_(_temperature(logits[dev], targets[dev]))
+        model.temperature.fill_(best_temperature(logits[dev], targets[dev]))
     accuracy = (logits[dev].argmax(1) == targets[dev]).float().mean().item()
-    train = torch.tensor(corpus.select("train", "accent"))
-    softened = float(model.temperature)
-    wanted = (logits[dev] / softened).softmax(1).amax(1).mean()
-    while (logits[train] / softened).softmax(1).amax(1).mean() > wanted and softened < 10:
-        softened *= 1.05
-    divisor = torch.tensor([softened if s == "train" else float(model.temperature) for s in index.split])
-    posteriors = (logits / divisor[:, None]).softmax(1).numpy()
+    train, temperature = torch.tensor(corpus.select("train", "accent")), float(model.temperature)
+    softer = softer_temperature(logits[train], logits[dev], temperature)
+    posteriors = tempered(logits, (index.split == "train").to_numpy(), temperature, softer)
     model.save(folder)
     _save(folder / "posteriors.npy", posteriors)
-    report(
-        f"recogniser: {accuracy:.1%} on dev speakers, temperature {float(model.temperature):.2f}, "
-        f"{softened:.2f} for training posteriors"
-    )
+    report(f"recogniser: {accuracy:.1%} on dev speakers, temperature {temperature:.2f}, {softer:.2f} for training posteriors")
     return model.cpu().eval(), posteriors
 
 
 def _fit_recogniser(
-    corpus: Corpus, labels: list[str], targets: Tensor, stages: list[tuple[str, list[int], bool, float]], folder: Path,
+    corpus: Corpus, labels: list[str], targets: Tensor, stages: list[Stage], folder: Path,
     rate: float, seed: int, report: Report, device: str,
 ) -> AccentRecogniser:  # fmt: skip
     torch.manual_seed(seed)
@@ -154,11 +155,41 @@ def _accent_logits(model: Any, corpus: Corpus, seed: int, device: str) -> Tensor
     return logits
 
 
-def _temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature with the least cross-entropy (Guo et al. 2017)."""
+def best_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature from 0.5 to 5, in steps of 0.05, with the least cross-entropy (Guo et al. 2017).
+
+    Args:
+        logits: (utterances, N + 1).
+        targets: class of each utterance (utterances,).
+    """
     grid = torch.linspace(0.5, 5, 91)
     losses = torch.stack([nn.functional.cross_entropy(logits / t, targets) for t in grid])
     return float(grid[losses.argmin()])
+
+
+def softer_temperature(train: Tensor, dev: Tensor, temperature: float) -> float:
+    """The temperature, raised in steps of 5 % until training utterances are recognised no more surely than dev ones.
+
+    A recogniser is surer of the speakers it was trained on; methods that learn from so sure posteriors would meet others later.
+    How sure it is, is the mean of the largest class probability. The search ends at a temperature of 10.
+
+    Args:
+        train: logits of training utterances (U, N + 1).
+        dev: logits of dev utterances (V, N + 1).
+        temperature: what the dev logits are divided by; where the search begins.
+    """
+    softer = temperature
+    wanted = (dev / temperature).softmax(1).amax(1).mean()
+    while (train / softer).softmax(1).amax(1).mean() > wanted and softer < 10:
+        softer *= 1.05
+    return softer
+
+
+def tempered(logits: Tensor, train: np.ndarray, temperature: float, softer: float) -> np.ndarray:
+    """Posteriors (U, N + 1): the softmax of logits over the temperature, over the softer one where `train` (U,) is true."""
+    divisor = torch.where(torch.tensor(train), softer, temperature)
+    posteriors: np.ndarray = (logits / divisor[:, None]).softmax(1).numpy()
+    return posteriors
 
 
 def posteriors_of(recogniser: AccentRecogniser, corpus: Corpus) -> np.ndarray:
@@ -285,6 +316,6 @@ def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, re
     train = corpus.select("train")
     encode_corpus(corpus, asr.models["base"].audio_tower.encoder, folder / "states", train, 0, report)  # type: ignore[union-attr]
     train_recogniser(
-        corpus, [GENERAL, *accents], [("clear", train, False, 8.0), ("masked", train, True, 4.0)], folder / "recogniser",
+        corpus, [GENERAL, *accents], recogniser_stages(train), folder / "recogniser",
         rate=1.5e-3, seed=0, report=report, device=str(asr.device),
     )  # fmt: skip
