@@ -22,6 +22,7 @@ TARGETS = {  # what is mutated, and the tests that hold it
     "gate": ("hdmole/method/gate.py", ["tests/test_gate.py"]),
     "layer": ("hdmole/method/tuner/layer.py", ["tests/test_layer.py"]),
     "alignment": ("hdmole/speech/alignment.py", ["tests/test_alignment.py"]),
+    "loop": ("hdmole/training/loop.py", ["tests/test_training.py"]),
 }
 KILLED = {"killed", "timeout", "segfault"}
 
