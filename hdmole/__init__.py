@@ -1,4 +1,4 @@
-"""HDMoLE: mixture of LoRA experts with hierarchical routing and dynamic thresholds (arXiv 2409.19878)."""
+"""HDMoLE, arXiv 2409.19878: LoRA experts with hierarchical routing and dynamic thresholds."""
 
 from __future__ import annotations
 

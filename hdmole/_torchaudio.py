@@ -1,8 +1,9 @@
 """Lets torchaudio import beside a CPU build of torch.
 
-The torchaudio wheel for Linux is linked against CUDA. Beside a CPU build of torch, `import torchaudio` raises OSError,
-and peft and most of transformers import it whenever it is installed. Where its compiled extension cannot load, an empty
-stand-in takes its place, and the Python half of torchaudio works. Nothing is imported to find that out.
+The torchaudio wheel for Linux is linked against CUDA. Beside a CPU build of torch, `import
+torchaudio` raises OSError, and peft and most of transformers import it whenever it is installed.
+Where its compiled extension cannot load, an empty stand-in takes its place, and the Python half of
+torchaudio works. Nothing is imported to find that out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def loads() -> bool:
 
 
 def guard() -> bool:
-    """Put the stand-in in place where it is needed; True where torchaudio's own extension is left to load."""
+    """Put the stand-in in place where it is needed; True where torchaudio's own is left to load."""
     if _NAME in sys.modules:
         return bool(getattr(sys.modules[_NAME], "_IS_TORCHAUDIO_EXT_AVAILABLE", False))
     if find_spec("torchaudio") is None or loads():

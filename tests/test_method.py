@@ -1,4 +1,6 @@
-"""The method, against a plain per-expert loop written from the equations, and the adapter's promises."""
+"""The method, against a plain per-expert loop written from the equations, and the adapter's
+promises.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,11 @@ from hdmole.method.tuner.config import HDMoLEConfig as Config
 
 
 def by_the_equations(layer: HDMoLELinear, x: Tensor, pi: Tensor, config: Config) -> tuple[Tensor, float]:
-    """One frame `x` (d_in,), one posterior (N + 1,), in float64; a loop over experts, nothing stacked.
+    """One frame `x` (d_in,), one posterior (N + 1,), in float64; a loop over experts, nothing
+    stacked.
 
-    Also how far the frame is from a jump or pole of the gate: near one, float32 may rightly decide otherwise.
+    Also how far the frame is from a jump or pole of the gate: near one, float32 may rightly decide
+    otherwise.
     """
     n, r = config.experts, config.r
     a, b = layer.hdmole_A["default"], layer.hdmole_B["default"]

@@ -1,4 +1,6 @@
-"""The trace: that it changes nothing, says what happened, and keeps it through shifting, joining, saving and loading."""
+"""The trace: that it changes nothing, says what happened, and keeps it through shifting, joining,
+saving and loading.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def saved_and_loaded(recorded: Trace) -> Trace:
 
 
 def some_trace(experts: int, layers: list[int], calls: int, seed: int) -> Trace:
-    """Random numbers of these layers in these calls; up to three frames in each, the time of odd layers unknown."""
+    """Random numbers of these layers in these calls; up to three frames in each, the time of odd
+    layers unknown.
+    """
     rng = np.random.default_rng(seed)
     made = Trace([f"accent {i}" for i in range(experts)])
     for call in range(calls):

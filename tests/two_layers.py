@@ -1,4 +1,6 @@
-"""A model of two linear layers with an adapter of three experts: what the tests of the method look at."""
+"""A model of two linear layers with an adapter of three experts: what the tests of the method look
+at.
+"""
 
 from __future__ import annotations
 

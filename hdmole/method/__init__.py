@@ -1,1 +1,4 @@
-"""The method: gate, routing, trace, intervention, accent recogniser and the PEFT tuner. It knows no audio, files or pages."""
+"""The method: gate, routing, trace, intervention, accent recogniser and the PEFT tuner.
+
+It knows no audio, files or pages.
+"""

@@ -1,4 +1,7 @@
-"""Change what routes, for the calls inside a `with` block, without touching the model: the door for "what if"."""
+"""Interventions: change the routing for the calls inside a `with` block.
+
+The model itself is not changed.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from torch import Tensor, nn
 
 from hdmole.method.gate import THRESHOLDS, Gates
 from hdmole.method.routing import adapter_of, current, layers_of, use
+from hdmole.names import GENERAL
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is changed at which layers; made by `intervene`."""
+    """What is changed at which layers. The fields are the checked parameters of `intervene`."""
 
     adapter: str
     layers: dict[int, tuple[str, int]]
@@ -31,7 +35,7 @@ class Intervention:
     switches: dict[str, Any]
 
     def change_thresholds(self, tau_global: Tensor, tau_local: Tensor) -> tuple[Tensor, Tensor]:
-        """The thresholds in force: overridden where given, then scaled."""
+        """The thresholds after the change: the given ones, or the layer's own, times the scale."""
         if self.tau_global is not None:
             tau_global = torch.full_like(tau_global, self.tau_global)
         if self.tau_local is not None:
@@ -39,7 +43,10 @@ class Intervention:
         return tau_global * self.scale, tau_local * self.scale
 
     def change_gate(self, gates: Gates, most: float) -> Gates:
-        """The gate in force; `most` is the sum of a gate with everything on, shared equally by forced experts."""
+        """The gates with the gate G after the change.
+
+        `most` is the largest sum of G over experts; forced experts share it equally.
+        """
         gate = gates.gate
         if self.gate is not None:
             gate = self.gate.to(gate).expand_as(gate)
@@ -68,15 +75,19 @@ def intervene(
     top_p: float | None = None,
     gate: Sequence[float] | Tensor | None = None,
 ) -> Iterator[None]:
-    """Run the block's calls with changed routing; the innermost block that names a layer holds for it.
+    """Run the calls in the block with changed routing.
+
+    Where blocks are nested, the innermost that names a layer holds for it.
 
     Parameters
     ----------
     model : a model with an active HDMoLE adapter
-    layers : which layers; a regular expression searched in their names, a list of names, None for all
-    accent : name of an accent (or "general"), or a posterior (N + 1,), in place of what the recogniser heard
-    force : experts (numbers from 0, or accents) that share the whole gate equally, all others off
-    mask : experts switched off; the others keep their weight
+    layers : a regular expression searched in the names of layers, a list of names, None for all
+    accent : name of an accent (or "general"), or a posterior (N + 1,), in place of the
+        accent recogniser's
+    force : experts (numbers from 0, or names of accents) that share the whole gate equally; all
+        others are off
+    mask : experts that are switched off; the others keep their weight
     tau_global, tau_local : thresholds, 0 to 1
     scale_thresholds : factor on both thresholds
     thresholds, top_k, top_p : another way of choosing experts: dynamic, top_k, top_p or dense
@@ -84,11 +95,13 @@ def intervene(
 
     Raises
     ------
-    ValueError : an unknown expert, accent, layer or switch, a threshold outside 0 to 1, a gate or posterior that is none, or a
-        number that the way of choosing experts in force does not read
+    ValueError : an unknown expert, accent, layer or switch; a threshold outside 0 to 1; a gate or
+        posterior of another shape or with numbers it cannot have; a number that the chosen way of
+        choosing experts does not use
     """
     adapter, config = adapter_of(model)
-    experts = config.accents
+    experts: list[str] = config.accents
+    classes = [GENERAL, *experts]
 
     def number(expert: int | str) -> int:
         if isinstance(expert, str) and expert in experts:
@@ -99,13 +112,13 @@ def intervene(
 
     posterior = None
     if isinstance(accent, str):
-        if accent not in ("general", *experts):
-            raise ValueError(f"There is no accent {accent!r}; the accents are general, {', '.join(experts)}.")
-        posterior = torch.eye(len(experts) + 1)[["general", *experts].index(accent)]
+        if accent not in classes:
+            raise ValueError(f"There is no accent {accent!r}; the accents are {', '.join(classes)}.")
+        posterior = torch.eye(len(classes))[classes.index(accent)]
     elif accent is not None:
         posterior = torch.as_tensor(accent, dtype=torch.float32)
-        if posterior.shape != (len(experts) + 1,):
-            raise ValueError(f"An accent posterior has {len(experts) + 1} numbers, the general domain first.")
+        if posterior.shape != (len(classes),):
+            raise ValueError(f"An accent posterior has {len(classes)} numbers, the general domain first.")
         if not (posterior >= 0).all() or abs(float(posterior.sum()) - 1) > 1e-2:
             raise ValueError("An accent posterior is probabilities that sum to 1.")
     if thresholds is not None and thresholds not in THRESHOLDS:

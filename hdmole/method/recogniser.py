@@ -1,7 +1,8 @@
-"""The accent recogniser: reads an utterance's mel features once and gives the posterior that routes it.
+"""The accent recogniser: a network that gives the accent posterior which routes an utterance.
 
-A small time-delay network (dilated convolutions, Snyder et al. 2018) with statistics pooling over valid frames only,
-so that padding never changes an answer. It is trained before the adapter, frozen, and saved inside it.
+It reads mel features. It is a small time-delay network of dilated convolutions (x-vectors, Snyder
+et al. 2018) with statistics pooling. Only valid frames are pooled, so padding does not change the
+result. It is trained before the adapter, then frozen, and saved with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch.nn import functional
 
 
 class AccentRecogniser(nn.Module):
-    """Mel features of an utterance -> posterior over accents; class 0 is the general domain.
+    """From the mel features of an utterance to a posterior over accents.
+
+    Class 0 is the general domain.
 
     Parameters
     ----------
@@ -26,6 +29,10 @@ class AccentRecogniser(nn.Module):
     channels : width of the network
     feature_layout : "time_first" for features (B, T, n_mels), "mel_first" for (B, n_mels, T)
     dropout : dropout before the output layer, in training
+
+    Raises
+    ------
+    ValueError : an unknown feature layout
     """
 
     temperature: Tensor
@@ -52,24 +59,36 @@ class AccentRecogniser(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
 
     def save(self, folder: Path) -> None:
-        """Write the weights and what the network was made with."""
+        """Write the weights and the arguments the network was made with into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state_dict(), folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(self.arguments, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> AccentRecogniser:
-        """What `save` wrote, ready for use."""
+        """Read what `save` wrote; the network is ready for use, without dropout."""
         model = cls(**json.loads((folder / "config.json").read_text()))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.eval()
 
     @property
     def labels(self) -> list[str]:
-        return self.arguments["labels"]
+        """Names of the classes, the general domain first."""
+        labels: list[str] = self.arguments["labels"]
+        return labels
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, N + 1) of features (B, T, n_mels) with a mask (B, T), true on valid frames."""
+        """Logits (B, N + 1).
+
+        Parameters
+        ----------
+        features : (B, T, n_mels), or (B, n_mels, T) where `feature_layout` is "mel_first"
+        mask : (B, T), true on valid frames; without it all frames are valid
+
+        Raises
+        ------
+        ValueError : features of another number of mel bins
+        """
         if self.arguments["feature_layout"] == "mel_first":
             features = features.transpose(1, 2)
         if features.dim() != 3 or features.shape[2] != self.arguments["n_mels"]:
@@ -91,14 +110,20 @@ class AccentRecogniser(nn.Module):
         weight = self.attention(x).masked_fill(valid == 0, -1e4).softmax(1)  # (B, T, 1)
         attended = (weight * x).sum(1)
         peak = x.masked_fill(valid == 0, -1e4).amax(1)
-        return self.output(self.dropout(functional.relu(self.hidden(torch.cat([mean, deviation, attended, peak], 1)))))
+        pooled = torch.cat([mean, deviation, attended, peak], 1)  # (B, 4 * channels)
+        logits: Tensor = self.output(self.dropout(functional.relu(self.hidden(pooled))))
+        return logits
 
     @torch.no_grad()
     def posterior(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Posterior pi (B, N + 1), calibrated by the stored temperature; float32, no gradient, no dropout."""
+        """Posterior pi (B, N + 1): the softmax of the logits divided by the stored temperature.
+
+        The temperature calibrates it (Guo et al. 2017). Takes what `forward` takes. Computed in
+        float32, without gradient and without dropout.
+        """
         training = self.training
         self.eval()
         with torch.autocast(features.device.type, enabled=False):
-            logits = self(features.float(), mask)
+            logits: Tensor = self(features.float(), mask)
         self.train(training)
         return (logits / self.temperature).softmax(1)

@@ -1,11 +1,13 @@
-"""What a forward pass must know that its inputs do not say: which utterance each row belongs to, and its accent.
+"""Routing: the utterance that each row of a layer's input belongs to, and its accent posterior.
 
-Everything here lives in one context variable, so two threads that share a model never see each other's routing,
-interventions or traces, and the shared model itself carries no state of a call.
+A forward pass needs both, and its inputs tell neither. They are kept in one context variable,
+together with the interventions and traces in force. Threads that share a model therefore never see
+each other's, and the model holds no state of a call.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,7 +24,7 @@ class RoutingError(ValueError):
 
 @dataclass(frozen=True)
 class Routing:
-    """Accent posterior (U, N + 1) of the utterances and the row -> utterance index of the layers' inputs."""
+    """Accent posterior (U, N + 1) of the utterances, and the utterance of each input row."""
 
     posterior: Tensor
     rows: Tensor | Mapping[str, Tensor] | None = None
@@ -38,9 +40,10 @@ class Routing:
             raise RoutingError("The accent posterior must be probabilities that sum to 1 over the classes, for every utterance.")
 
     def of_rows(self, x: Tensor, layer: str) -> Tensor:
-        """Utterance of each row of `x` (B, ..., d): a LongTensor whose shape is the beginning of x's shape.
+        """Utterance of each row of `x` (B, ..., d), as a LongTensor.
 
-        Raises RoutingError where the index does not fit the input; nothing is guessed.
+        Its shape is the beginning of the shape of `x`. Raises RoutingError where the index does not
+        fit the input; nothing is guessed.
         """
         utterances, batch = len(self.posterior), x.shape[0]
         rows = self.rows
@@ -77,7 +80,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Context:
-    """All that holds for the calls inside the current `with` blocks of this thread."""
+    """Routing, interventions and trace recorders in the current `with` blocks of this thread."""
 
     routing: Routing | None = None
     interventions: tuple[Any, ...] = ()
@@ -88,13 +91,13 @@ _context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa:
 
 
 def current() -> Context:
-    """The context of this thread."""
+    """The context of this thread; empty outside every block."""
     return _context.get()
 
 
 @contextmanager
 def use(context: Context) -> Iterator[None]:
-    """Run the block under `context`; also what carries routing into a recomputation (see `checkpoint_contexts`)."""
+    """Run the block under `context`."""
     token = _context.set(context)
     try:
         yield
@@ -104,35 +107,43 @@ def use(context: Context) -> Iterator[None]:
 
 @contextmanager
 def route(posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, beams: int = 1) -> Iterator[None]:
-    """Route every HDMoLE layer that runs in the block.
+    """Give every HDMoLE layer that runs in the block its accent posterior.
 
     Parameters
     ----------
     posterior : (U, N + 1), accent posterior of each utterance, class 0 general; rows sum to 1
-    rows : row -> utterance index. A LongTensor whose shape is the beginning of the layers' input shape, or a mapping from
-        a part of the layer name to such a tensor where layers see different batches (a packed projector, say). Not needed
-        for one utterance, nor where a layer's input (B, T, d) has one row an utterance.
+    rows : row -> utterance index. A LongTensor whose shape is the beginning of the layers' input
+        shape, or a mapping from a part of the layer name to such a tensor where layers see
+        different batches (a packed projector, say). Not needed for one utterance, nor where a
+        layer's input (B, T, d) has one row an utterance.
     beams : beams per utterance, where the batch axis is utterances times beams
 
     Raises
     ------
-    RoutingError : the posterior is not (U, N + 1) or does not sum to 1; inside the block, where an index does not fit
+    RoutingError : the posterior is not (U, N + 1) or does not sum to 1; or, from a layer in the
+        block, the index does not fit
     """
     with use(replace(current(), routing=Routing(posterior.detach(), rows, beams))):
         yield
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
-    """`context_fn` for torch.utils.checkpoint (use_reentrant=False): the recomputation sees the forward's routing.
+    """`context_fn` for torch.utils.checkpoint: recomputation sees the routing of the forward pass.
 
-    Hand it to transformers as `gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": checkpoint_contexts}`.
+    It records no trace, which would otherwise hold every frame twice. Needs `use_reentrant=False`.
+
+    Give it to transformers as `gradient_checkpointing_kwargs`:
+    `{"use_reentrant": False, "context_fn": checkpoint_contexts}`.
     """
     context = current()
     return use(context), use(replace(context, recorders=()))
 
 
 def adapter_of(model: nn.Module) -> tuple[str, Any]:
-    """Name and configuration of the active HDMoLE adapter of `model`. Raises ValueError where there is none."""
+    """Name and configuration of the active HDMoLE adapter of `model`.
+
+    Raises ValueError where there is none.
+    """
     configs = getattr(model, "peft_config", {})
     for name in getattr(model, "active_adapters", []):
         if hasattr(configs.get(name), "accents"):
@@ -141,12 +152,12 @@ def adapter_of(model: nn.Module) -> tuple[str, Any]:
 
 
 def layers_of(model: nn.Module, layers: str | list[str] | None = None) -> dict[int, tuple[str, int]]:
-    """id(layer) -> (name, order) of the HDMoLE layers of `model` whose name matches.
+    """The HDMoLE layers of `model` whose name matches: id(layer) -> (name, place).
 
-    `layers` is None for all, a regular expression searched in the name, or a list of names.
+    The place counts all HDMoLE layers of the model from 0.
+    `layers` is None for all, a regular expression searched in the name, or a list of names. Raises
+    ValueError where no layer matches.
     """
-    import re
-
     found = {}
     named = [(name, module) for name, module in model.named_modules() if getattr(module, "is_hdmole_layer", False)]
     for order, (_, module) in enumerate(named):

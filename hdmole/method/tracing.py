@@ -31,7 +31,7 @@ _PER_FRAME = ("tau_global", "tau_local", "lambda_", "mass", "n_active", "n_activ
 
 @dataclass(frozen=True)
 class Record:
-    """What one layer decided in one call: arrays (F,) and (F, N) for its F frames, by the names in `Trace`."""
+    """What one layer decided in one call, as arrays (F,) and (F, N); `Trace` explains the names."""
 
     layer: str
     layer_index: int
@@ -42,13 +42,15 @@ class Record:
 
 @dataclass
 class Trace:
-    """What was recorded while a model ran: the names of its N experts, and one `Record` for each layer and call.
+    """What was recorded while a model ran: one `Record` for each layer and call.
+
+    `experts` are the names of the N experts. The arrays of a record are over its F frames:
 
     | name | shape | meaning |
     |---|---|---|
     | `segment` | () | part of a long recording, from 0; 0 where it was heard whole |
     | `call` | () | how many calls of this layer the trace held before |
-    | `layer`, `layer_index` | () | the layer's name, and its place among the model's HDMoLE layers, from 0 |
+    | `layer`, `layer_index` | () | name, and place among the model's HDMoLE layers |
     | `utterance` | (F,) | utterance of the batch, from 0 |
     | `row` | (F,) | row of the layer's input: an utterance, or one of its beams |
     | `frame` | (F,) | frame of audio, or position of the token in an LLM layer, from 0 |
@@ -60,10 +62,11 @@ class Trace:
     | `tau_global`, `tau_local` | (F,) | thresholds of the two routers |
     | `lambda_` | (F,) | weight of the global gate in the convex combination |
     | `mass` | (F,) | accent mass m |
-    | `n_active`, `n_active_global`, `n_active_local` | (F,) | number of experts with G, g or l above 0 |
+    | `n_active`, `n_active_global`, `n_active_local` | (F,) | experts with G, g or l above 0 |
 
-    The table that `to_frame` gives has these columns, with one row for each frame and expert, and two more: `expert`, the
-    number of the expert from 0, and `accent`, its name. The symbols are those of `hdmole.method.gate`.
+    The table that `to_frame` gives has these columns, with one row for each frame and expert, and
+    two more: `expert`, the number of the expert from 0, and `accent`, its name. The symbols are
+    those of `hdmole.method.gate`.
     """
 
     experts: list[str]
@@ -73,8 +76,9 @@ class Trace:
     def join(cls, traces: Sequence[Trace]) -> Trace:
         """One trace of several, such as those of the segments of a recording, in this order.
 
-        Segments and calls are numbered on from trace to trace, so that the first trace of one segment becomes segment 0, the
-        second segment 1; `of_segment` takes them apart again. Raises ValueError for no trace, or traces of other experts.
+        Segments and calls are numbered on from trace to trace, so that the first trace of one
+        segment becomes segment 0, the second segment 1; `of_segment` takes them apart again. Raises
+        ValueError for no trace, or traces of other experts.
         """
         if not traces or any(other.experts != traces[0].experts for other in traces):
             raise ValueError("Only traces of the same experts can be joined, and at least one is needed.")
@@ -87,11 +91,11 @@ class Trace:
         return joined
 
     def shifted(self, seconds: float) -> Trace:
-        """The same trace with every frame that many seconds later, or earlier where `seconds` is below 0."""
+        """The same trace with every frame `seconds` later; earlier where that is below 0."""
         return Trace(self.experts, [replace(r, arrays={**r.arrays, "time": r.arrays["time"] + seconds}) for r in self.records])
 
     def of_segment(self, segment: int) -> Trace:
-        """What was recorded of one segment of a long recording; `ASR.transcribe` numbers them from 0."""
+        """What was recorded of one segment; `ASR.transcribe` numbers them from 0."""
         return Trace(self.experts, [r for r in self.records if r.segment == segment])
 
     @property
@@ -100,7 +104,7 @@ class Trace:
         return [name for name, _ in sorted({(r.layer, r.layer_index) for r in self.records}, key=lambda x: x[1])]
 
     def arrays(self, layer: str, utterance: int = 0) -> dict[str, np.ndarray]:
-        """Arrays (F,) and (F, N) of one layer and utterance over all calls, in the order of the calls.
+        """Arrays (F,) and (F, N) of one layer and utterance, from all calls in their order.
 
         Raises ValueError where nothing was recorded of such a layer.
         """
@@ -112,9 +116,10 @@ class Trace:
         return {k: v[keep] for k, v in joined.items()}
 
     def to_frame(self) -> pd.DataFrame:
-        """A tidy table with one row for each segment, call, layer, frame and expert; `Trace` lists its columns.
+        """A tidy table with one row for each segment, call, layer, frame and expert.
 
-        Needs pandas; raises ModuleNotFoundError with the extra to install where it is missing.
+        `Trace` lists its columns. Needs pandas; raises ModuleNotFoundError, with the extra to
+        install, where it is missing.
         """
         with _for_tables():
             import pandas as pd
@@ -135,7 +140,10 @@ class Trace:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def save(self, path: str | Path | IO[bytes]) -> None:
-        """Write the tidy table as parquet, with the experts' names in its metadata. Needs pandas and pyarrow."""
+        """Write the tidy table as parquet, with the experts' names in its metadata.
+
+        Needs pandas and pyarrow.
+        """
         with _for_tables():
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -147,7 +155,10 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | Path | IO[bytes]) -> Trace:
-        """Read what `save` wrote. Needs pandas and pyarrow; raises ValueError for a file that is not a trace."""
+        """Read what `save` wrote.
+
+        Needs pandas and pyarrow; raises ValueError for a file that is not a trace.
+        """
         with _for_tables():
             import pandas  # noqa: F401  (pyarrow needs it)
             import pyarrow.parquet as pq
@@ -182,7 +193,10 @@ def _for_tables() -> Iterator[None]:
 
 
 class Recorder:
-    """Fills a trace: the layers call `record` while the model runs. Made by `trace`, whose parameters it has."""
+    """Fills a trace: the layers call `record` while the model runs.
+
+    Made by `trace`, whose parameters it has.
+    """
 
     def __init__(
         self,
@@ -204,7 +218,9 @@ class Recorder:
         self._seen.clear()
 
     def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor) -> None:
-        """Called by a layer (its `id`) with its gates and the utterance of each row of its input `x` (B, ..., d)."""
+        """Called by a layer (its `id`) with its gates and the utterance of each row of its input
+        `x` (B, ..., d).
+        """
         name, order = self.layers[layer]
         call = self._calls[name] = self._calls.get(name, -1) + 1
         shape = x.shape[:-1]
@@ -278,18 +294,20 @@ def trace(
 ) -> Iterator[Trace]:
     """Record the HDMoLE layers of `model`'s active adapter that run in the block.
 
-    `frame` counts from 0 in every call of the model. In LLM layers it is the token's position, padding and prompt included,
-    and goes on from step to step of `generate`. With beams, `row` is the beam that held the token at that step.
+    `frame` counts from 0 in every call of the model. In LLM layers it is the token's position,
+    padding and prompt included, and goes on from step to step of `generate`. With beams, `row` is
+    the beam that held the token at that step.
 
     Parameters
     ----------
     model : a model with an active HDMoLE adapter
-    layers : which layers; a regular expression searched in their names, a list of names, None for all
+    layers : a regular expression searched in the names of layers, a list of names, None for all
     frames : only these frames (or tokens) of each row
     aggregate : "mean" keeps one mean per row, layer and call in place of every frame
     lengths : (U,) valid frames of each utterance; later ones are padding and left out
-    seconds_per_frame : length of a frame in seconds, for the `time` column: one number for all recorded layers, or a mapping
-        from a part of the layer's name, such as {"projector": 0.08}, which leaves the time of other layers NaN
+    seconds_per_frame : length of a frame in seconds, for the `time` column: one number for all
+        recorded layers, or a mapping from a part of the layer's name, such as {"projector": 0.08},
+        which leaves the time of other layers NaN
 
     Raises
     ------

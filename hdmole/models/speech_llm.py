@@ -1,11 +1,15 @@
-"""An LLM-based speech recogniser put together from transformers classes.
+"""An LLM-based speech recogniser built from transformers classes.
 
-* encoder -> projector -> LLM, under the names transformers uses: `audio_tower`, `multi_modal_projector`, `language_model`
-* `audio_tower` is a CTC model with Parakeet's interface; its CTC head is kept, because it times words and gives a
-  second, independent opinion on what was said
-* the projector is attention and feed-forward layers made of `nn.Linear`, so that every adapter method can reach it
-* the LLM reads `<bos> audio <sep> text <eos>`; audio is padded on the left so that text positions stay contiguous
-* encoder outputs can be computed once (`encode`) and handed to several adapted models (`encoder_states=`)
+* Encoder, projector and LLM have the names that transformers uses: `audio_tower`,
+  `multi_modal_projector`, `language_model`.
+* `audio_tower` is a CTC model with Parakeet's interface. Its CTC head is kept: it gives the times
+  of words, and a second, independent opinion on what was said.
+* The projector consists of attention and feed-forward layers made of `nn.Linear`, so that every
+  adapter can be put into it.
+* The LLM reads `<bos> audio <sep> text <eos>`. Audio is padded on the left, so that the positions
+  of the text are contiguous.
+* Encoder states can be computed once (`encode`) and given to several adapted models
+  (`encoder_states=`).
 """
 
 from __future__ import annotations
@@ -39,8 +43,10 @@ class SpeechLLMConfig(PreTrainedConfig):
     seconds_per_frame : float
         Length in seconds of one encoder output frame.
     longest_segment, longest_utterance : float
-        Seconds heard at once. Up to the first, about the longest sentence of the training, always; up to the second, about its
-        longest utterance, where CTC head and LLM agree on it; other audio is cut at its pauses.
+        Seconds that are transcribed at once. Audio up to `longest_segment`, about the longest
+        sentence of the training data, is never cut. Audio up to `longest_utterance`, about the
+        longest training utterance, is cut only where CTC head and LLM disagree on it. All other
+        audio is cut at its pauses.
     """
 
     model_type = "speech_llm"
@@ -48,8 +54,8 @@ class SpeechLLMConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        audio_config: dict | PreTrainedConfig | None = None,
-        text_config: dict | PreTrainedConfig | None = None,
+        audio_config: dict[str, Any] | PreTrainedConfig | None = None,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
         projector_hidden_size: int = 512,
         projector_layers: int = 2,
         projector_heads: int = 8,
@@ -75,7 +81,7 @@ class SpeechLLMConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-def _as_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+def _as_config(config: dict[str, Any] | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):
         return config
     values = dict(config or {})
@@ -104,11 +110,12 @@ class ProjectorLayer(nn.Module):
         q, k = apply_rotary_pos_emb(q, k, *positions)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))  # (B, heads, T, hidden / heads)
         x = x + self.dropout(self.o_proj(y.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.fc2(functional.gelu(self.fc1(self.norm_feed_forward(x)))))
+        x = x + self.dropout(self.fc2(functional.gelu(self.fc1(self.norm_feed_forward(x)))))
+        return x
 
 
 class Projector(nn.Module):
-    """Encoder frames (B, T, d_encoder) -> LLM embeddings (B, T, d_llm)."""
+    """From encoder states (B, T, d_encoder) to embeddings of the LLM (B, T, d_llm)."""
 
     def __init__(self, config: SpeechLLMConfig) -> None:
         super().__init__()
@@ -129,15 +136,16 @@ class Projector(nn.Module):
         bias = torch.zeros(mask.shape, device=x.device).masked_fill(~mask, -1e4)[:, None, None, :]  # (B, 1, 1, T)
         for layer in self.layers:
             x = layer(x, positions, bias)
-        return self.linear_2(self.norm(x))
+        embeds: Tensor = self.linear_2(self.norm(x))
+        return embeds
 
 
 class SpeechLLM(PreTrainedModel):
     """Speech encoder with CTC head, projector and decoder-only LLM.
 
-    Shapes: `input_features` (B, T_mel, n_mels) and `attention_mask` (B, T_mel) as the feature extractor gives them;
-    encoder states (B, T, d_encoder) with a boolean mask (B, T); `labels` (B, L) token ids ending in `<eos>`, padded
-    with -100.
+    Shapes: `input_features` (B, T_mel, n_mels) and `attention_mask` (B, T_mel) as the feature
+    extractor gives them; encoder states (B, T, d_encoder) with a boolean mask (B, T); `labels`
+    (B, L) token ids ending in `<eos>`, padded with -100.
     """
 
     config_class = SpeechLLMConfig
@@ -150,13 +158,18 @@ class SpeechLLM(PreTrainedModel):
         self.audio_tower = AutoModelForCTC.from_config(config.audio_config)
         self.multi_modal_projector = Projector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        """The LLM's table of token embeddings."""
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
 
     def train(self, mode: bool = True) -> SpeechLLM:
-        """Batch norms that are frozen keep the statistics they were trained with."""
+        """Switch to training, or out of it.
+
+        Batch norms that are frozen keep the statistics they were trained with.
+        """
         super().train(mode)
         for module in self.audio_tower.modules():
             if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
@@ -164,7 +177,10 @@ class SpeechLLM(PreTrainedModel):
         return self
 
     def encode(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder states (B, T, d_encoder) and their mask (B, T) bool. Gradients flow only where the encoder is trained."""
+        """Encoder states (B, T, d_encoder) and their mask (B, T) bool.
+
+        Gradients flow only where the encoder is trained.
+        """
         trained = any(p.requires_grad for p in self.audio_tower.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             out = self.audio_tower.encoder(input_features=input_features, attention_mask=attention_mask.bool())
@@ -172,10 +188,14 @@ class SpeechLLM(PreTrainedModel):
 
     def ctc_log_probs(self, encoder_states: Tensor) -> Tensor:
         """CTC log-probabilities (B, T, vocabulary); the blank is the tokenizer's padding token."""
-        return self.audio_tower.ctc_head(encoder_states).float().log_softmax(-1)
+        logits: Tensor = self.audio_tower.ctc_head(encoder_states)
+        return logits.float().log_softmax(-1)
 
     def embed_prompt(self, encoder_states: Tensor, encoder_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`<bos> audio <sep>` as embeddings (B, T + 2, d_llm), padded on the left, and the mask (B, T + 2)."""
+        """`<bos> audio <sep>` as embeddings (B, T + 2, d_llm), and their mask (B, T + 2).
+
+        Both are padded on the left.
+        """
         audio = self.multi_modal_projector(encoder_states, encoder_mask)
         length = audio.shape[1]
         padding = length - encoder_mask.sum(1)  # (B,)
@@ -207,7 +227,11 @@ class SpeechLLM(PreTrainedModel):
         encoder_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T + 2 + L, vocabulary) and, with `labels`, the mean token cross-entropy."""
+        """Logits (B, T + 2 + L, vocabulary) and, with `labels`, the mean cross-entropy of the text.
+
+        Takes the features of the audio with their mask, or its encoder states with theirs. Raises
+        ValueError for neither.
+        """
         embeds, mask = self._prompt(input_features, attention_mask, encoder_states, encoder_mask)
         targets = None
         if labels is not None:
@@ -216,9 +240,10 @@ class SpeechLLM(PreTrainedModel):
             targets = torch.cat([torch.full_like(mask, -100, dtype=torch.long), labels], 1)
             mask = torch.cat([mask, labels >= 0], 1)
         position_ids = (mask.long().cumsum(1) - 1).clamp_min(0)
-        return self.language_model(
+        out: CausalLMOutputWithPast = self.language_model(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, labels=targets, use_cache=False
         )
+        return out
 
     @torch.no_grad()
     def generate(
@@ -229,14 +254,21 @@ class SpeechLLM(PreTrainedModel):
         encoder_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Token ids of the transcript (B, L); keyword arguments go to the LLM's `generate`."""
+        """Token ids of the transcript (B, L).
+
+        Takes what `forward` takes; other keyword arguments go to the LLM's `generate`.
+        """
         embeds, mask = self._prompt(input_features, attention_mask, encoder_states, encoder_mask)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
 
 
 @torch.no_grad()
 def encode_all(model: Any, features: Sequence[Tensor], posterior: Tensor | None = None) -> list[Tensor]:
-    """Encoder states (T, d_encoder) of utterances whose mel features (T_mel, n_mels) are given; `posterior` (U, N + 1) routes."""
+    """Encoder states (T, d_encoder) of each of U utterances, from their mel features (T_mel,
+    n_mels).
+
+    `posterior` (U, N + 1) routes the utterances where `model` has an HDMoLE adapter in its encoder.
+    """
     mels = nn.utils.rnn.pad_sequence(list(features), batch_first=True)
     mask = nn.utils.rnn.pad_sequence([f.new_ones(len(f), dtype=torch.bool) for f in features], batch_first=True)
     with nullcontext() if posterior is None else route(posterior):

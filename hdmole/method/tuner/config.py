@@ -8,10 +8,15 @@ from typing import Any
 from peft import PeftConfig
 
 from hdmole.method.gate import COMBINATIONS, ROUTINGS, THRESHOLDS
+from hdmole.names import GENERAL
 
 
 class _PeftType(str):
-    """A key beside PEFT's own enum: PEFT looks a tuner up by it and reads `.value`."""
+    """The name of the tuner.
+
+    PEFT has an enum of names that cannot be extended; it looks tuners up by them and reads
+    `.value`.
+    """
 
     @property
     def value(self) -> str:
@@ -29,7 +34,8 @@ HDMOLE = _PeftType("HDMOLE")
 class HDMoLEConfig(PeftConfig):
     """Configuration of a mixture of LoRA experts with hierarchical routing and dynamic thresholds.
 
-    Raises ValueError where a switch has a value it does not know, or no accent is named.
+    Every field has its meaning in `metadata["help"]`; docs/method.md has all of them in one table.
+    Raises ValueError where no accent is named, or a switch has a value that it does not know.
     """
 
     accents: list[str] = field(
@@ -72,8 +78,8 @@ class HDMoLEConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = HDMOLE  # type: ignore[assignment]
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = HDMOLE
         if isinstance(self.target_modules, list):
             self.target_modules = sorted(set(self.target_modules))
         if not self.accents:
@@ -89,7 +95,7 @@ class HDMoLEConfig(PeftConfig):
                 raise ValueError(f"HDMoLEConfig.{name} is one of {', '.join(allowed)}; not {getattr(self, name)!r}.")
         if not 0 < self.threshold_init < self.threshold_max:
             raise ValueError("HDMoLEConfig.threshold_init must lie between 0 and threshold_max.")
-        if len({"general", *self.accents}) != len(self.accents) + 1:
+        if len({GENERAL, *self.accents}) != len(self.accents) + 1:
             raise ValueError("HDMoLEConfig.accents names each accent once; the general domain has no expert.")
         if self.r < 1 or self.top_k < 1 or not 0 < self.top_p <= 1 or self.shared_expert_rank < 0:
             raise ValueError("HDMoLEConfig needs r >= 1, top_k >= 1, 0 < top_p <= 1 and shared_expert_rank >= 0.")
@@ -106,5 +112,5 @@ class HDMoLEConfig(PeftConfig):
 
     @property
     def scale(self) -> float:
-        """alpha / r."""
+        """Scale of the experts' sum: alpha / r, or 8 where no alpha is given."""
         return 8.0 if self.alpha is None else self.alpha / self.r

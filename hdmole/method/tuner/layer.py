@@ -1,8 +1,11 @@
 """An `nn.Linear` with a mixture of LoRA experts beside it.
 
-* all experts are stacked: A (N * r, d_in), B (d_out, N * r); the gate scales the N * r numbers in between
-* the layer reads the one context variable and otherwise nothing outside itself
-* traces get detached copies of what was computed anyway; interventions change what the gate is computed from
+* All experts are stacked: A (N * r, d_in) and B (d_out, N * r). The gate scales the N * r numbers
+  between them.
+* Of what lies outside the layer, it reads one context variable: the routing, interventions and
+  traces in force.
+* Traces get detached copies of what was computed anyway. Interventions change what the gate is
+  computed from.
 """
 
 from __future__ import annotations
@@ -15,19 +18,30 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hdmole.method import gate as method
+from hdmole.method.gate import gates
 from hdmole.method.routing import RoutingError, current
 from hdmole.method.tuner.config import HDMoLEConfig
 
 
 class HDMoLELinear(nn.Module, BaseTunerLayer):
-    """The adapted layer. Parameters of every adapter lie in dicts under its name.
+    """The adapted layer.
 
-    hdmole_A (N * r, d_in), hdmole_B (d_out, N * r), hdmole_router (N, d_in or N * r), hdmole_threshold (2,): logits of the
-    global and the local threshold; hdmole_threshold_weight (2, ...) for thresholds per input; hdmole_lambda (1,) for the
-    convex combination; hdmole_accent (1,) for c; hdmole_shared_A, hdmole_shared_B for the shared expert. What the switches
-    leave unused does not exist, so that the number of trainable parameters is honest; only the threshold of a router that is not
-    used stays beside the other's.
+    Each kind of parameter is a dictionary with one entry for each adapter, under the adapter's
+    name.
+
+    | parameter | shape | meaning |
+    |---|---|---|
+    | `hdmole_A`, `hdmole_B` | (N * r, d_in), (d_out, N * r) | LoRA factors of all experts |
+    | `hdmole_router` | (N, d) | local router W_r |
+    | `hdmole_accent` | (1,) | c in the local logits + c * log(pi) |
+    | `hdmole_threshold` | (2,) | logits of the global and the local threshold |
+    | `hdmole_threshold_weight` | (2, d) | how the thresholds depend on the input |
+    | `hdmole_lambda` | (1,) | logit of lambda in the convex combination |
+    | `hdmole_shared_A`, `hdmole_shared_B` | (s, d_in), (d_out, s) | shared expert of rank s |
+
+    d is N * r where the local router reads A x, d_in where it reads x. A parameter that the
+    configuration leaves unused is not created, so that it is not counted as trainable. There is one
+    exception: where one router is used alone, the threshold of the other stays.
     """
 
     adapter_layer_names = (
@@ -58,7 +72,10 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: HDMoLEConfig) -> None:
-        """Add an adapter of this configuration, as no change to the layer's output: B starts at zero."""
+        """Add an adapter of this configuration.
+
+        It does not change the layer's output yet, because B starts at zero.
+        """
         n, size = config.experts, config.experts * config.r
         self.configs[adapter_name] = config
         a = torch.empty(size, self.in_features)
@@ -90,7 +107,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters)
 
     def thresholds(self, adapter: str, read: Tensor) -> tuple[Tensor, Tensor]:
-        """tau_g and tau_l, () each, or (...) where they depend on the input `read` (..., d)."""
+        """tau_g and tau_l: () each, or (...) where they depend on the router's input (..., d)."""
         config, wide = self.configs[adapter], self._wide(adapter)
         if adapter not in self.hdmole_threshold:  # not dynamic: only an intervention reads them
             tau = torch.full((2,), config.threshold_init / config.experts, dtype=wide, device=read.device)
@@ -106,7 +123,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         return torch.promote_types(self.hdmole_A[adapter].dtype, torch.float32)
 
     def _change(self, x: Tensor, adapter: str) -> Tensor:
-        """What the adapter adds to the base layer's output for `x` (..., d_in)."""
+        """What the adapter adds to the base layer's output for `x` (..., d_in): (..., d_out)."""
         config, context = self.configs[adapter], current()
         a, b = self.hdmole_A[adapter], self.hdmole_B[adapter]
         if context.routing is None:
@@ -148,7 +165,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if change is not None:
             tau_global, tau_local = change.change_thresholds(tau_global, tau_local)
             switches.update(change.switches)
-        result = method.gates(pi, logits, tau_global, tau_local, mixing, **switches)
+        result = gates(pi, logits, tau_global, tau_local, mixing, **switches)
         if change is not None:
             result = change.change_gate(result, 2.0 if config.combination == "sum" and config.routing == "hierarchical" else 1.0)
         for recorder in context.recorders:
@@ -161,7 +178,11 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         return y
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_layer(x, *args, **kwargs)
+        """The base layer's output (..., d_out) for `x` (..., d_in), plus what each adapter adds.
+
+        Raises RoutingError where the accent posterior, or the utterance of a row, is not known.
+        """
+        y: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
         for adapter in self.active_adapters:
@@ -170,10 +191,12 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Always raises ValueError: there is no single matrix to merge."""
         raise ValueError(
             "An HDMoLE adapter cannot be merged: its weights depend on the utterance and the frame. For global routing only, "
             "export_lora gives one accent as a plain LoRA adapter, and that can be merged."
         )
 
     def unmerge(self) -> None:
+        """Always raises ValueError, as no adapter is ever merged."""
         raise ValueError("An HDMoLE adapter is never merged, so there is nothing to unmerge.")

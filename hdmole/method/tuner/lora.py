@@ -1,4 +1,4 @@
-"""Between HDMoLE and plain LoRA: start from one LoRA per accent; export a fixed mixture as one LoRA."""
+"""From plain LoRA to HDMoLE (`warm_start`), and from a fixed mixture to LoRA (`export_lora`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hdmole.method import gate as method
+from hdmole.method.gate import gates
 from hdmole.method.tuner.layer import HDMoLELinear
 
 
@@ -22,15 +22,21 @@ def _layers(model: PeftModel, adapter_name: str) -> list[HDMoLELinear]:
 
 @torch.no_grad()
 def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: str = "default") -> None:
-    """Make each expert the LoRA that was trained on its accent: at a gate of 1 it adds what the LoRA adds.
+    """Copy the LoRA adapter of each accent into the expert of that accent.
+
+    At a gate of 1 the expert then adds what the LoRA adds.
 
     Parameters
     ----------
-    loras : accent -> folder (or Hub id) of a PEFT LoRA adapter of rank r; an accent left out keeps its new expert
+    model : a PEFT model with an HDMoLE adapter
+    loras : accent -> folder (or Hub id) of a PEFT LoRA adapter of rank r; the expert of an accent
+        left out stays as it is
+    adapter_name : name of the HDMoLE adapter
 
     Raises
     ------
-    ValueError : an accent without an expert, an adapter that is not plain LoRA of rank r on the same modules
+    ValueError : an accent without an expert, an adapter that is not plain LoRA of rank r on the
+        same modules
     """
     config: Any = model.peft_config[adapter_name]
     layers = {f"base_model.model.{layer.layer_name}": layer for layer in _layers(model, adapter_name)}
@@ -53,10 +59,22 @@ def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: 
 
 @torch.no_grad()
 def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write the mixture under a fixed posterior (N + 1,) as one plain PEFT LoRA adapter of rank N * r.
+    """Write the mixture under a fixed posterior as one plain PEFT LoRA adapter of rank N * r.
 
-    Only for routing="global" without a shared expert, where the gate is one for the whole utterance; any engine that
-    serves LoRA can serve the result. Raises ValueError otherwise.
+    It can be served as any LoRA. This is possible where the gate is the same for all frames of an
+    utterance: with routing="global", thresholds per layer and no shared expert.
+
+    Parameters
+    ----------
+    model : a PEFT model with an HDMoLE adapter
+    posterior : (N + 1,), accent posterior, the general domain first
+    folder : where the LoRA adapter is written
+    adapter_name : name of the HDMoLE adapter
+
+    Raises
+    ------
+    ValueError : an adapter whose gate changes from frame to frame, or that trained modules in full;
+        a posterior that is none
     """
     config: Any = model.peft_config[adapter_name]
     per_input = config.thresholds == "dynamic" and config.threshold_parametrisation == "input"
@@ -75,7 +93,7 @@ def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter
     for layer in layers:
         a, b = layer.hdmole_A[adapter_name], layer.hdmole_B[adapter_name]
         pi = posterior.to(a.device, torch.promote_types(a.dtype, torch.float32))
-        fixed = method.gates(
+        fixed = gates(
             pi, torch.zeros_like(pi[1:]), *layer.thresholds(adapter_name, a), pi.new_tensor(0.5),
             thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing="global", general_class=config.general_class,
         ).gate  # fmt: skip

@@ -23,18 +23,21 @@ _MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask")
 
 
 def _strip(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook: the routing arguments are for the adapter, the model itself never sees them."""
+    """A forward pre-hook that takes out the routing arguments, which the model does not know."""
     return args, {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
 
 
 def _features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The features of a call: `input_features`, or the first argument where that is no text."""
+    """The features of a call: `input_features`, or the first argument where it is no token ids."""
     features: Tensor | None = kwargs.get("input_features")
     return args[0] if features is None and args and isinstance(args[0], Tensor) and args[0].is_floating_point() else features
 
 
 def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """The model's own `generate`, without the routing arguments, and with the beams it is asked for made known."""
+    """The model's own `generate`, without the routing arguments.
+
+    The layers are told how many beams an utterance has.
+    """
     kwargs = {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
     asked = kwargs.get("generation_config") or getattr(self, "generation_config", None)
     beams = max(int(kwargs.get(k) or getattr(asked, k, None) or 1) for k in ("num_beams", "num_return_sequences"))
@@ -48,12 +51,16 @@ def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
 class HDMoLEModel(BaseTuner):
     """The tuner behind `get_peft_model(model, HDMoLEConfig(...))`.
 
-    A call is routed by the first of these there is: `accent_posterior` (U, N + 1), with `utterance_rows` where rows are
-    not utterances, given to `forward` or `generate`; a `hdmole.route(...)` block around it; the adapter's own accent
-    recogniser, which reads `input_features` once per call.
+    A call is routed by the first of these that is there:
 
-    `set_adapter` and `disable_adapter` are PEFT's and change the model for every thread; inside one thread,
-    `hdmole.intervene(model, accent="general")` gives the frozen base (with `general_class` on and no `modules_to_save`).
+    1. `accent_posterior` (U, N + 1), given to `forward` or `generate`, with `utterance_rows` where
+       rows are not utterances;
+    2. a `hdmole.route(...)` block around the call;
+    3. the adapter's own accent recogniser, which reads `input_features` once for each call.
+
+    `set_adapter` and `disable_adapter` are PEFT's own and change the model for every thread. For
+    one thread alone, `hdmole.intervene(model, accent="general")` gives the frozen base, if
+    `general_class` is on and `modules_to_save` empty.
     """
 
     prefix = "hdmole_"
@@ -69,7 +76,10 @@ class HDMoLEModel(BaseTuner):
             model.generate = MethodType(generate, model)  # type: ignore[assignment]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT calls this for the first adapter and for every further one."""
+        """Create the adapter's recogniser, then its layers.
+
+        PEFT calls this for the first adapter and for every further one.
+        """
         config: Any = self.peft_config[adapter_name]
         if config.recogniser is not None and adapter_name not in self.hdmole_recogniser:
             recogniser = AccentRecogniser(**config.recogniser).requires_grad_(False).eval()
@@ -78,20 +88,26 @@ class HDMoLEModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
-        """PEFT calls this where `low_cpu_mem_usage` put weights as they were read, on a GPU where there is one, in place of empty ones."""
+        """Move the recogniser to the device of the model.
+
+        Under `low_cpu_mem_usage` PEFT leaves its weights on the device that they were read to.
+        """
         if adapter_name in self.hdmole_recogniser:
             self.hdmole_recogniser[adapter_name].to(next(self.model.parameters()).device)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """The recogniser's keys hold the adapter's name in their middle, where PEFT does not look for it."""
+        """Also take the adapter's name out of the recogniser's keys.
+
+        They hold it in the middle, where PEFT does not look.
+        """
         return super()._remove_adapter_name_from_key(key.replace(f"{_RECOGNISER}{adapter_name}.", _RECOGNISER, 1), adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Files of old hold scalars, and in the recogniser's keys the name that the adapter was saved under."""
+        """Read older files too, with scalars, and the adapter's name in the recogniser's keys."""
         scalars = ("hdmole_accent", "hdmole_lambda")
         state_dict = {key: value.reshape(1) if key.endswith(scalars) else value for key, value in state_dict.items()}
         if config.recogniser is not None:
@@ -124,17 +140,19 @@ class HDMoLEModel(BaseTuner):
         self.hdmole_recogniser.requires_grad_(False)
 
     def train(self, mode: bool = True) -> HDMoLEModel:
+        """Switch to training, or out of it; the recogniser stays out of it."""
         super().train(mode)
-        self.hdmole_recogniser.eval()  # frozen: never dropout, in training neither
+        self.hdmole_recogniser.eval()  # it is frozen: no dropout, in training either
         return self
 
     def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter and its recogniser."""
         super().delete_adapter(adapter_name)
         if adapter_name in self.hdmole_recogniser:
             del self.hdmole_recogniser[adapter_name]
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **how: Any) -> None:
-        """The model's own, such that the recomputation in `backward` still sees the routing of the forward pass."""
+        """The model's own checkpointing; the recomputation sees the routing of the forward pass."""
         self.model.activation_checkpointing_enable({**(activation_checkpointing_kwargs or {}), **_KEEP_ROUTING}, **how)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **how: Any) -> None:
@@ -144,7 +162,8 @@ class HDMoLEModel(BaseTuner):
     def set_recogniser(self, recogniser: AccentRecogniser, adapter_name: str = "default") -> None:
         """Copy a trained recogniser's weights into the adapter.
 
-        Raises ValueError where the adapter has no recogniser (HDMoLEConfig.recogniser), or one of other labels or features.
+        Raises ValueError where the adapter has no recogniser (HDMoLEConfig.recogniser), or one of
+        other labels or features.
         """
         if adapter_name not in self.hdmole_recogniser:
             raise ValueError(
@@ -161,7 +180,7 @@ class HDMoLEModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Around every `forward` and `generate` of the PEFT model: find out the accent, once."""
+        """Find out the accent once. PEFT opens this block around every `forward` and `generate`."""
         context = current()
         cache = kwargs.get("past_key_values")
         if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):
@@ -176,7 +195,11 @@ class HDMoLEModel(BaseTuner):
             yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own. PEFT's typed models keep `attention_mask` from the hook above: the accent is then found again with it."""
+        """The model's own forward.
+
+        PEFT's models for a task withhold `attention_mask` from the block above; where one arrives
+        here, the accent is found again with it.
+        """
         context = current()
         if context.routing is not None and context.routing.unmasked and self._mask(args, kwargs) is not None:
             posterior = self.recognise(args, kwargs)
@@ -186,7 +209,10 @@ class HDMoLEModel(BaseTuner):
         return super().forward(*args, **kwargs)
 
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The active adapter's accent posterior (U, N + 1) from `input_features`; None without recogniser or features."""
+        """Accent posterior (U, N + 1) from `input_features`, by the active adapter's recogniser.
+
+        None where either is missing.
+        """
         recogniser, features = self._recogniser, _features(args, kwargs)
         return None if recogniser is None or features is None else recogniser.posterior(features, self._mask(args, kwargs))
 
@@ -197,7 +223,7 @@ class HDMoLEModel(BaseTuner):
         return dict(self.hdmole_recogniser.items()).get(name)
 
     def _mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The mask (U, T) of the features that are given, false on padding; None where there is none."""
+        """The mask (U, T) of the given features, false on padding; None where there is none."""
         recogniser, features = self._recogniser, _features(args, kwargs)
         if recogniser is None or features is None:
             return None
@@ -207,8 +233,10 @@ class HDMoLEModel(BaseTuner):
         return next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Always raises ValueError; see `HDMoLELinear.merge`."""
         self.merge_adapter()
         return self
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Always raises ValueError; see `HDMoLELinear.merge`."""
         next(m for m in self.model.modules() if isinstance(m, HDMoLELinear)).merge()
