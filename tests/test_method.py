@@ -426,7 +426,9 @@ def test_the_recogniser_routes_by_itself_and_padding_does_not_matter() -> None:
     model = adapted(Named(), recogniser=recogniser.arguments)
     model.base_model.set_recogniser(recogniser)
     routed = model(input_features=x, attention_mask=mask)
-    assert torch.equal(routed, model(input_features=x, attention_mask=mask, accent_posterior=pi))
+    given = model(input_features=x, attention_mask=mask, accent_posterior=pi)
+    torch.testing.assert_close(routed, given, rtol=1e-4, atol=1e-4)  # convolutions differ by where in memory they run
+    assert not torch.allclose(routed, model(input_features=x, accent_posterior=pi.flip(0)), atol=1e-2)
 
 
 def test_trainer_resumes_to_the_same_weights(tmp_path: Path) -> None:
