@@ -23,7 +23,7 @@ def prose(text: str) -> str:
     """A document without code, tables, and what commands write between marks such as `<!-- results -->`."""
     text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", text, flags=re.DOTALL)
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    return "\n".join(line for line in text.splitlines() if not re.match(r"\s*\||    \S.*$", line) or line.lstrip()[0] in "-*")
+    return "\n".join(line for line in text.splitlines() if not re.match(r"\s*\||    ", line))
 
 
 def test_the_example_of_the_readme_runs() -> None:
