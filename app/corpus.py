@@ -7,12 +7,13 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from app.jobs import Stopped, Task
 from app.texts import Text
 from hdmole.speech.manifest import ManifestError
 from hdmole.study.evaluate import Cancelled, evaluate
+from hdmole.study.results import Results
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
@@ -25,7 +26,7 @@ class Evaluation(Task):
 
     def __init__(self, asr: ASR, source: Path | IO[bytes], methods: list[str], folder: Path) -> None:
         self.source, self.methods, self.folder, self.out = source, methods, folder, folder / "results"
-        self.summary: dict[str, Any] | None = None
+        self.summary: Results | None = None
         atexit.register(shutil.rmtree, folder / "speech", ignore_errors=True)
         super().__init__(asr, Path(str(getattr(source, "name", source))).name)
 
@@ -45,7 +46,7 @@ class Evaluation(Task):
             self.step = Text("Unpacking")
             self.source = unpack(self.source, self.folder / "speech")
         try:
-            self.summary, _ = evaluate(self._asr, self.source, self.methods, self.out, progress=self._progress)
+            self.summary = evaluate(self._asr, self.source, self.methods, self.out, progress=self._progress)
         except Cancelled:
             raise Stopped from None
 

@@ -10,7 +10,6 @@ import zipfile
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,8 +22,7 @@ from app.texts import Text, drawn, language, t
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.speech.audio import SAMPLE_RATE
-from hdmole.study.claims import claim_text
-from hdmole.study.results import rate_text
+from hdmole.study.results import Results
 
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
 _PAGE = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>{title}</title>
@@ -73,7 +71,7 @@ def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFra
     return found
 
 
-def html(job: Job, reference: str, layer: str, summary: dict[str, Any], about: dict[str, str]) -> str:
+def html(job: Job, reference: str, layer: str, summary: Results | None, about: dict[str, str]) -> str:
     """The whole report. `about` is said at its foot, with the provenance of the results."""
     utterance = job.utterance
     kind = mimetypes.guess_type(utterance.name)[0] or "audio/wav"
@@ -104,15 +102,16 @@ def html(job: Job, reference: str, layer: str, summary: dict[str, Any], about: d
         parts.append(f"<h2>{escape(title)}</h2>{figures.exported(drawn(plot)).to_html(full_html=False, include_plotlyjs=False)}")
     if summary:
         parts.append(f"<h2>{t('Results')}</h2><p>{texts.adapted(summary)}</p>{_table(summary)}")
-        for claim in summary.get("claims", []):
-            low, high = claim["interval"]
+        for claim in summary.claims:
+            low, high = claim.interval
             answer = t(
-                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(t(claim_text(claim))),
-                answer=t("yes" if claim["holds"] else "no"), points=f"{claim['points']:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
+                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(t(claim.text)),
+                answer=t("yes" if claim.holds else "no"), points=f"{claim.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
             )  # fmt: skip
             parts.append(f"<p>{answer}</p>")
     lines = {t(k): v for k, v in about.items()} | {t("written"): datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    lines |= {t("results: {name}", name=name): value for name, value in texts.origin(summary).items()}
+    if summary:
+        lines |= {t("results: {name}", name=name): value for name, value in texts.origin(summary).items()}
     parts.append(
         f"<footer><h2>{t('Where this comes from')}</h2>" + "<br>".join(f"{escape(k)}: {escape(str(v))}" for k, v in lines.items())
     )
@@ -125,16 +124,15 @@ def html(job: Job, reference: str, layer: str, summary: dict[str, Any], about: d
     )
 
 
-def _table(summary: dict[str, Any]) -> str:
+def _table(summary: Results) -> str:
     """The main methods as an HTML table."""
-    labels, rows = result_figures.method_labels(summary), []
+    labels, rows = summary.labels, []
     for method in dict.fromkeys(result_figures.error_rate_data(summary).method):
-        entry = summary["methods"][method]
-        row = {t("Method"): t(labels[method]), t("Trainable"): f"{entry.get('trainable') or 0:,}"}
-        for domain, values in entry["domains"].items():
-            wer, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
+        entry = summary.methods[method]
+        row = {t("Method"): t(labels[method]), t("Trainable"): f"{entry.trainable or 0:,}"}
+        for domain, rate in entry.domains.items():
             name = t("WER {speech} (%)", speech=Text(domain.replace("_", " ")))
-            row[name] = rate_text(values, wer, interval)
+            row[name] = rate.mean_text() if domain == "accent" else rate.text()
         rows.append(row)
     return str(pd.DataFrame(rows).to_html(index=False, border=0))
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import soundfile
@@ -15,31 +13,16 @@ import streamlit as st
 from app import links, plots, texts
 from app.model import ROOT
 from app.session import session
-from app.texts import t
+from app.texts import Text, t
 from hdmole.figures import results as result_figures
 from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.study.results import RecogniserResult, Results, ResultsError, base_digest, load
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The summary in a results folder, as `hdmole.study.results` wrote it; empty where there is none.
-
-    Raises ValueError where it is not such a summary.
-    """
-    file = folder / "summary.json"
-    try:
-        if not file.is_file():
-            return {}
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        summary["methods"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        raise ValueError(f"{file} is not a summary of results; `hdmole evaluate --out DIR` writes one.") from None
-    return summary
 
 
 def folders(asr: ASR) -> dict[str, Path]:
@@ -62,12 +45,12 @@ def _read_table(file: Path, utterance: str | None, changed: int) -> pd.DataFrame
     return pd.read_parquet(file, filters=[("utterance", "==", utterance)] if utterance else None)
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    """The summary of a results folder; empty where there is none or it is damaged."""
+def summary_of(folder: Path) -> Results | None:
+    """The results in a folder; None where there are none that can be read."""
     try:
-        return read(folder)
-    except ValueError:
-        return {}
+        return load(folder)
+    except ResultsError:
+        return None
 
 
 @st.cache_data(show_spinner=False, max_entries=8)
@@ -91,19 +74,33 @@ def sound_of(folder: Path, utterance: str, text: str, accent: str, speaker: str)
 # -- choosing -----------------------------------------------------------------------------------------------------------
 
 
-def choose(asr: ASR, needs: str, required: bool = True) -> tuple[Path, dict[str, Any]]:
-    """The results folder the visitor chose, in the sidebar or by `?results=`, and its summary.
+def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
+    """The results that the visitor chose, in the sidebar or by `?results=`, and their folder; ends the page where there are none.
 
-    Without a choice the last that has something under `needs`. Where there is none, ends the page with a sentence, or gives an
-    empty summary where none is `required`.
+    Without a choice it is the last results folder that can be read, and that holds `routing` where it is asked for.
     """
+    found = chosen(asr, routing)
+    if found is None:
+        st.info(
+            t(
+                "There are no results of this kind yet. `hdmole evaluate --manifest FILE --out DIR` judges this model on a test set "
+                "of yours, `hdmole compare --config FILE --out DIR` trains and compares methods; name DIR in the sidebar."
+            )
+        )
+        st.stop()
+    return found
+
+
+def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
+    """As `choose`; None where there are no results."""
     known, link = folders(asr), st.query_params.get("results", "")
     widgets = st.session_state
     if link and link != session().results:  # an address that was opened, not one that this page wrote
         widgets.results_given = "" if link in known else link
         widgets.results_name = link if link in known else None
     if not widgets.get("results_given") and widgets.get("results_name") not in known:
-        fitting = [name for name, folder in known.items() if needs in summary_of(folder)]
+        readable = {name: summary_of(folder) for name, folder in known.items()}
+        fitting = [name for name, summary in readable.items() if summary and (summary.routing or not routing)]
         widgets.results_name = next(reversed(fitting), None)
     with st.sidebar:
         name = st.selectbox(
@@ -116,84 +113,80 @@ def choose(asr: ASR, needs: str, required: bool = True) -> tuple[Path, dict[str,
             help=t("A folder on the app's machine that `hdmole compare` or `hdmole evaluate` wrote."),
         ).strip()  # fmt: skip
     if not given and name is None:
-        if not required:
-            return Path(), {}
-        st.info(
-            t(
-                "There are no results of this kind yet. `hdmole evaluate --manifest FILE --out DIR` judges this model on a test set "
-                "of yours, `hdmole compare --config FILE --out DIR` trains and compares methods; name DIR in the sidebar."
-            )
-        )
-        st.stop()
+        return None
     folder = Path(given) if given else known[str(name)]
     session().results = given or str(name)
     if link != session().results:
         links.write(results=session().results)
     try:
-        summary = read(folder)
-    except ValueError as error:
-        st.error(str(error))
+        summary = load(folder)
+    except ResultsError as error:
+        st.error(t(Text.of(error)))
         st.stop()
-    if not summary:
-        text = t("{folder} has no summary.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote.", folder=folder)
-        st.error(text)
-        st.stop()
-    if not given and (note := earlier_base(asr, summary)):
+    if not given and (note := other_base(asr, folder, summary)):
         st.caption(note)
     return folder, summary
 
 
-def earlier_base(asr: ASR, summary: dict[str, Any]) -> str:
-    """Of results that come with the model: that they are of an earlier release's base, where they are; else nothing."""
+def other_base(asr: ASR, folder: Path, summary: Results) -> str:
+    """Of results that come with the model: that they are of another base than the model's, or may be; else nothing."""
     own = summary_of(asr.folder / "results")
-    if not own or summary["provenance"]["date"] >= own["provenance"]["date"]:
+    if own is None or folder == asr.folder / "results":
         return ""
-    earlier, now = (f"{s['methods']['base']['domains']['general']['wer']:.1f}" for s in (summary, own))
+    measured = summary.provenance.base_sha256
+    if measured is not None and measured == digest_of(asr.folder):
+        return ""
+    theirs, ours = (f"{s.methods['base'].domains['general'].wer:.1f}" for s in (summary, own))
+    if measured is None:
+        return t(
+            "These results do not record which base they were measured on: it gets {theirs} % of the words in general speech wrong, "
+            "this model's base {ours} %.",
+            theirs=theirs, ours=ours,
+        )  # fmt: skip
     return t(
-        "These results are of an earlier release's base: it gets {earlier} % of the words in general speech wrong, this model's base "
-        "{now} %.",
-        earlier=earlier, now=now,
+        "These results are of another base: it gets {theirs} % of the words in general speech wrong, this model's base {ours} %.",
+        theirs=theirs, ours=ours,
     )  # fmt: skip
+
+
+digest_of = st.cache_data(show_spinner=False, max_entries=2)(base_digest)
 
 
 # -- showing ------------------------------------------------------------------------------------------------------------
 
 
-def headline(summary: dict[str, Any]) -> None:
+def headline(summary: Results) -> None:
     """The numbers a visitor looks for first; those the results do not have are left out."""
     numbers: list[tuple[str, str, str | None]] = []
-    domains = {method: entry["domains"] for method, entry in summary.get("methods", {}).items()}
-    for domain, name, field in (
-        ("accent", t("WER on accents, HDMoLE"), "mean_over_accents"),
-        ("general", t("WER on general speech, HDMoLE"), "wer"),
-    ):
-        base, mine = domains.get("base", {}).get(domain), domains.get("hdmole", {}).get(domain)
-        if base and mine:
-            change = t("{points} points against the base", points=f"{mine[field] - base[field]:+z.1f}")
-            numbers.append((name, f"{mine[field]:.1f} %", change))
-    trained = {method: entry.get("trainable") for method, entry in summary.get("methods", {}).items()}
-    share = f"{100 * trained['hdmole'] / trained['full']:.1f}" if trained.get("hdmole") and trained.get("full") else ""
-    if trained.get("hdmole"):
-        count = t("{share} % of full", share=share) if share else f"{trained['hdmole']:,}"
+    domains = {method: entry.domains for method, entry in summary.methods.items()}
+    for domain, name in (("accent", t("WER on accents, HDMoLE")), ("general", t("WER on general speech, HDMoLE"))):
+        rates = [domains.get(method, {}).get(domain) for method in ("hdmole", "base")]
+        found = [rate.mean_over_accents if domain == "accent" else rate.wer for rate in rates if rate]
+        if len(found) == 2:
+            change = t("{points} points against the base", points=f"{found[0] - found[1]:+z.1f}")
+            numbers.append((name, f"{found[0]:.1f} %", change))
+    trained = {method: entry.trainable for method, entry in summary.methods.items()}
+    if mine := trained.get("hdmole"):
+        full = trained.get("full")
+        count = t("{share} % of full", share=f"{100 * mine / full:.1f}") if full else f"{mine:,}"
         numbers.append((t("Parameters HDMoLE trains"), count, None))
-    if "accent_recogniser" in summary:
-        numbers.append((t("Accent recogniser, right"), f"{100 * summary['accent_recogniser']['balanced_accuracy']:.0f} %", None))
+    if summary.accent_recogniser:
+        numbers.append((t("Accent recogniser, right"), f"{100 * summary.accent_recogniser.balanced_accuracy:.0f} %", None))
     for column, (label, value, delta) in zip(st.columns(max(1, len(numbers))), numbers, strict=False):
         column.metric(label, value, delta, delta_color="inverse")
 
 
-def confusion(recogniser: Mapping[str, Any]) -> None:
+def confusion(recogniser: RecogniserResult) -> None:
     """The confusion matrix of the accent recogniser."""
     st.header(t("What the accent recogniser hears"))
-    table = result_figures.confusion_data(recogniser["confusion"], recogniser["labels"])
+    table = result_figures.confusion_data(recogniser)
     plots.show(
         result_figures.confusion_matrix(table), "accent-confusion", table,
         t("a row is an accent as spoken by unseen speakers, a column what it was taken for, in percent of the row."), "confusion",
     )  # fmt: skip
 
 
-def origin(summary: dict[str, Any]) -> None:
+def origin(summary: Results) -> None:
     """Where the numbers of a results file come from."""
-    if known := texts.origin(summary):
-        said = " · ".join(f"{name} `{value}`" for name, value in known.items())
-        st.caption(t("Where these numbers come from: {origin}", origin=said))
+    said = " · ".join(f"{name} `{value}`" for name, value in texts.origin(summary).items())
+    st.caption(t("Where these numbers come from: {origin}", origin=said))

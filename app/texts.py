@@ -20,7 +20,8 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES, accent_label
-from hdmole.study.results import markdown_table
+from hdmole.study.results import Results
+from hdmole.study.tables import markdown_table
 
 Language = Literal["en", "zh"]
 FILE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "texts.json"
@@ -161,22 +162,22 @@ def accent_name(name: str) -> str:
     return name if language() == "en" else accent(name)
 
 
-def table(summary: dict[str, Any], labels: dict[str, str]) -> str:
-    """`hdmole.study.results.markdown_table`, with the names of its columns in the visitor's language."""
+def table(summary: Results, labels: dict[str, str]) -> str:
+    """`hdmole.study.tables.markdown_table`, with the names of its columns in the visitor's language."""
     head, _, rows = markdown_table(summary, labels).partition("\n")
     rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)  # a number stays with its interval
     return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows
 
 
-def adapted(summary: dict[str, Any]) -> str:
+def adapted(summary: Results) -> str:
     """What the methods of a comparison adapt, where it is the same for all and known; else nothing."""
-    places = {entry["place"] for entry in summary["methods"].values() if "place" in entry}
+    places = {entry.place for entry in summary.methods.values() if entry.place}
     return t(ADAPTED[places.pop()]) if len(places) == 1 else ""
 
 
-def origin(summary: dict[str, Any]) -> dict[str, Any]:
+def origin(summary: Results) -> dict[str, Any]:
     """Where the numbers of a results file come from: name -> value, both as they are shown."""
-    known = summary.get("provenance", {}).items()
+    known = summary.provenance.to_dict().items()
     return {t(name.replace("_", " ")): value for name, value in known if name != "config" and not isinstance(value, dict)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
@@ -16,6 +16,7 @@ from app.session import session
 from app.texts import Text, t
 from hdmole.names import GENERAL
 from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.study.results import Results
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR, Transcript, Word
@@ -68,9 +69,9 @@ def samples(folder: Path) -> list[Sample]:
     return sorted(clips, key=lambda clip: (clip.accent == GENERAL, clip.accent, clip.name))
 
 
-def opening_sample(clips: list[Sample], summary: dict[str, Any]) -> Sample:
+def opening_sample(clips: list[Sample], summary: Results | None) -> Sample:
     """The clip in which HDMoLE hears most words that the base does not, by the model's own results; else the first."""
-    errors = {clip.name: summary.get("samples", {}).get(clip.name, {}) for clip in clips}
+    errors = {clip.name: summary.samples.get(clip.name, {}) if summary else {} for clip in clips}
     return max(clips, key=lambda clip: errors[clip.name].get("base", 0) - errors[clip.name].get("hdmole", 0))
 
 

@@ -169,9 +169,8 @@ def evaluate(
     """
     _make_folder(out)
     asr = _load(model)
-    from hdmole.names import METHOD_NAMES
     from hdmole.study.evaluate import evaluate as run
-    from hdmole.study.results import accent_table, markdown_table
+    from hdmole.study.tables import accent_table, markdown_table
 
     chosen = [m.strip() for m in methods.split(",") if m.strip()]
     with _progress("Evaluating") as bar:
@@ -180,19 +179,16 @@ def evaluate(
             bar.update(_TASK, completed=done, total=total)
 
         try:
-            summary, failed = run(asr, manifest, chosen, out, accent=accent, progress=report)
+            results = run(asr, manifest, chosen, out, accent=accent, progress=report)
         except (ValueError, OSError) as error:
             _fail(error)
         except KeyboardInterrupt:
             errors.print(f"Stopped; what was heard is kept in {out}, the same command goes on from there.", markup=False)
             raise typer.Exit(130) from None
-    for row in failed:
-        errors.print(f"{row['audio']}: {row['error']}", markup=False)
-    if as_json:
-        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
-    else:
-        typer.echo(f"{markdown_table(summary, METHOD_NAMES)}\n\n{accent_table(summary, METHOD_NAMES)}")
-    if failed:
+    for row in results.failed:
+        errors.print(f"{row.audio}: {row.error}", markup=False)
+    typer.echo(results.to_json() if as_json else f"{markdown_table(results)}\n\n{accent_table(results)}")
+    if results.failed:
         raise typer.Exit(1)
 
 
@@ -205,17 +201,15 @@ def compare_command(
     """Train every method over seeds from one frozen base and say which is better, by how much, and how sure."""
     _make_folder(out)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from hdmole.study.claims import claim_lines
     from hdmole.study.compare import compare
-    from hdmole.study.results import markdown_table, update_readme
+    from hdmole.study.tables import claim_lines, markdown_table, update_readme
 
     try:
-        summary = compare(config, out, report=lambda text: errors.print(text, markup=False))
-        if summary is not None:
-            labels = {name: entry["label"] for name, entry in summary["methods"].items()}
-            typer.echo(f"{markdown_table(summary, labels)}\n\n{claim_lines(summary)}")
+        results = compare(config, out, report=lambda text: errors.print(text, markup=False))
+        if results is not None:
+            typer.echo(f"{markdown_table(results)}\n\n{claim_lines(results)}")
             if readme is not None:
-                update_readme(readme, out / "summary.json", labels, "comparison")
+                update_readme(readme, out, "comparison")
     except (ValueError, OSError) as error:
         _fail(error)
 
@@ -294,8 +288,8 @@ def demo_info(
 ) -> None:
     """What the demo model is: sizes, methods, accents and measured results."""
     asr = _load(model)
-    from hdmole.names import METHOD_NAMES
-    from hdmole.study.results import markdown_table, update_readme
+    from hdmole.study.results import SUMMARY, load
+    from hdmole.study.tables import markdown_table, update_readme
 
     size = sum(f.stat().st_size for f in asr.folder.rglob("*") if f.is_file())
     parts = {name: sum(p.numel() for p in module.parameters()) for name, module in asr.models["base"].named_children()}
@@ -307,26 +301,23 @@ def demo_info(
         "accents": asr.accents,
         "device": str(asr.device),
     }
-    path = asr.folder / "results" / "summary.json"
-    if readme is not None:
-        try:
-            update_readme(readme, path, METHOD_NAMES)
-        except (ValueError, OSError) as error:
-            _fail(error)
+    folder = asr.folder / "results"
     try:
-        summary = json.loads(path.read_text()) if path.is_file() else None
-    except ValueError:
-        _fail(f"{path} is not valid JSON; write it anew with 'hdmole demo build', or remove it.")
+        if readme is not None:
+            update_readme(readme, folder)
+        results = load(folder) if (folder / SUMMARY).is_file() else None
+    except (ValueError, OSError) as error:
+        _fail(error)
     if as_json:
-        typer.echo(json.dumps({**info, "results": summary}, indent=1))
+        typer.echo(json.dumps({**info, "results": results and results.to_dict()}, indent=1))
         return
     typer.echo(f"{info['folder']}: {info['megabytes']} MB, on {info['device']}")
     typer.echo("Parameters: " + ", ".join(f"{k} {v:,}" for k, v in parts.items()))
     typer.echo("Accents: " + ", ".join(asr.accents))
-    if summary:
-        typer.echo("\n" + markdown_table(summary, METHOD_NAMES))
-        origin = summary["provenance"]
-        typer.echo(f"\nMeasured {origin['date']} by `{origin['command']}` on {origin['machine']}.")
+    if results is not None:
+        typer.echo("\n" + markdown_table(results))
+        origin = results.provenance
+        typer.echo(f"\nMeasured {origin.date} by `{origin.command}` on {origin.machine}.")
 
 
 @app.command("app")

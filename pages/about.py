@@ -13,8 +13,8 @@ folder = asr.folder
 summary = results.summary_of(folder / "results")
 
 st.title(t("What the model can hear, and what it cannot"))
-if recogniser := summary.get("accent_recogniser"):
-    results.confusion(recogniser)
+if summary and summary.accent_recogniser:
+    results.confusion(summary.accent_recogniser)
 card = folder / "README.md"
 if card.is_file():
     st.divider()

@@ -14,8 +14,8 @@ from app.texts import Text, t
 from hdmole.figures import results as result_figures
 from hdmole.figures.utterance import METHOD_COLOURS
 from hdmole.names import DOMAIN_LABELS, GENERAL
-from hdmole.study.claims import claim_text, verdict
-from hdmole.study.results import accent_differences, few_speakers
+from hdmole.study.bootstrap import accent_differences
+from hdmole.study.claims import verdict
 
 asr = load_model()
 linked = st.query_params.to_dict()  # before the choice of results writes the address anew
@@ -27,24 +27,24 @@ def kind(domain: str) -> str:
 
 
 st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
-folder, summary = results.choose(asr, "methods")
+folder, summary = results.choose(asr)
 ours = folder.resolve().is_relative_to(ROOT / "assets")
-labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
+labels = {name: t(label) for name, label in summary.labels.items()}
 
 results.headline(summary)
-for claim in summary.get("claims", []):
-    low, high = claim["interval"]
-    icon = ":material/check_circle:" if claim["holds"] else ":material/cancel:"
+for claim in summary.claims:
+    low, high = claim.interval
+    icon = ":material/check_circle:" if claim.holds else ":material/cancel:"
     answer = t(
-        "**{claim}: {answer}**, {points} points [{interval}]", claim=t(claim_text(claim)), answer=t("yes" if claim["holds"] else "no"),
-        points=f"{claim['points']:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
+        "**{claim}: {answer}**, {points} points [{interval}]", claim=t(claim.text), answer=t("yes" if claim.holds else "no"),
+        points=f"{claim.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
     )  # fmt: skip
     st.markdown(f"{icon} {answer}")
 if adapted := texts.adapted(summary):
     st.caption(adapted)
 bars, plane = st.columns([1.6, 1])
 with bars:
-    domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m["domains"] for m in summary["methods"].values())]
+    domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m.domains for m in summary.methods.values())]
     domains = domains or ["accent"]
     links.set_widget(linked, "speech", "speech", domains, domains[0])
     speech = st.segmented_control(t("Word error rate by accent"), domains, required=True, key="speech", format_func=kind)
@@ -74,8 +74,8 @@ with plane:
                 result_figures.parameters(named), "accents-against-parameters", cost,
                 t("down is better on accents, left is smaller; the dotted line is the frozen base."), "parameters",
             )  # fmt: skip
-main = {name: entry for name, entry in summary["methods"].items() if name in result_figures.MAIN_METHODS} or summary["methods"]
-st.markdown(texts.table(summary | {"methods": main}, labels))
+main = {name: entry for name, entry in summary.methods.items() if name in result_figures.MAIN_METHODS} or summary.methods
+st.markdown(texts.table(summary.model_copy(update={"methods": main}), labels))
 if len(main) < len(labels):
     with st.expander(t("All {count} methods", count=len(labels))):
         st.markdown(texts.table(summary, labels))
@@ -87,10 +87,9 @@ if len(curves):
         result_figures.curves(curves), "forgetting-curves", curves,
         t("left, how fast a method learns the accents; right, what happens to general speech meanwhile."), "curves",
     )  # fmt: skip
-found = summary.get("differences", [])
-names = list(summary["methods"])
+names = list(summary.methods)
 address = {"results": st.query_params.get("results", ""), "speech": str(speech) if speech != domains[0] else ""}
-if len(names) < 2 or not found:
+if len(names) < 2:
     links.write(**address)
     st.stop()
 
@@ -104,23 +103,21 @@ others = [name for name in names if name != method]
 links.set_widget(linked, "against", "against", others, others[0])
 against = right.selectbox(t("Against"), others, format_func=label, key="against")
 address |= {"method": method if method != first else "", "against": against if against != others[0] else ""}
-pair = [d for d in found if (d["method"], d["against"]) == (method, against)]
 said = []
-for d in pair:
-    speech_said = Text(DOMAIN_LABELS.get(d["domain"], d["domain"]))
-    if few := few_speakers(summary, d["domain"]):
+for difference in [d for d in summary.differences if (d.method, d.against) == (method, against)]:
+    speech_said = Text(DOMAIN_LABELS.get(difference.domain, difference.domain))
+    if few := summary.few_speakers(difference.domain):
         said.append(
             t(
                 "- **{speech}.** {method} against {against}: {points} points; too few speakers ({speakers}) to say how sure",
-                speech=speech_said, method=label(method), against=label(against), points=f"{d['points']:+z.1f}", speakers=few,
+                speech=speech_said, method=label(method), against=label(against), points=f"{difference.points:+z.1f}", speakers=few,
             )
         )  # fmt: skip
     else:
-        said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=Text(verdict(d, labels))))
+        said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=Text(verdict(difference, labels))))
 st.markdown("\n".join(said))
-by_seed = {
-    name: summary["methods"][name]["domains"].get("accent", {}).get("per_seed", {}) for name in (str(method), str(against))
-}
+accents = {name: summary.methods[name].domains.get("accent") for name in (str(method), str(against))}
+by_seed = {name: rate.per_seed or {} if rate else {} for name, rate in accents.items()}
 if all(len(rates) > 1 for rates in by_seed.values()):
     each = "; ".join(f"{label(name)} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
     st.markdown(t("- **By training seed**, WER on accents in %: {rates}.", rates=each))
@@ -158,10 +155,12 @@ if len(names) > len(main):
         t("left of zero a method is better than {method}; a ring says that no difference is established.", method=label(method)),
         "variants",
     )  # fmt: skip
-trials = pd.DataFrame(summary.get("trials", []))
+trials = pd.DataFrame([trial.to_dict() for trial in summary.trials])
 if len(trials):
     with st.expander(t("Learning rates tried on dev speech")):
-        trials = trials.rename(columns={"accent": "accents, WER (%)", "general": "general, WER (%)", "rate": "learning rate"})
+        trials = trials.rename(
+            columns={"accent": "accents, WER (%)", "general": "general, WER (%)", "learning_rate": "learning rate"}
+        )
         st.dataframe(trials, hide_index=True, column_config={name: t(name) for name in trials.columns})
 
 if file.is_file():

@@ -15,8 +15,9 @@ from app.cards import LEGEND_DIFFERENCE, text_card
 from app.corpus import Evaluation
 from app.model import load_model
 from app.session import session
-from app.texts import t
+from app.texts import Text, t
 from hdmole.figures import results as result_figures
+from hdmole.study.results import ResultsError, load
 
 asr = load_model()
 
@@ -75,31 +76,33 @@ elif not earlier:
     st.stop()
 out = task.out if task is not None else Path(earlier)
 links.write(results=str(out))
-if (out / "parts").is_dir() and not (out / "summary.json").is_file():
+if (out / "unfinished").is_dir() and not (out / "summary.json").is_file():
     st.info(t("This evaluation is not finished yet; open this address again later."))
-    st.stop()
-try:
-    summary = results.read(out)
-except ValueError as error:
-    st.error(str(error))
     st.stop()
 for name in ("summary.json", "recordings.parquet", "utterances.parquet"):
     if not (out / name).is_file():
         st.error(t("{folder} has no {file}; name a folder that `hdmole evaluate` wrote.", folder=out, file=name))
         st.stop()
+try:
+    summary = load(out)
+except ResultsError as error:
+    st.error(t(Text.of(error)))
+    st.stop()
 
-made = summary["provenance"]
-if made["recordings"] < made["of"]:
-    st.warning(
-        t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=made["recordings"], all=made["of"])
-    )
+done, of = summary.provenance.recordings or 0, summary.provenance.of or 0
+if done < of:
+    st.warning(t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=done, all=of))
     if task is not None and st.button(t("Go on"), icon=":material/play_arrow:", key="corpus_go_on"):
         kept.evaluation = Evaluation(asr, task.source, task.methods, task.folder)
         st.rerun()
-if summary["failed"]:
-    with st.expander(t("{count} recordings could not be read", count=len(summary["failed"])), icon=":material/error:"):
-        st.dataframe(pd.DataFrame(summary["failed"]), hide_index=True, column_config={"audio": t("audio"), "error": t("error")})
-labels = {name: t(label) for name, label in result_figures.method_labels(summary).items()}
+if summary.failed:
+    with st.expander(t("{count} recordings could not be read", count=len(summary.failed)), icon=":material/error:"):
+        st.dataframe(
+            pd.DataFrame([failure.to_dict() for failure in summary.failed]),
+            hide_index=True,
+            column_config={"audio": t("audio"), "error": t("error")},
+        )
+labels = {name: t(label) for name, label in summary.labels.items()}
 rates = result_figures.error_rate_data(summary)
 plots.show(
     result_figures.error_rates(rates), "corpus-error-rates", rates,
@@ -119,7 +122,7 @@ def archive() -> bytes:
 with st.container(horizontal=True, vertical_alignment="center"):
     link = {"results": str(out)}
     st.page_link("../pages/compare.py", label=t("Compare the methods"), icon=":material/bar_chart:", query_params=link)
-    if "routing" in summary:
+    if summary.routing:
         st.page_link("../pages/correspondence.py", label=t("Experts and accents"), icon=":material/grid_on:", query_params=link)
     st.download_button(
         t("All results (ZIP)"), archive, "results.zip", "application/zip", on_click="ignore", icon=":material/download:"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -15,7 +14,7 @@ from app.texts import t
 from app.utterance import choose, samples
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
-from hdmole.study.results import FEW_SPEAKERS
+from hdmole.study.results import FEW_SPEAKERS, Measure
 from hdmole.study.routing_table import ROUTERS
 
 asr = load_model()
@@ -50,13 +49,13 @@ def hear(folder: Path, name: str) -> None:
 
 
 st.title(t("Does each expert serve its accent?"))
-folder, summary = results.choose(asr, "routing")
+folder, summary = results.choose(asr, routing=True)
 file = folder / "routing.parquet"
-if "routing" not in summary or not file.is_file():
+if summary.routing is None or not file.is_file():
     st.info(t("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do."))
     st.stop()
 
-measured = summary["routing"]
+measured = summary.routing
 routing = results.read_table(file)
 layers = {figures.layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
 
@@ -64,25 +63,25 @@ layers = {figures.layer_label(name): name for name in routing.sort_values("layer
 speakers = routing[routing.domain == "accent"].speaker.nunique()
 
 
-def number(value: dict[str, Any]) -> str:
-    interval = f" [{value['interval'][0]:.2f}, {value['interval'][1]:.2f}]" if speakers >= FEW_SPEAKERS else ""
-    shown = f"{value['value']:.2f}{interval}"
-    return shown + (t(" (by chance {chance})", chance=f"{value['chance']:.2f}") if "chance" in value else "")
+def number(measure: Measure) -> str:
+    interval = f" [{measure.interval[0]:.2f}, {measure.interval[1]:.2f}]" if speakers >= FEW_SPEAKERS else ""
+    chance = t(" (by chance {chance})", chance=f"{measure.chance:.2f}") if measure.chance is not None else ""
+    return f"{measure.value:.2f}{interval}{chance}"
 
 
 known = [
     t(
-        "**{router}**: purity {purity}, mutual information {information}", router=t(result_figures.ROUTERS[column]),
-        purity=number(measured["routers"][name]["all"]["purity"]), information=number(measured["routers"][name]["all"]["nmi"]),
+        "**{router}**: purity {purity}, mutual information {information}", router=t(label),
+        purity=number(measured.routers[name].all.purity), information=number(measured.routers[name].all.nmi),
     )
-    for name, column in ROUTERS.items()
+    for name, label in ROUTERS.items()
 ]  # fmt: skip
 st.caption(" · ".join(known))
 which, where = st.columns(2)
-links.set_widget(linked, "router", "router", result_figures.ROUTERS, "gate")
+links.set_widget(linked, "router", "router", ROUTERS, "gate")
 links.set_widget(linked, "corpus_layer", "layer", layers, None)
 router = which.segmented_control(
-    t("Router"), list(result_figures.ROUTERS), required=True, format_func=lambda r: t(result_figures.ROUTERS[r]), key="router"
+    t("Router"), list(ROUTERS), required=True, format_func=lambda name: t(ROUTERS[name]), key="router"
 )
 layer = where.selectbox(t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer")
 links.write(results=st.query_params.get("results", ""), router=str(router) if router != "gate" else "", layer=layer or "")
@@ -127,9 +126,10 @@ st.caption(
     )
 )
 
-recogniser = summary.get("accent_recogniser")
+recogniser = summary.accent_recogniser
 if not recogniser and folder in results.folders(asr).values():  # other results may be of another recogniser
-    recogniser = results.summary_of(asr.folder / "results").get("accent_recogniser")
+    own = results.summary_of(asr.folder / "results")
+    recogniser = own.accent_recogniser if own else None
 if recogniser:
     results.confusion(recogniser)
 worth = result_figures.attribution_data(summary)
@@ -145,22 +145,21 @@ per_layer = pd.DataFrame(
         {
             "layer": figures.layer_label(name),
             **{
-                f"{result_figures.ROUTERS[column]}: {kind}": number(values[name][kind])
-                for r, column in ROUTERS.items()
-                if (values := measured["routers"][r]["layers"])
-                for kind in ("purity", "nmi")
+                f"{label}: {kind}": number(measure)
+                for router, label in ROUTERS.items()
+                for kind, measure in measured.routers[router].layers[name]
             },
-            **{f"experts at work, {domain}": active[name] for domain, active in measured["active"].items()},
+            **{f"experts at work, {domain}": active[name] for domain, active in measured.active.items()},
         }
         for name in layers.values()
     ]
 )
 with st.expander(t("Layer by layer")):
     heads = {"layer": t("layer")}
-    for router in map(result_figures.ROUTERS.__getitem__, ROUTERS.values()):
+    for router in ROUTERS.values():
         heads[f"{router}: purity"] = t("{router}: purity", router=t(router))
         heads[f"{router}: nmi"] = t("{router}: nmi", router=t(router))
-    for domain in measured["active"]:
+    for domain in measured.active:
         heads[f"experts at work, {domain}"] = t("experts at work, {speech}", speech=t(domain))
     st.dataframe(per_layer, hide_index=True, column_config=heads)
     st.download_button(t("Layers (CSV)"), per_layer.to_csv(index=False), "layers.csv", "text/csv", on_click="ignore")

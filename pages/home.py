@@ -43,9 +43,8 @@ with left:
     st.caption(t("Presentation mode, in the sidebar: large type, no controls. {leave}", leave=tour.LEAVE))
 with right:
     st.header(t("What is loaded"))
-    made = summary.get("provenance", {})
     experts = t(", ").join(map(texts.accent, asr.accents[1:])) or t("none")
-    dated = t("results of {date}", date=made.get("date") or t("unknown date")) if summary else t("no results")
+    dated = t("results of {date}", date=summary.provenance.date) if summary else t("no results")
     loaded = (
         t(
             "model **{model}** on **{device}**, with {methods}",

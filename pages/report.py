@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from app import links, report, results
@@ -38,7 +40,7 @@ if table is not None:
             t("Layer whose routing is shown"), layers, key="layer", format_func=figures.layer_label, persist_state="session"
         )
     )
-folder, summary = results.choose(asr, "methods", required=False)
+folder, summary = results.chosen(asr) or (Path(), None)
 links.write(sample=chosen.sample, layer=figures.layer_label(layer), results=session().results if summary else "")
 about = {"model": asr.folder.name, "device": device_name(asr), "methods": ", ".join(job.methods)}
 written = report.html(job, reference, layer, summary, about)

@@ -149,11 +149,15 @@ with outcome:
     time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
     adapted = next((place for place, names in PLACES.items() if re.search(names, untouched.layers[0]["name"])), "")
     found = {name: results.summary_of(folder) for name, folder in results.folders(asr).items()}
-    alike = [n for n, s in found.items() if s.get("frontier") and s["methods"]["hdmole"].get("place", "projector") == adapted]
+    alike = {
+        name: summary
+        for name, summary in found.items()
+        if summary and summary.frontier and (summary.methods["hdmole"].place or "projector") == adapted
+    }
     if alike:  # results of layers in the same place, those of most seeds
-        name = max(alike, key=lambda n: len(found[n]["methods"]["hdmole"].get("seeds", [])))
+        name, summary = max(alike.items(), key=lambda item: len(item[1].methods["hdmole"].seeds or []))
         st.header(t("More experts or fewer: what it does over a corpus"))
-        points = result_figures.frontier_data(found[name])
+        points = result_figures.frontier_data(summary)
         plots.show(
             result_figures.frontier(points, active[1]), "threshold-frontier", points,
             t(
@@ -163,7 +167,7 @@ with outcome:
             ),
             "frontier",
         )  # fmt: skip
-        if note := results.earlier_base(asr, found[name]):
+        if note := results.other_base(asr, results.folders(asr)[name], summary):
             st.caption(note)
     st.header(t("Experts at work, layer by layer"))
     data = figures.change_data(untouched.layers, after.layers)

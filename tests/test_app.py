@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import threading
@@ -28,8 +27,9 @@ from app.moment import moment_of
 from app.utterance import Sample, opening_sample
 from hdmole.speech.asr import ASR
 from hdmole.speech.words import normalise
+from hdmole.study.bootstrap import summarise
 from hdmole.study.config import known_methods
-from hdmole.study.results import summarise, write
+from hdmole.study.results import Results, load, provenance, save
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
@@ -190,9 +190,9 @@ def test_comparison_is_read_from_the_results(open_app: Callable[..., AppTest], t
     at = open_app("compare")
     assert_no_exception(at)
     text = " ".join(markdown.value for markdown in at.markdown)
-    summary = json.loads((tiny_model / "results" / "summary.json").read_text())
-    assert f"{summary['methods']['hdmole']['domains']['accent']['mean_over_accents']:.1f}" in text
-    assert summary["provenance"]["commit"] in " ".join(caption.value for caption in at.caption)
+    summary = load(tiny_model / "results")
+    assert f"{summary.methods['hdmole'].domains['accent'].mean_over_accents:.1f}" in text
+    assert summary.provenance.commit in " ".join(caption.value for caption in at.caption)
     assert "HDMoLE against Frozen base: " in text
     rows, charts = len(at.dataframe[0].value), len(at.get("plotly_chart"))
     assert charts == 4  # rates, cost, difference by accent, pairs
@@ -257,7 +257,7 @@ def test_differences_of_few_speakers_have_no_verdict(open_app: Callable[..., App
             for method, errors in (("base", 1), ("hdmole", 0)) for k in range(2)
         ]
     )  # fmt: skip
-    write(tmp_path, rows, summarise(rows))
+    save(tmp_path, summarise(rows, provenance(0, "cpu")), rows)
     at = open_app("compare", results=str(tmp_path))
     assert_no_exception(at)
     text = " ".join(markdown.value for markdown in at.markdown)
@@ -344,11 +344,11 @@ def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[...
     at = open_app("report", sample="indian_1")
     assert_no_exception(at)
     job = session(at).jobs[session(at).utterance.key]
-    summary = json.loads((tiny_model / "results" / "summary.json").read_text())
+    summary = load(tiny_model / "results")
     layer = job.routing().layer.iloc[0]
     page = report.html(job, "play <b>some</b> jazz", layer, summary, {"model": "tiny"})
     body = page[page.index("<body>") :]
-    assert "<b>some</b>" not in body and "data:audio" in body and summary["provenance"]["commit"] in body
+    assert "<b>some</b>" not in body and "data:audio" in body and summary.provenance.commit in body
     assert body.count('class="plotly-graph-div"') == 8
     assert not re.search(r"(src|href)=['\"]https?:", body)
     variants = str(ROOT / "assets" / "results" / "variants")
@@ -523,13 +523,15 @@ def test_pages_open_on_the_headline_comparison() -> None:
     assert list(found)[-1] == "main" and {"this model's own", "variants"} < set(found)
 
 
-def test_results_of_an_earlier_base_are_said_to_be_so(tiny_model: Path) -> None:
-    asr, earlier, own = SimpleNamespace(folder=tiny_model), *(results.read(tiny_model / "results") for _ in range(2))
-    earlier["provenance"]["date"] = "2020-01-01 00:00 UTC"
-    earlier["methods"]["base"]["domains"]["general"]["wer"] = 61.24
-    said = results.earlier_base(asr, earlier)
-    assert "61.2 %" in said and f"{own['methods']['base']['domains']['general']['wer']:.1f} %" in said
-    assert results.earlier_base(asr, own) == ""
+def test_results_of_another_base_are_said_to_be_so(tiny_model: Path, tmp_path: Path) -> None:
+    asr, other, own = SimpleNamespace(folder=tiny_model), *(load(tiny_model / "results") for _ in range(2))
+    other.methods["base"].domains["general"].wer = 61.24
+    assert results.other_base(asr, tmp_path, other) == ""  # the digest decides
+    for digest, said in (("0123", "These results are of another base: "), (None, "These results do not record which base")):
+        other.provenance.base_sha256 = digest
+        note = results.other_base(asr, tmp_path, other)
+        assert note.startswith(said) and "61.2 %" in note and f"base {own.methods['base'].domains['general'].wer:.1f} %" in note
+        assert results.other_base(asr, tiny_model / "results", other) == ""  # they lie in the model's own folder
 
 
 def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
@@ -542,9 +544,10 @@ def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
 
 def test_the_app_opens_where_adaptation_has_something_to_show() -> None:
     clips = [Sample(f"{accent}_1", Path(), "", accent, "") for accent in ("german", "indian", "general")]
-    assert opening_sample(clips, {}).accent == "german"
-    errors = {"german_1": {"base": 3, "hdmole": 3}, "indian_1": {"base": 2, "hdmole": 0}}
-    assert opening_sample(clips, {"samples": errors}).accent == "indian"
+    assert opening_sample(clips, None).accent == "german"
+    measured = Results(methods={}, differences=[], provenance=provenance(0, "cpu"))
+    measured.samples = {"german_1": {"base": 3, "hdmole": 3}, "indian_1": {"base": 2, "hdmole": 0}}
+    assert opening_sample(clips, measured).accent == "indian"
 
 
 def test_a_moment_is_the_word_spoken_then() -> None:

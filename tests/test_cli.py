@@ -25,6 +25,7 @@ from hdmole import HDMoLEConfig, intervene, route
 from hdmole.method.tuner.layer import HDMoLELinear
 from hdmole.speech.manifest import ManifestError, read_manifest
 from hdmole.study.bench import expert_loop
+from hdmole.study.results import base_digest, load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -186,9 +187,9 @@ def test_evaluate_writes_rows_and_summary(clips: Path, tiny_model: Path, tmp_pat
     rows = pd.read_parquet(tmp_path / "out" / "utterances.parquet")
     assert len(rows) == 6 and set(rows.method) == {"base", "hdmole"} and (rows.words == 4).all()
     assert set(rows.reference) == {"turn on the lights"} and set(rows.utterance) == {f"../{clips.name}/{k}.wav" for k in range(3)}
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["methods"]["base"]["domains"]["general"]["utterances"] == 1
-    assert {"command", "commit", "date", "machine", "seed"} <= set(summary["provenance"])
+    results = load(tmp_path / "out")
+    assert results.methods["base"].domains["general"].utterances == 1
+    assert results.provenance.command and results.provenance.base_sha256 == base_digest(tiny_model)
     assert "| Frozen base |" in done.stdout and "| indian | " in done.stdout
 
 

@@ -28,8 +28,9 @@ from hdmole.method.tracing import trace
 from hdmole.study import compare as comparing
 from hdmole.study.compare import Runner, compare
 from hdmole.study.config import ConfigError, known_methods, read_config
-from hdmole.study.results import markdown_table
-from hdmole.study.routing_table import correspondence
+from hdmole.study.results import load
+from hdmole.study.routing_table import ROUTERS, correspondence
+from hdmole.study.tables import markdown_table
 from hdmole.training import adapt as adapting
 from hdmole.training import preparation
 from hdmole.training.preparation import speech_of
@@ -112,26 +113,28 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Pa
 
 def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, list[str]]) -> None:
     _, out, _ = made
-    summary = json.loads((out / "summary.json").read_text())
-    assert list(summary["methods"]) == ["base", *METHODS]
+    results = load(out)
+    methods = results.methods
+    assert list(methods) == ["base", *METHODS]
     rows = pd.read_parquet(out / "utterances.parquet")
     assert rows.groupby(["method", "seed"]).size().to_dict() == {
         (m, s): 8 for m in ["base", *METHODS] for s in ((0, 1) if m == "hdmole" else (0,))
     }
-    size = {name: entry["trainable"] for name, entry in summary["methods"].items()}
+    size = {name: entry.trainable or 0 for name, entry in methods.items()}
     assert size["base"] == 0 and size["full"] > size["hdmole"] > 0
     assert abs(size["lora"] - size["hdmole"]) < 0.25 * size["hdmole"] and size["lora"] == size["gated_lora"]
     assert size["warm"] == size["hdmole"] < size["input_thresholds"]
-    assert summary["methods"]["hdmole"]["seeds"] == [0, 1] and set(summary["methods"]["hdmole"]["dev"]) == {"accent", "general"}
-    assert set(summary["methods"]["hdmole"]["domains"]["accent"]["per_seed"]) == {"0", "1"}
-    tried = [t for t in summary["trials"] if t["method"] == "hdmole"]
-    assert len(tried) == 2 and summary["methods"]["warm"]["rate"] == min(tried, key=lambda t: t["accent"])["rate"]
-    assert {"accent", "general"} <= set(next(iter(summary["curves"]["hdmole"].values())))
-    assert {c["claim"].split()[0] for c in summary["claims"]} == {"Accents", "Better", "At"}
-    assert summary["decoding_time"]["base"] == 1 and set(summary["decoding_time"]) == set(summary["methods"])
-    assert "Decoding time |" in markdown_table(summary, {}) and summary["methods"]["encoder"]["place"] == "encoder"
-    assert sum(map(sum, summary["accent_recogniser"]["confusion"])) == 8 and len(summary["accent_recogniser"]["labels"]) == 4
-    assert summary["provenance"]["data_sha256"] and "epochs = 1" in summary["provenance"]["config"]
+    assert methods["hdmole"].seeds == [0, 1] and set(methods["hdmole"].dev or ()) == {"accent", "general"}
+    assert set(methods["hdmole"].domains["accent"].per_seed or ()) == {0, 1}
+    tried = [(trial.accent, trial.learning_rate) for trial in results.trials if trial.method == "hdmole"]
+    assert len(tried) == 2 and methods["warm"].learning_rate == min(tried)[1]
+    assert {"accent", "general"} <= set(next(iter(results.curves["hdmole"].values())))
+    assert {claim.text.split()[0] for claim in results.claims} == {"Accents", "Better", "At"}
+    assert results.decoding_time["base"] == 1 and set(results.decoding_time) == set(methods)
+    assert "Decoding time |" in markdown_table(results) and methods["encoder"].place == "encoder"
+    recogniser, origin = results.accent_recogniser, results.provenance
+    assert recogniser is not None and sum(map(sum, recogniser.confusion)) == 8 and len(recogniser.labels) == 4
+    assert origin.data_sha256 and origin.base_sha256 and "epochs = 1" in (origin.config or "")
 
 
 def test_methods_that_learn_from_less_speech_take_as_many_steps(
@@ -159,20 +162,20 @@ def test_a_learning_rate_that_is_given_needs_no_trial(made: tuple[Path, Path, li
 
 def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
     _, out, _ = made
-    summary = json.loads((out / "summary.json").read_text())
-    for router in ("global", "local", "combined"):
-        found = summary["routing"]["routers"][router]
-        for values in (found["all"], *found["layers"].values()):
-            low, high = values["purity"]["interval"]
-            assert 0 <= low <= high <= 1 and 0.33 <= values["purity"]["value"] <= 1
+    results = load(out)
+    assert results.routing is not None and results.attribution is not None and set(results.routing.routers) == set(ROUTERS)
+    for found in results.routing.routers.values():
+        for values in (found.all, *found.layers.values()):
+            low, high = values.purity.interval
+            assert 0 <= low <= high <= 1 and 0.33 <= values.purity.value <= 1
     routes = pd.read_parquet(out / "routing.parquet")
     assert routes.groupby(["utterance", "layer"]).posterior.sum().between(0, 1.001).all()
-    points = pd.DataFrame(summary["frontier"])
+    points = pd.DataFrame([point.to_dict() for point in results.frontier])
     scaled = points[points.choice == "thresholds"].sort_values("value")
     assert scaled.active.is_monotonic_decreasing and scaled.active.iloc[0] == 3  # nothing is cut by a threshold of 0
     assert points[(points.choice == "top_k") & (points.value == 2)].active.item() >= 2
-    worth = summary["attribution"]
-    assert np.shape(worth["values"]) == (4, 3) and np.abs(worth["values"]).max() > 0
+    worth = results.attribution.values
+    assert np.shape(worth) == (4, 3) and np.abs(worth).max() > 0
 
 
 def test_analyses_see_and_change_layers_of_the_encoder(made: tuple[Path, Path, list[str]]) -> None:
@@ -213,10 +216,10 @@ def test_the_app_shows_a_comparison(
 
 def test_a_second_call_trains_nothing_and_says_the_same(made: tuple[Path, Path, list[str]]) -> None:
     config, out, said = made
-    before, count = json.loads((out / "summary.json").read_text()), len(said)
+    before, count = load(out), len(said)
     again = compare(config, out, said.append)
     assert again is not None and not any("step" in line for line in said[count:])
-    assert all(again[k] == before[k] for k in before if k != "provenance")
+    assert again == before.model_copy(update={"provenance": again.provenance})
 
 
 def test_what_was_made_with_other_settings_is_made_anew(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
@@ -229,11 +232,11 @@ def test_what_was_made_with_other_settings_is_made_anew(made: tuple[Path, Path, 
         again = compare(config, tmp_path / "out", said.append)
     finally:
         config.write_text(kept)
-    before = json.loads((out / "summary.json").read_text())
-    assert again is not None and again["methods"]["full"] == before["methods"]["full"]
-    assert again["methods"]["hdmole"]["trainable"] > before["methods"]["hdmole"]["trainable"]
+    before = load(out)
+    assert again is not None and again.methods["full"] == before.methods["full"]
+    assert (again.methods["hdmole"].trainable or 0) > (before.methods["hdmole"].trainable or 0)
     assert "hdmole-0: its settings have changed, so it is made anew" in said
-    assert again["attribution"] != before["attribution"] and not any(line.startswith("full-0: its") for line in said)
+    assert again.attribution != before.attribution and not any(line.startswith("full-0: its") for line in said)
 
 
 def test_what_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model: Path) -> None:
@@ -252,7 +255,7 @@ def test_what_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, tiny_model:
     said: list[str] = []
     resumed = compare(config, tmp_path / "cut", said.append)
     assert not any("step 15 of 30" in line and "adapter" in line for line in said)  # it did not start anew
-    assert whole is not None and resumed is not None and resumed["attribution"] == whole["attribution"]
+    assert whole is not None and resumed is not None and resumed.attribution == whole.attribution
     one, other = (pd.read_parquet(tmp_path / name / "utterances.parquet") for name in ("whole", "cut"))
     pd.testing.assert_frame_equal(one, other)
 
@@ -264,15 +267,15 @@ def test_other_speech_is_noticed_and_accents_without_an_expert_are_unseen(tmp_pa
         config.read_text().replace("[2e-3, 4e-3]", "[2e-3]").replace("[1e-3, 2e-3]", "[1e-3]").replace("[0, 1]", "[0]")
     )
     first = compare(config, tmp_path / "out", lambda text: None)
-    assert first is not None and "unseen" not in first["methods"]["hdmole"]["domains"]
+    assert first is not None and "unseen" not in first.methods["hdmole"].domains
     manifest = tmp_path / "speech" / "test.jsonl"
     manifest.write_text(manifest.read_text().replace(f'"{ACCENTS[0]}"', '"welsh"'))
     said: list[str] = []
     again = compare(config, tmp_path / "out", said.append)
     assert again is not None and any(line.startswith("speech: the manifests") for line in said)
     assert "hdmole-0: its settings have changed, so it is made anew" in said
-    assert set(again["methods"]["hdmole"]["domains"]["unseen"]["accents"]) == {"welsh"}
-    assert "welsh" not in again["attribution"]["accents"] and again["routing"]["active"].keys() == {"accent", "general", "unseen"}
+    assert set(again.methods["hdmole"].domains["unseen"].accents) == {"welsh"} and again.attribution and again.routing
+    assert "welsh" not in again.attribution.accents and again.routing.active.keys() == {"accent", "general", "unseen"}
     manifest.write_text(
         "".join(line + "\n" for line in manifest.read_text().splitlines() if '"general"' in line or "welsh" in line)
     )
@@ -326,9 +329,8 @@ def test_processes_share_the_work(tmp_path: Path, tiny_model: Path, made: tuple[
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    mine = json.loads((tmp_path / "out" / "summary.json").read_text())
-    alone = json.loads((out / "summary.json").read_text())
-    assert mine["methods"]["hdmole"] == alone["methods"]["hdmole"] and mine["attribution"] == alone["attribution"]
+    mine, alone = load(tmp_path / "out"), load(out)
+    assert mine.methods["hdmole"] == alone.methods["hdmole"] and mine.attribution == alone.attribution
 
 
 def test_every_method_adapts_the_place_of_the_configuration(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
@@ -351,18 +353,18 @@ def test_every_method_adapts_the_place_of_the_configuration(made: tuple[Path, Pa
 def test_correspondence_of_known_assignments() -> None:
     accents, speakers = np.repeat(["a", "b"], 20), np.tile(np.arange(10), 4).astype(str)
     perfect = correspondence(np.repeat([3, 5], 20), accents, speakers)
-    assert perfect["purity"]["value"] == 1 and perfect["nmi"]["value"] == 1
+    assert perfect.purity.value == 1 and perfect.nmi.value == 1
     nothing = correspondence(np.zeros(40, int), accents, speakers)
-    assert nothing["purity"]["value"] == 0.5 and nothing["nmi"]["value"] == 0
+    assert nothing.purity.value == 0.5 and nothing.nmi.value == 0
     rng = np.random.default_rng(0)
     mixed = np.where(rng.random(40) < 0.5, (accents == "b") * 1, rng.integers(0, 4, 40))
     theirs = normalized_mutual_info_score(accents, mixed)
-    assert correspondence(mixed, accents, speakers)["nmi"]["value"] == pytest.approx(theirs, abs=1e-4)
-    chance = correspondence(rng.integers(0, 8, 320), np.repeat(list("abcdefgh"), 40), np.arange(320) // 10)["nmi"]
-    assert chance["interval"][0] <= chance["value"] <= chance["interval"][1]  # as biased as its draws
-    assert chance["value"] == pytest.approx(chance["chance"], abs=0.02) and chance["chance"] > 0.02
+    assert correspondence(mixed, accents, speakers).nmi.value == pytest.approx(theirs, abs=1e-4)
+    chance = correspondence(rng.integers(0, 8, 320), np.repeat(list("abcdefgh"), 40), np.arange(320) // 10).nmi
+    assert chance.interval[0] <= chance.value <= chance.interval[1]  # as biased as its draws
+    assert chance.value == pytest.approx(chance.chance, abs=0.02) and chance.chance > 0.02
     half = correspondence(np.tile([0, 1], 20), accents, speakers)
-    assert half["purity"]["interval"][0] <= half["purity"]["value"] <= half["purity"]["interval"][1]
+    assert half.purity.interval[0] <= half.purity.value <= half.purity.interval[1]
 
 
 @pytest.mark.parametrize(

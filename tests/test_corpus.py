@@ -19,6 +19,7 @@ from app.corpus import Evaluation, unpack
 from hdmole.speech.asr import ASR
 from hdmole.speech.manifest import ManifestError
 from hdmole.study.evaluate import Cancelled, evaluate
+from hdmole.study.results import base_digest, load
 
 
 def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
@@ -30,7 +31,7 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
     settle(at.button(key="corpus_start").click().run())
     assert_no_exception(at)
     task = session(at).evaluation
-    assert task.summary["provenance"]["recordings"] == 4 and set(task.summary["methods"]) == {"base", "lora", "full", "hdmole"}
+    assert task.summary.provenance.recordings == 4 and set(task.summary.methods) == {"base", "lora", "full", "hdmole"}
     names = {f.name for f in task.out.iterdir()}
     assert names == {"summary.json", "utterances.parquet", "recordings.parquet", "routing.parquet"}
     rows = at.dataframe[0].value
@@ -47,7 +48,7 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
     assert session(other).evaluation.out != task.out and other.session_state.corpus_results == ""
     other.text_input(key="corpus_results").set_value(str(tiny_model / "results")).run()
     assert "has no recordings.parquet" in other.error[0].value and not other.exception
-    (tmp_path / "running" / "parts").mkdir(parents=True)  # as a reload finds it while the work goes on
+    (tmp_path / "running" / "unfinished").mkdir(parents=True)  # as a reload finds it while the work goes on
     other.text_input(key="corpus_results").set_value(str(tmp_path / "running")).run()
     assert "not finished yet" in other.info[0].value and not other.error and not other.exception
 
@@ -147,19 +148,21 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
         return progress
 
     methods, out = ["base", "hdmole"], tmp_path / "out"
-    whole, _ = evaluate(asr, manifest, methods, tmp_path / "whole")
+    whole = evaluate(asr, manifest, methods, tmp_path / "whole")
     assert len(heard) == 32
     heard.clear()
     with pytest.raises(KeyboardInterrupt):
         evaluate(asr, manifest, methods, out, progress=stop(16, KeyboardInterrupt))
     assert not (out / "summary.json").exists()
-    summary, _ = evaluate(asr, manifest, methods, out, progress=stop(32, Cancelled))
-    assert summary["provenance"]["recordings"] == 32 and summary["provenance"]["of"] == 40
-    summary, failed = evaluate(asr, manifest, methods, out)
-    assert len(heard) == 32 and len(failed) == 8 and not (out / "parts").exists()
+    results = evaluate(asr, manifest, methods, out, progress=stop(32, Cancelled))
+    assert results.provenance.recordings == 32 and results.provenance.of == 40
+    (out / "unfinished").rename(out / "parts")  # as version 0.1 left it
+    results = evaluate(asr, manifest, methods, out)
+    assert len(heard) == 32 and len(results.failed) == 8 and not (out / "unfinished").exists() and not (out / "parts").exists()
+    assert results == load(out) and results.provenance.base_sha256 == base_digest(tiny_model)
     for name in ("utterances", "recordings", "routing"):
         pd.testing.assert_frame_equal(*(pd.read_parquet(f / f"{name}.parquet") for f in (out, tmp_path / "whole")))
-    assert summary["methods"] == whole["methods"] and summary["routing"] == whole["routing"]
+    assert results.methods == whole.methods and results.routing == whole.routing
 
     evaluate(asr, manifest, methods, out, progress=stop(16, Cancelled))
     heard.clear()
@@ -175,7 +178,7 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
     at.run()
     assert "Cancelled after" in at.warning[0].value
     settle(at.button(key="corpus_go_on").click().run())
-    assert not at.exception and session(at).evaluation.summary["provenance"]["recordings"] == 40
+    assert not at.exception and session(at).evaluation.summary.provenance.recordings == 40
 
 
 def test_a_cancelled_evaluation_that_had_to_wait_says_so(tiny_model: Path, tmp_path: Path) -> None:

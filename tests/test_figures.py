@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -12,6 +13,17 @@ import pytest
 
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
+from hdmole.study.results import (
+    Attribution,
+    Difference,
+    DomainRate,
+    FrontierPoint,
+    MethodResult,
+    Rate,
+    RecogniserResult,
+    Results,
+    provenance,
+)
 
 ACCENTS = ["british", "scottish", "caribbean", "indian", "german", "spanish", "french", "mandarin"]
 LAYERS = ["multi_modal_projector.linear_1", "multi_modal_projector.layers.0.q_proj"]
@@ -265,54 +277,112 @@ def test_posterior_bars_are_percent_in_the_models_order() -> None:
     assert list(bar.x) == pytest.approx([25, 70, 5])
 
 
-def test_error_rates_are_read_from_the_summary_with_their_intervals() -> None:
-    def rate(wer: float) -> dict:
-        return {"wer": wer, "interval": [wer - 1, wer + 2]}
+def rate(wer: float, speakers: int = 5) -> Rate:
+    return Rate(wer=wer, interval=(wer - 1, wer + 2), errors=0, words=0, utterances=0, speakers=speakers)
 
-    summary = {
-        "methods": {
-            "base": {
-                "domains": {"accent": {**rate(20), "accents": {"indian": rate(30), "german": rate(10)}}, "general": rate(4)}
-            },
-            "hdmole": {
-                "domains": {"accent": {**rate(12), "accents": {"indian": rate(18), "german": rate(6)}}, "general": rate(5)}
-            },
-        }
-    }
-    data = result_figures.error_rate_data(summary)
-    assert list(data[data.method == "hdmole"].accent) == ["indian", "german", "general"]
+
+def domain(wer: float, speakers: int, **accents: Rate) -> DomainRate:
+    mean = {"mean_over_accents": wer + 10, "mean_interval": (wer + 8, wer + 13)}
+    return DomainRate(**rate(wer, speakers).to_dict(), **mean, accents=accents)
+
+
+def results_of(methods: dict[str, MethodResult], differences: Sequence[Difference] = ()) -> Results:
+    return Results(methods=methods, differences=list(differences), provenance=provenance(0, "cpu"))
+
+
+def test_error_rates_are_read_from_the_results_with_their_intervals() -> None:
+    base = MethodResult(domains={"accent": domain(20, 5, indian=rate(30), german=rate(10)), "general": domain(4, 5)})
+    hdmole = MethodResult(domains={"accent": domain(12, 5, indian=rate(18), german=rate(6)), "general": domain(5, 5)})
+    data = result_figures.error_rate_data(results_of({"base": base, "hdmole": hdmole, "rank4": base}))
+    assert list(data.accent) == ["indian", "german", "general"] * 2  # rank4 is a variant
+    assert list(data.wer) == [30, 10, 4, 18, 6, 5] and list(data.low) == [29, 9, 3, 17, 5, 4] and set(data.speakers) == {5}
+    assert list(data.label) == ["Frozen base"] * 3 + ["HDMoLE"] * 3
     first = result_figures.error_rates(data).data[0]
     assert list(first.y) == [30, 10, 4]
     assert list(first.error_y.array) == [2, 2, 2] and list(first.error_y.arrayminus) == [1, 1, 1]
+    only = result_figures.error_rate_data(results_of({"rank4": base}), "real_digits")
+    assert list(only.columns) == list(data.columns) and only.empty
+
+
+def test_the_cost_on_general_speech_is_read_from_the_results() -> None:
+    methods = {
+        name: MethodResult(domains={"accent": domain(wer, 5), "general": domain(general, 5)}, trainable=size)
+        for name, wer, general, size in (("base", 20, 4, 0), ("hdmole", 12, 5, 300))
+    }
+    data = result_figures.forgetting_data(results_of(methods)).set_index("method")
+    assert data.loc["hdmole"].to_dict() == {
+        "label": "HDMoLE", "accents": 22, "accents_low": 20, "accents_high": 25, "general": 5, "general_low": 4, "general_high": 7,
+        "trainable": 300,
+    }  # fmt: skip
+    del methods["base"].domains["general"]
+    assert list(result_figures.forgetting_data(results_of(methods)).method) == ["hdmole"]
+
+
+def test_differences_to_a_method_are_sorted_and_keep_their_sign() -> None:
+    methods = {
+        name: MethodResult(domains={"accent": domain(9, 5)}, trainable=size) for name, size in (("lora", 7), ("hdmole", 9))
+    }
+    found = [
+        Difference(domain="accent", method="lora", against="hdmole", points=1.5, interval=(0.5, 2.5)),
+        Difference(domain="general", method="lora", against="hdmole", points=-2.0, interval=(-3.0, -1.0)),
+        Difference(domain="accent", method="hdmole", against="lora", points=-1.5, interval=(-2.5, -0.5)),
+        Difference(domain="unseen", method="lora", against="hdmole", points=9.0, interval=(8.0, 10.0)),
+    ]
+    data = result_figures.variant_data(results_of(methods, found))
+    assert data.to_dict("records") == [
+        {"method": "lora", "label": "LoRA", "domain": "general", "points": -2.0, "low": -3.0, "high": -1.0, "trainable": 7},
+        {"method": "lora", "label": "LoRA", "domain": "accent", "points": 1.5, "low": 0.5, "high": 2.5, "trainable": 7},
+    ]
+    assert list(result_figures.variant_data(results_of(methods, found), "lora").points) == [-1.5]
+
+
+def test_curves_frontier_and_attribution_are_read_from_the_results() -> None:
+    results = results_of({"lora": MethodResult(domains={}, label="LoRA, rank 4")})
+    empty = (result_figures.curve_data(results), result_figures.frontier_data(results), result_figures.attribution_data(results))
+    assert [len(table) for table in empty] == [0, 0, 0]
+    results.curves = {"lora": {20: {"accent": 9.0, "general": 3.0}, 10: {"accent": 12.0, "general": 2.5}}}
+    results.frontier = [FrontierPoint(choice="top_k", value=2, active=2.0, accent=8.5, general=3.5)]
+    results.attribution = Attribution(
+        accents=["indian"],
+        experts=["indian", "german"],
+        values=[[-0.5, 0.25]],
+        intervals=[[(-0.75, -0.125), (0.0, 0.5)]],
+        utterances=9,
+    )
+    assert result_figures.curve_data(results).to_numpy().tolist() == [
+        ["lora", "LoRA, rank 4", 10, 12.0, 2.5], ["lora", "LoRA, rank 4", 20, 9.0, 3.0],
+    ]  # fmt: skip
+    assert result_figures.frontier_data(results).to_numpy().tolist() == [["top_k", 2.0, 2.0, 8.5, 3.5]]
+    assert result_figures.attribution_data(results).to_numpy().tolist() == [
+        ["indian", "indian", -0.5, -0.75, -0.125], ["indian", "german", 0.25, 0.0, 0.5],
+    ]  # fmt: skip
 
 
 def test_the_confusion_matrix_is_in_percent_of_what_was_spoken() -> None:
-    data = result_figures.confusion_data([[3, 1], [0, 0]], ["indian", "german"])
+    recogniser = RecogniserResult(balanced_accuracy=0.75, labels=["indian", "german"], confusion=[[3, 1], [0, 0]])
+    data = result_figures.confusion_data(recogniser)
+    assert list(data.percent) == [75, 25, 0, 0] and list(data.utterances) == [3, 1, 0, 0]
     shown = heatmap(result_figures.confusion_matrix(data))
     np.testing.assert_allclose(shown.z, [[75, 25], [0, 0]])
     assert list(shown.x) == list(shown.y) == ["indian", "german"]
 
 
 def test_intervals_of_few_speakers_are_not_drawn() -> None:
-    def rate(wer: float, speakers: int) -> dict:
-        return {"wer": wer, "interval": [wer, wer], "speakers": speakers, "mean_over_accents": wer, "mean_interval": [wer, wer]}
-
-    def entry(wer: float) -> dict:
-        accent = {**rate(wer, 4), "accents": {"indian": rate(wer, 5), "german": rate(wer, 1)}}
-        return {"domains": {"accent": accent, "general": rate(wer, 5)}}
-
-    change = {"method": "base", "against": "hdmole", "points": 8.0, "interval": [7.0, 9.0]}
-    summary = {
-        "methods": {"base": entry(20), "hdmole": entry(12)},
-        "differences": [change | {"domain": "accent"}, change | {"domain": "general"}],
+    methods = {
+        name: MethodResult(
+            domains={"accent": domain(wer, 4, indian=rate(wer, 5), german=rate(wer, 1)), "general": domain(wer, 5)}
+        )
+        for name, wer in (("base", 20), ("hdmole", 12))
     }
-    data = result_figures.error_rate_data(summary)
+    found = [Difference(domain=d, method="base", against="hdmole", points=8, interval=(7, 9)) for d in ("accent", "general")]
+    results = results_of(methods, found)
+    data = result_figures.error_rate_data(results)
     assert list(data.low.isna()) == list(data.high.isna()) == [False, True, False] * 2 and list(data.speakers) == [5, 1, 5] * 2
     bar = result_figures.error_rates(data).data[0]
-    assert np.isnan(bar.error_y.array[1]) and [list(c) for c in bar.customdata][:2] == [[" [20.0, 20.0]", 5], ["", 1]]
-    cost = result_figures.forgetting_data(summary)
+    assert np.isnan(bar.error_y.array[1]) and [list(c) for c in bar.customdata][:2] == [[" [19.0, 22.0]", 5], ["", 1]]
+    cost = result_figures.forgetting_data(results)
     assert cost.accents_low.isna().all() and cost.general_low.notna().all()
-    accents, general = result_figures.variants(result_figures.variant_data(summary)).data
+    accents, general = result_figures.variants(result_figures.variant_data(results)).data
     assert accents.marker.symbol == ("circle-open",) and general.marker.symbol == ("circle",)
 
 

@@ -1,39 +1,43 @@
-"""Counting errors, intervals, summaries and the README's table."""
+"""Counting errors, the record of results on disk, where results come from, and the README's tables."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
+import torch
+from pydantic import ValidationError
+from rows import ORIGIN, of_speakers, table
+from safetensors.torch import save_file
 
-from hdmole.names import METHOD_NAMES
+from hdmole.errors import UserError
 from hdmole.speech.words import count_errors, normalise
-from hdmole.study.claims import claim_lines, claim_text, claims, verdict
+from hdmole.study import results as record
+from hdmole.study.bootstrap import summarise
+from hdmole.study.claims import claims
 from hdmole.study.results import (
     COLUMNS,
-    accent_differences,
-    accent_table,
-    bootstrap,
-    few_speakers,
-    markdown_table,
-    summarise,
-    write,
+    Claim,
+    DomainRate,
+    Failure,
+    MethodResult,
+    Rate,
+    Results,
+    ResultsError,
+    base_digest,
+    load,
+    provenance,
+    save,
 )
+from hdmole.study.tables import accent_table, claim_lines, markdown_table, update_readme
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def _rows(errors: dict[str, list[int]]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            dict(method=m, seed=0, domain="accent", accent=f"a{k % 2}", speaker=f"s{k}", utterance=f"u{k}", reference="x " * 10,
-                 hypothesis="", errors=e, words=10)
-            for m, counts in errors.items() for k, e in enumerate(counts)
-        ]
-    )  # fmt: skip
+PUBLISHED = [ROOT / "assets" / "demo" / "results", *sorted((ROOT / "assets" / "results").glob("*"))]
 
 
 @pytest.mark.parametrize(
@@ -62,103 +66,261 @@ def test_normalise(text: str, expected: str) -> None:
     assert normalise(text) == expected
 
 
-def test_the_mean_over_accents_has_an_interval_of_its_own() -> None:
-    """Where one accent has most of the words, the interval of all words together lies nowhere near the mean."""
-    rows = pd.concat([_rows({"base": [0] * 60}).assign(accent="easy"), _rows({"base": [4, 6, 5, 5, 4, 6]}).assign(accent="hard")])
-    rows["speaker"] = [f"s{k}" for k in range(len(rows))]
-    entry = summarise(rows)["methods"]["base"]["domains"]["accent"]
-    low, high = entry["mean_interval"]
-    assert entry["mean_over_accents"] == 25.0 and entry["interval"][1] < 15 < low < 25 < high < 35
-    assert "| 25.0 [2" in markdown_table({"methods": summarise(rows)["methods"]}, METHOD_NAMES)
-    assert accent_table(summarise(rows), METHOD_NAMES).splitlines()[2:] == [
-        "| easy | 0.0 [0.0, 0.0] |",
-        f"| hard | 50.0 [{entry['accents']['hard']['interval'][0]:.1f}, {entry['accents']['hard']['interval'][1]:.1f}] |",
+# -- the record -----------------------------------------------------------------------------------------------------------
+
+
+def small() -> Results:
+    results = summarise(table(*of_speakers("base", [1, 2]), *of_speakers("hdmole", [1, 1])), ORIGIN)
+    results.methods["hdmole"].learning_rate = 0.001
+    results.curves = {"hdmole": {10: {"accent": 12.5}}}
+    results.claims = [Claim(text="so it is", holds=True, points=-1.0, interval=(-2.0, 0.5))]
+    results.failed = [Failure(audio="ä.wav", error="it is empty")]
+    return results
+
+
+def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    rows = table(*of_speakers("base", [1, 2])).assign(more=1)
+    save(tmp_path / "deep" / "er", small(), rows)
+    assert load(tmp_path / "deep" / "er") == small()
+    assert list(pd.read_parquet(tmp_path / "deep" / "er" / "utterances.parquet").columns) == COLUMNS
+    text = (tmp_path / "deep" / "er" / "summary.json").read_text(encoding="utf-8")
+    assert json.loads(text)["version"] == 2 and text.startswith('{\n "version": 2,\n "methods": {') and text.endswith("}\n")
+    assert '"interval": [-2.0, 0.5]\n' in text and '"audio": "ä.wav"' in text and "null" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (None, "results.missing", r"has no summary\.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote\.$"),
+        ("{", "results.damaged", r"summary\.json is not a summary of results; `hdmole evaluate --out DIR` writes one\.$"),
+        ("[1]", "results.damaged", "is not a summary"),
+        ("{}", "results.damaged", "is not a summary"),
+        ('{"methods": 3}', "results.damaged", "is not a summary"),
+        ('{"methods": {"base": []}}', "results.damaged", "is not a summary"),
+        ('{"methods": {}, "differences": [], "routing": {"routers": {"odd": 1}}}', "results.damaged", "is not a summary"),
+        ('{"version": 2, "methods": {}, "differences": []}', "results.damaged", "is not a summary"),
+        ('{"version": 3}', "results.version", r"has layout 3, which this version of HDMoLE does not know; update HDMoLE to read it\.$"),
+        ('{"version": 0}', "results.version", "has layout 0"),
+        ("\xff", "results.damaged", "is not a summary"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, content: str | None, code: str, said: str) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ResultsError, match=said) as error:
+        load(tmp_path)
+    assert error.value.code == code and isinstance(error.value, UserError)
+
+
+def test_a_file_is_not_a_results_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResultsError, match=r"has no summary\.json"):
+        load(tmp_path / "file")
+
+
+def test_the_record_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValidationError):
+        Rate.model_validate({"wer": 1, "interval": [0, 2], "errors": 1, "words": 9, "utterances": 1, "speakers": 1, "odd": 1})
+    results = small()
+    with pytest.raises(ValidationError):
+        results.methods["base"].trainable = "many"  # type: ignore[assignment]
+
+
+def test_results_without_a_version_are_read(tmp_path: Path) -> None:
+    measure = {"value": 0.5, "interval": [0.25, 0.75]}
+    both = {"purity": measure, "nmi": measure}
+    rate = {"wer": 5.0, "interval": [4.0, 6.0], "errors": 1, "words": 20, "utterances": 2, "speakers": 2}
+    domain = rate | {"mean_over_accents": 5.0, "mean_interval": [4.0, 6.0], "accents": {"a": rate}, "per_seed": {"0": 5.0}}
+    claim = "At most 0.3 points worse than the frozen base on general speech"
+    values = {
+        "methods": {"lora": {"rate": 0.002, "domains": {"accent": domain | {"change_against_base": {"points": -1.0}}}}},
+        "differences": [],
+        "trials": [{"method": "lora", "rate": 0.002, "accent": 9.0, "general": 3.0}],
+        "claims": [{"claim": text, "holds": True, "points": 0.2, "interval": [0.1, 0.3]}
+                   for text in (claim, f"{claim} (by the estimate)", "Better than LoRA")],
+        "routing": {"utterances": 2, "active": {}, "routers": {
+            name: {"all": both, "layers": {"first": both}} for name in ("combined", "global", "local")
+        }},
+        "provenance": ORIGIN.to_dict(),
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(values))
+    results = load(tmp_path)
+    assert results.methods["lora"].learning_rate == results.trials[0].learning_rate == 0.002
+    assert results.methods["lora"].domains["accent"].per_seed == {0: 5.0} and results.provenance.base_sha256 is None
+    assert [found.text for found in results.claims] == [f"{claim} (by the estimate)"] * 2 + ["Better than LoRA"]
+    assert results.routing is not None and list(results.routing.routers) == ["gate", "global_gate", "local_probability"]
+
+
+# -- where results come from ----------------------------------------------------------------------------------------------
+
+
+def test_provenance_says_how_and_where() -> None:
+    origin = provenance(3, "cpu", seeds=[1, 2])
+    assert (origin.seed, origin.device, origin.torch, origin.seeds) == (3, "cpu", torch.__version__, [1, 2])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", origin.date) and re.search(r", \d+ cores$", origin.machine)
+    with pytest.raises(ValidationError):
+        provenance(3, "cpu", odd=1)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_only_a_commit_of_this_repository_is_recorded_and_changed_code_is_marked(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    code = root / "hdmole" / "study" / "results.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("")
+    assert record._commit(root) == "unknown"  # in no repository
+    git(root, "init", "-q")
+    assert record._commit(root) == "unknown"  # in one that does not have it
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "first")
+    commit = git(root, "rev-parse", "HEAD")
+    assert len(commit) == 40 and record._commit(root) == commit
+    (root / "README.md").write_text("beside the code")
+    assert record._commit(root) == commit
+    code.write_text("changed")
+    assert record._commit(root) == f"{commit} (with local changes)"
+    packages = root / "venv" / "hdmole" / "study"  # the package as another project's repository may hold it
+    packages.mkdir(parents=True)
+    (packages / "results.py").write_text("")
+    git(root, "add", "-f", ".")
+    assert record._commit(root / "venv") == "unknown"
+
+
+def test_a_short_commit_keeps_its_mark() -> None:
+    for mark in ("", " (with local changes)"):
+        assert ORIGIN.model_copy(update={"commit": "0123456789abcdef" * 2 + mark}).short_commit == "0123456789ab" + mark
+    assert ORIGIN.model_copy(update={"commit": "unknown"}).short_commit == "unknown"
+
+
+def test_the_digest_of_a_base_is_that_of_its_weights(tmp_path: Path) -> None:
+    def digest(name: str, **weights: torch.Tensor) -> str | None:
+        folder = tmp_path / name
+        folder.mkdir()
+        for key, tensor in weights.items():
+            save_file({key: tensor}, folder / f"{key}.safetensors")
+        return base_digest(folder)
+
+    a, b = torch.tensor([1.0, 0.1]), torch.tensor([[2.0]])
+    found = digest("whole", a=a, b=b)
+    assert found is not None and re.fullmatch("[0-9a-f]{16}", found)
+    assert digest("half", a=a.half(), b=b.half()) == found  # its release in half precision
+    others = {digest("other", a=a + 0.1, b=b), digest("name", a=a, c=b), digest("shape", a=a, b=b[0]), digest("fewer", a=a)}
+    assert len(others | {found}) == 5
+    assert digest("none") is None
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------------
+
+
+def domain_rate(wer: float, mean: float, speakers: int = 5, **accents: float) -> DomainRate:
+    def rate(value: float) -> dict[str, Any]:
+        return dict(wer=value, interval=(value - 1, value + 2), errors=0, words=0, utterances=0, speakers=speakers)
+
+    return DomainRate(
+        **rate(wer), accents={name: Rate(**rate(value)) for name, value in accents.items()}, mean_over_accents=mean,
+        mean_interval=(mean - 1, mean + 2),
+    )  # fmt: skip
+
+
+def tabled() -> Results:
+    methods = {
+        "base": MethodResult(
+            domains={
+                "unseen": domain_rate(30, 31), "general": domain_rate(4, 4, general=4), "accent": domain_rate(20, 25, a=22, b=28),
+            },
+            trainable=0,
+        ),
+        "full": MethodResult(domains={"accent": domain_rate(10, 15, a=12, b=18), "general": domain_rate(5, 5, general=5)}, trainable=8000),
+        "mine": MethodResult(domains={"accent": domain_rate(11, 16, a=13, b=19), "general": domain_rate(6, 6, general=6)}, trainable=1000,
+                             label="Mine"),
+    }  # fmt: skip
+    return Results(methods=methods, differences=[], provenance=ORIGIN)
+
+
+def test_the_table_of_methods() -> None:
+    results = tabled()
+    assert markdown_table(results) == (
+        "| Method | Trainable | Accents (mean) | General | Unseen accents |\n"
+        "|---|---:|---:|---:|---:|\n"
+        "| Frozen base | 0 | 25.0 [24.0, 27.0] | 4.0 [3.0, 6.0] | 30.0 [29.0, 32.0] |\n"
+        "| Full fine-tuning | 8,000 (100.0 %) | 15.0 [14.0, 17.0] | 5.0 [4.0, 7.0] |  |\n"
+        "| Mine | 1,000 (12.5 %) | 16.0 [15.0, 18.0] | 6.0 [5.0, 8.0] |  |"
+    )
+    results.decoding_time = {"base": 1.0, "full": 0.994}
+    results.methods["mine"].trainable = None
+    assert markdown_table(results, {"base": "基座"}).splitlines() == [
+        "| Method | Trainable | Accents (mean) | General | Unseen accents | Decoding time |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| 基座 | 0 | 25.0 [24.0, 27.0] | 4.0 [3.0, 6.0] | 30.0 [29.0, 32.0] | 1.00 × |",
+        "| full | 8,000 (100.0 %) | 15.0 [14.0, 17.0] | 5.0 [4.0, 7.0] |  | 0.99 × |",
+        "| mine |  | 16.0 [15.0, 18.0] | 6.0 [5.0, 8.0] |  |  |",
+    ]
+    del results.methods["full"]
+    results.methods["mine"].trainable = 1000
+    assert "| Mine | 1,000 |" in markdown_table(results)
+
+
+def test_the_table_of_accents() -> None:
+    assert accent_table(tabled()).splitlines() == [
+        "| Accent | Frozen base | Full fine-tuning | Mine |",
+        "|---|---:|---:|---:|",
+        "| a | 22.0 [21.0, 24.0] | 12.0 [11.0, 14.0] | 13.0 [12.0, 15.0] |",
+        "| b | 28.0 [27.0, 30.0] | 18.0 [17.0, 20.0] | 19.0 [18.0, 21.0] |",
+        "| general | 4.0 [3.0, 6.0] | 5.0 [4.0, 7.0] | 6.0 [5.0, 8.0] |",
     ]
 
 
-def test_summary_adds_up_and_is_paired() -> None:
-    rows = _rows({"base": [4, 2, 4, 2], "hdmole": [2, 1, 2, 1]})
-    summary = summarise(rows)["methods"]
-    assert summary["base"]["domains"]["accent"]["wer"] == 30.0
-    assert summary["base"]["domains"]["accent"]["accents"]["a0"]["wer"] == 40.0
-    assert summary["hdmole"]["domains"]["accent"]["mean_over_accents"] == 15.0
-    change = summarise(rows)["differences"][1]
-    assert (change["method"], change["points"]) == ("hdmole", -15.0) and change["interval"][1] < 0
-    # paired: were the methods equal on every speaker, the difference would have no spread at all
-    same = summarise(_rows({"base": [4, 2, 9, 0], "lora": [4, 2, 9, 0]}))["differences"]
-    assert [d["interval"] for d in same] == [[0.0, 0.0]] * 2
+def test_a_readme_gets_table_claims_and_origin(tmp_path: Path) -> None:
+    readme, results = tmp_path / "README.md", tabled()
+    results.claims = [
+        Claim(text="It is better", holds=True, points=-1.04, interval=(-2.0, -0.04)),
+        Claim(text="It is smaller", holds=False, points=0.5, interval=(-0.5, 1.5)),
+    ]
+    said = "- It is better: **yes**, -1.0 points [-2.0, +0.0]\n- It is smaller: **no**, +0.5 points [-0.5, +1.5]"
+    assert claim_lines(results) == said
+    readme.write_text("Before\n<!-- mine -->\nold\n<!-- /mine -->\nafter <!-- results --><!-- /results -->\n")
+    for seeds, shown in ((None, "0"), ([4, 5], "4, 5")):
+        results.provenance.seeds = seeds
+        save(tmp_path, results, table(*of_speakers("base", [1])))
+        update_readme(readme, tmp_path, "mine")
+        made = f"Measured 2026-11-27 12:00 UTC by `hdmole compare` (seed {shown}) on CPU, 2 cores, cpu."
+        assert readme.read_text() == (
+            f"Before\n<!-- mine -->\n{markdown_table(results)}\n\n{said}\n\n{made}\n<!-- /mine -->\n"
+            "after <!-- results --><!-- /results -->\n"
+        )
+    for text in ("nothing", "<!-- /mine --> <!-- mine -->", "<!-- mine -->", "<!-- /mine -->"):
+        readme.write_text(text)
+        with pytest.raises(UserError, match="has no place for the table; mark it with <!-- mine --> and <!-- /mine -->"):
+            update_readme(readme, tmp_path, "mine")
+        assert readme.read_text() == text
 
 
-def test_a_difference_is_called_only_where_its_interval_excludes_zero() -> None:
-    rows = _rows({"lora": [4, 2, 5, 3] * 5, "hdmole": [2, 1, 3, 1] * 5, "full": [4, 3, 4, 3] * 5})
-    found = {(d["method"], d["against"]): d for d in summarise(rows)["differences"]}
-    assert len(found) == 6
-    better, worse = found["hdmole", "lora"], found["lora", "hdmole"]
-    assert better["points"] == -worse["points"] == -17.5 and better["interval"] == [-v for v in reversed(worse["interval"])]
-    assert verdict(better, METHOD_NAMES).startswith("HDMoLE against LoRA: better, -17.5 points [-")
-    assert ": worse, +17.5 points" in verdict(worse, METHOD_NAMES)
-    assert "no difference established" in verdict(found["full", "lora"], METHOD_NAMES)
+# -- what is published ----------------------------------------------------------------------------------------------------
 
 
-def test_differences_by_accent_have_the_sign_and_the_interval_of_their_speakers() -> None:
-    rows = _rows({"base": [5, 2, 5, 2, 4, 2] * 2, "hdmole": [2, 2, 1, 2, 2, 2] * 2})  # a0 better, a1 the same
-    few = rows[rows.speaker.isin(["s0", "s2", "s4", "s6"])]  # all better, but only four
-    rows = pd.concat([rows, few.assign(domain="real_digits", accent="few")])
-    found = accent_differences(rows, "hdmole", "base").set_index("accent")
-    assert found.points["a0"] == pytest.approx(-30) and found.high["a0"] < 0 and found.points["a1"] == 0
-    assert found.speakers["a0"] == 6 and found.speakers["few"] == 4 and found.points["few"] < 0
-    assert np.isnan(found.low["few"]) and np.isnan(found.high["few"])
-    other = accent_differences(rows, "base", "hdmole").set_index("accent")
-    assert other.points["a0"] == -found.points["a0"] and other.low["a0"] == pytest.approx(-found.high["a0"])
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_results_are_those_of_their_utterances(folder: Path) -> None:
+    stored, rows = load(folder), pd.read_parquet(folder / "utterances.parquet")
+    again = summarise(rows, stored.provenance)
+    assert stored.differences == again.differences and list(stored.methods) == list(again.methods)
+    for method, entry in stored.methods.items():
+        for domain, rate in entry.domains.items():
+            of = rows[(rows.method == method) & (rows.domain == domain)]
+            for seed, wer in (rate.per_seed or {}).items():
+                assert wer == round(100 * of[of.seed == seed].errors.sum() / of[of.seed == seed].words.sum(), 2)
+            assert rate.model_copy(update={"per_seed": None}) == again.methods[method].domains[domain]
+    assert stored.claims == [] or stored.claims == claims(stored)
 
 
-def test_a_rate_of_few_speakers_is_shown_without_an_interval() -> None:
-    summary = summarise(_rows({"base": [4, 2, 4, 2], "hdmole": [2, 1, 2, 1]}))
-    assert few_speakers(summary, "accent") == 4 and few_speakers(summary, "none") == 0
-    assert "[" not in markdown_table(summary, METHOD_NAMES) + accent_table(summary, METHOD_NAMES)
-    assert "| HDMoLE |  | 15.0 |" in markdown_table(summary, METHOD_NAMES)
-    enough = summarise(_rows({"base": [4, 2, 4, 2, 4], "hdmole": [2, 1, 2, 1, 2]}))
-    assert few_speakers(enough, "accent") == 0 and "[" in markdown_table(enough, METHOD_NAMES)
-    assert "[" not in accent_table(enough, METHOD_NAMES)  # of each accent, three or two
-
-
-def test_bootstrap_covers_the_mean_and_narrows_with_speakers() -> None:
-    rng = np.random.default_rng(0)
-    few, many = (_rows({"base": list(rng.integers(0, 5, n))}) for n in (8, 200))
-    widths = [np.diff(np.percentile(bootstrap(r), [2.5, 97.5]))[0] for r in (few, many)]
-    assert widths[1] < widths[0]
-    assert abs(bootstrap(many).mean() - 100 * many.errors.sum() / many.words.sum()) < 1
-
-
-def test_written_results_read_back(tmp_path: Path) -> None:
-    rows = _rows({"base": [1, 2]})
-    write(tmp_path, rows, summarise(rows))
-    assert list(pd.read_parquet(tmp_path / "utterances.parquet").columns) == COLUMNS
-    assert json.loads((tmp_path / "summary.json").read_text())["methods"]["base"]["domains"]["accent"]["wer"] == 15.0
-
-
-def test_readme_shows_the_table_of_the_results_file() -> None:
-    summary = json.loads((ROOT / "assets" / "demo" / "results" / "summary.json").read_text())
-    assert markdown_table(summary, METHOD_NAMES) in (ROOT / "README.md").read_text()
-
-
-@pytest.mark.parametrize("folder", [ROOT / "assets" / "demo" / "results", *(ROOT / "assets" / "results").glob("*")])
-def test_summary_is_that_of_the_utterances(folder: Path) -> None:
-    again = summarise(pd.read_parquet(folder / "utterances.parquet"))["methods"]
-    stored = json.loads((folder / "summary.json").read_text())["methods"]
-    for method, entry in again.items():
-        for values in stored[method]["domains"].values():
-            values.pop("per_seed", None)
-            values.pop("change_against_base", None)  # only in files written before it went
-        assert stored[method]["domains"] == entry["domains"]
-
-
-def test_the_documentation_shows_the_comparison() -> None:
-    summary = json.loads((ROOT / "assets" / "results" / "main" / "summary.json").read_text())
-    text = (ROOT / "docs" / "compare.md").read_text()
-    assert markdown_table(summary, {name: entry["label"] for name, entry in summary["methods"].items()}) in text
-    assert claim_lines(summary) in text and "(by the estimate): **yes**" in text
-    assert [c | {"claim": claim_text(c)} for c in summary["claims"]] == claims(summary)
+def test_readme_and_documentation_show_the_published_results() -> None:
+    assert markdown_table(load(ROOT / "assets" / "demo" / "results")) in (ROOT / "README.md").read_text()
+    comparison, text = load(ROOT / "assets" / "results" / "main"), (ROOT / "docs" / "compare.md").read_text()
+    assert markdown_table(comparison) in text and claim_lines(comparison) in text
+    assert len(comparison.claims) == 4 and "(by the estimate): **yes**" in text
 
 
 CONDITIONS = (  # what is compared under which condition: results, HDMoLE, full fine-tuning and LoRA times accent mass in them
@@ -176,14 +338,14 @@ CONDITIONS = (  # what is compared under which condition: results, HDMoLE, full 
 def test_the_table_of_conditions_says_what_the_results_say() -> None:
     lines = []
     for condition, folder, mine, full, gated in CONDITIONS:
-        summary = json.loads((ROOT / "assets" / "results" / folder / "summary.json").read_text())
-        found = {(d["method"], d["against"], d["domain"]): d for d in summary["differences"]}
+        results = load(ROOT / "assets" / "results" / folder)
+        found = {(d.method, d.against, d.domain): d for d in results.differences}
         cells = []
         for against, domain in ((full, "accent"), (gated, "accent"), ("base", "general")):
             difference = found[mine, against, domain]
-            low, high = difference["interval"]
-            text = f"{difference['points']:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
+            low, high = difference.interval
+            text = f"{difference.points:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
             cells.append(f"**{text}**" if low > 0 or high < 0 else text)
-        seeds = len(summary["provenance"]["seeds"])
+        seeds = len(results.provenance.seeds or ())
         lines.append(f"| {condition} | `{folder}` | {seeds} | {' | '.join(cells)} |")
     assert "\n".join(lines) in (ROOT / "docs" / "compare.md").read_text(), "\n".join(lines)

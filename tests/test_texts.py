@@ -22,6 +22,7 @@ from hdmole.figures import utterance as figures
 from hdmole.speech.audio import AudioError, decode
 from hdmole.speech.manifest import ManifestError, read_manifest
 from hdmole.study.claims import verdict
+from hdmole.study.results import Difference, Results, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 CHINESE = json.loads(texts.FILE.read_text(encoding="utf-8"))
@@ -30,7 +31,7 @@ LIBRARY = [
     ROOT / "hdmole" / f
     for f in (
         "names.py", "demo/synth.py", "figures/results.py", "figures/utterance.py", "speech/domain.py", "study/claims.py",
-        "study/compare.py", "study/config.py", "study/results.py",
+        "study/bootstrap.py", "study/compare.py", "study/config.py", "study/results.py", "study/routing_table.py", "study/tables.py",
     )
 ]  # fmt: skip
 HAN = re.compile("[\u4e00-\u9fff]")
@@ -67,6 +68,9 @@ def test_no_text_is_left_over() -> None:
         for node in nodes(file)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
+    literals |= {
+        n.target.id for f in LIBRARY for n in nodes(f) if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
     literals |= {node.arg for file in LIBRARY for node in nodes(file) if isinstance(node, ast.keyword) and node.arg}
     drawing = re.findall(r">([^<>]+)</text>", (ROOT / "assets" / "ui" / "method.svg").read_text())
     used = {*literals, *map(figures.accent_label, literals), *(text.replace("_", " ") for text in literals), *drawing}
@@ -90,11 +94,12 @@ def test_texts_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step == t(step) == "Frozen base is listening" and t("a {b}") == "a {b}"
     monkeypatch.setattr(texts, "language", lambda: "zh")
     assert t(step) == "冻结的基座模型 正在识别" and t("not a text of the app") == "not a text of the app"
-    difference = {"method": "lora", "against": "base", "interval": [-2.0, -1.0], "points": -1.5}
+    difference = Difference(domain="accent", method="lora", against="base", interval=(-2.0, -1.0), points=-1.5)
     labels = {"lora": "LoRA", "base": t("Frozen base")}
     assert t(verdict(difference, labels)) == "LoRA 相对 冻结的基座模型：更好，-1.5 个百分点 [-2.0, -1.0]"
-    made = {"provenance": {"command": "hdmole compare", "run_seconds": 3, "config": "", "hours": {}}}
-    assert texts.origin(made) == {"命令": "hdmole compare", "运行秒数": 3}
+    made = Results(methods={}, differences=[], provenance=provenance(0, "cpu", run_seconds=3, config="", hours={}))
+    shown = texts.origin(made)
+    assert shown["运行秒数"] == 3 and shown["设备"] == "cpu" and len(shown) == 9  # neither configuration nor hours
 
 
 def test_what_the_library_says_of_bad_files_is_translated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

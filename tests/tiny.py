@@ -19,7 +19,8 @@ from hdmole.method.tuner import HDMoLEConfig
 from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from hdmole.speech.domain import DomainScorer, domain_features
 from hdmole.speech.words import count_errors
-from hdmole.study.results import provenance, summarise, write
+from hdmole.study.bootstrap import summarise
+from hdmole.study.results import RecogniserResult, base_digest, provenance, save
 
 ACCENTS = ["indian", "german", "scottish"]
 SENTENCES = ["turn on the lights", "play some jazz music", "seven eight nine", "call anna at six", "what is the weather today"]
@@ -117,9 +118,10 @@ def build_tiny_model(folder: Path) -> Path:
             )  # fmt: skip
     table = pd.DataFrame(results)
     labels = ["general", *ACCENTS]
-    recogniser = {"balanced_accuracy": 0.25, "labels": labels, "confusion": [[1] * len(labels)] * len(labels)}
-    summary = {**summarise(table), "accent_recogniser": recogniser, "provenance": provenance(0, "cpu")}
-    write(folder / "results", table, summary)
+    measured = summarise(table, provenance(0, "cpu", base_sha256=base_digest(folder)))
+    confusion = [[1] * len(labels)] * len(labels)
+    measured.accent_recogniser = RecogniserResult(balanced_accuracy=0.25, labels=labels, confusion=confusion)
+    save(folder / "results", measured, table)
     (folder / "README.md").write_text("# A tiny random model\n\nIt has learned nothing and is for tests only.\n")
     return folder
 

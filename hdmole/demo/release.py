@@ -27,7 +27,9 @@ from hdmole.speech.audio import decode
 from hdmole.speech.domain import DomainScorer
 from hdmole.speech.words import count_errors, normalise
 from hdmole.study.analyses import recogniser_results
-from hdmole.study.results import markdown_table, provenance, summarise, write
+from hdmole.study.bootstrap import summarise
+from hdmole.study.results import InDomain, Results, base_digest, provenance, save
+from hdmole.study.tables import markdown_table
 from hdmole.training.data import Corpus, States
 
 INSIDE = (GENERAL, "accent", "real_digits")
@@ -54,28 +56,29 @@ class Trained:
     report: Callable[[str], None]
 
 
-def release(trained: Trained, out: Path) -> dict[str, Any]:
-    """Write the released folder; returns the results' summary."""
+def release(trained: Trained, out: Path) -> Results:
+    """Write the released folder; returns its results."""
     weights(trained.work, out)
     samples(trained.seed, out / "samples")
     asr = ASR.load(out)
     rows = judge(trained, asr)
-    summary = summarise(rows)
-    for method, entry in summary["methods"].items():
-        entry["trainable"] = asr.trainable(method)
-    summary["accent_recogniser"] = heard = recogniser_results(trained.corpus, list(ACCENTS), trained.posteriors)
-    trained.report(f"recogniser: balanced accuracy on test speakers {heard['balanced_accuracy']:.1%}")
-    summary["in_domain"] = in_domain(trained, asr, out)
-    summary["samples"] = sample_errors(asr, out / "samples")
     hours = trained.corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
-    summary["provenance"] = provenance(
-        trained.seed, str(asr.device), data="synthetic speech (espeak-ng) and real recordings by unseen speakers, see README.md",
+    origin = provenance(
+        trained.seed, str(asr.device), base_sha256=base_digest(out),
+        data="synthetic speech (espeak-ng) and real recordings by unseen speakers, see README.md",
         hours={" ".join(map(str, key)): round(float(h), 2) for key, h in zip(hours.index.tolist(), hours, strict=True)},
     )  # fmt: skip
-    write(out / "results", rows, summary)
-    (out / "README.md").write_text(model_card(summary))
-    trained.report("results:\n" + markdown_table(summary, METHOD_NAMES))
-    return summary
+    results = summarise(rows, origin)
+    for method, entry in results.methods.items():
+        entry.trainable = asr.trainable(method)
+    results.accent_recogniser = heard = recogniser_results(trained.corpus, list(ACCENTS), trained.posteriors)
+    trained.report(f"recogniser: balanced accuracy on test speakers {heard.balanced_accuracy:.1%}")
+    results.in_domain = in_domain(trained, asr, out)
+    results.samples = sample_errors(asr, out / "samples")
+    save(out / "results", results, rows)
+    (out / "README.md").write_text(model_card(results))
+    trained.report("results:\n" + markdown_table(results))
+    return results
 
 
 def weights(work: Path, out: Path) -> None:
@@ -169,7 +172,7 @@ def judge(trained: Trained, asr: ASR) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> dict[str, Any]:
+def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> InDomain:
     """Fit the in-domain score on dev speakers and sounds, judge it on test ones, and save it with the model."""
     known = set(vocabulary())
     index = trained.corpus.index
@@ -196,36 +199,36 @@ def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> dict[st
     scorer = DomainScorer.fit(dev[names], dev.domain.to_numpy(), INSIDE)
     scores = scorer.scores(test)
     inside = test.domain.isin(INSIDE).to_numpy()
-    result: dict[str, Any] = {
-        "auroc": round(float(roc_auc_score(inside, scores)), 4),
-        "auroc_by_domain": {},
-        "accepted": {d: round(float((scores[test.domain == d] >= scorer.threshold).mean()), 3) for d in sorted(set(test.domain))},
-        "utterances": {d: int((test.domain == d).sum()) for d in sorted(set(test.domain))},
-    }
+    result = InDomain(
+        auroc=round(float(roc_auc_score(inside, scores)), 4),
+        auroc_by_domain={},
+        accepted={d: round(float((scores[test.domain == d] >= scorer.threshold).mean()), 3) for d in sorted(set(test.domain))},
+        utterances={d: int((test.domain == d).sum()) for d in sorted(set(test.domain))},
+    )
     for domain in sorted(set(test.domain) - set(INSIDE)):
         keep = inside | (test.domain == domain).to_numpy()
-        result["auroc_by_domain"][domain] = round(float(roc_auc_score(inside[keep], scores[keep])), 4)
-    scorer.provenance = {**provenance(trained.seed, str(asr.device)), **result}
+        result.auroc_by_domain[domain] = round(float(roc_auc_score(inside[keep], scores[keep])), 4)
+    scorer.provenance = {**provenance(trained.seed, str(asr.device)).to_dict(), **result.to_dict()}
     scorer.save(out / "domain.json")
-    trained.report(f"in-domain score: AUROC {result['auroc']:.3f} on test, {result['auroc_by_domain']}")
+    trained.report(f"in-domain score: AUROC {result.auroc:.3f} on test, {result.auroc_by_domain}")
     return result
 
 
-def model_card(summary: dict[str, Any]) -> str:
-    """README.md of the model folder; every figure comes from the summary."""
-    methods = summary["methods"]
-    recogniser, domain, origin = summary["accent_recogniser"], summary["in_domain"], summary["provenance"]
+def model_card(results: Results) -> str:
+    """README.md of the model folder; every figure comes from the results."""
+    methods, origin = results.methods, results.provenance
+    recogniser, domain = results.accent_recogniser, results.in_domain
+    assert recogniser is not None and domain is not None and origin.hours is not None  # `release` puts them there
     accents = "\n".join(f"| {a.name} | {a.label} | {a.rules} |" for a in ACCENTS.values())
-    per_accent = methods["hdmole"]["domains"].get("accent", {}).get("accents", {})
+    per_accent = methods["hdmole"].domains["accent"].accents
     header = "| Accent | " + " | ".join(METHOD_NAMES[m] for m in methods) + " |\n|---|" + "---:|" * len(methods)
     rows = "\n".join(
-        f"| {a} | " + " | ".join(f"{methods[m]['domains']['accent']['accents'][a]['wer']:.1f}" for m in methods) + " |"
-        for a in per_accent
+        f"| {a} | " + " | ".join(f"{methods[m].domains['accent'].accents[a].wer:.1f}" for m in methods) + " |" for a in per_accent
     )
-    digits = methods["base"]["domains"].get("real_digits", {}).get("accents", {})
+    digits = methods["base"].domains["real_digits"].accents if "real_digits" in methods["base"].domains else {}
     digit_rows = "\n".join(
-        f"| {a} ({r['speakers']} speakers, {r['words']} words) | "
-        + " | ".join(f"{methods[m]['domains']['real_digits']['accents'][a]['wer']:.1f}" for m in methods)
+        f"| {a} ({r.speakers} speakers, {r.words} words) | "
+        + " | ".join(f"{methods[m].domains['real_digits'].accents[a].wer:.1f}" for m in methods)
         + " |"
         for a, r in digits.items()
     )
@@ -235,8 +238,8 @@ A small LLM-based speech recogniser, trained from nothing on one machine by `hdm
 method at work, not to transcribe the world.
 
 **It can hear** voice-assistant and call-centre English within {len(vocabulary()):,} words, digit strings, codes, amounts and dates,
-as espeak-ng speaks it in nine accents, and digits read by real people. **How well**: its frozen base gets {methods["base"]["domains"]["general"]["wer"]:.0f} in a hundred words
-wrong on the general accent, {methods["base"]["domains"]["accent"]["mean_over_accents"]:.0f} on the others, always of speakers and sentences it never met.
+as espeak-ng speaks it in nine accents, and digits read by real people. **How well**: its frozen base gets {methods["base"].domains["general"].wer:.0f} in a hundred words
+wrong on the general accent, {methods["base"].domains["accent"].mean_over_accents:.0f} on the others, always of speakers and sentences it never met.
 
 **It cannot hear** anything else: other words, real people saying free sentences, other languages, music. There it invents
 fluent sentences. An in-domain score warns of that (below); it is not perfect.
@@ -253,7 +256,7 @@ were part of the base's training and count as "general" for the accent recognise
 Word error rate in %, with 95 % intervals from a bootstrap over speakers, on speakers, sentences and recordings never
 trained on. One seed.
 
-{markdown_table(summary, METHOD_NAMES)}
+{markdown_table(results)}
 
 By accent:
 
@@ -265,13 +268,13 @@ Digits read by real people, by accent:
 {header}
 {digit_rows}
 
-Accent recogniser: {100 * recogniser["balanced_accuracy"]:.1f} % balanced accuracy over {len(recogniser["labels"])} classes, unseen speakers.
+Accent recogniser: {100 * recogniser.balanced_accuracy:.1f} % balanced accuracy over {len(recogniser.labels)} classes, unseen speakers.
 
-In-domain score: AUROC {domain["auroc"]:.3f} between in-domain speech and everything else; by kind of sound outside:
-{", ".join(f"{k.removeprefix('outside_').replace('_', ' ')} {v:.3f}" for k, v in domain["auroc_by_domain"].items())}.
+In-domain score: AUROC {domain.auroc:.3f} between in-domain speech and everything else; by kind of sound outside:
+{", ".join(f"{k.removeprefix('outside_').replace('_', ' ')} {v:.3f}" for k, v in domain.auroc_by_domain.items())}.
 
 ## Made by
 
-`{origin["command"]}` at commit {origin["commit"][:12]}, seed {origin["seed"]}, {origin["date"]}, on {origin["machine"]} ({origin["device"]}),
-torch {origin["torch"]}, transformers {origin["transformers"]}. Hours of speech: {", ".join(f"{k} {v:g}" for k, v in origin["hours"].items())}.
+`{origin.command}` at commit {origin.short_commit}, seed {origin.seed}, {origin.date}, on {origin.machine} ({origin.device}),
+torch {origin.torch}, transformers {origin.transformers}. Hours of speech: {", ".join(f"{k} {v:g}" for k, v in origin.hours.items())}.
 """

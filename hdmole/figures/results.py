@@ -7,7 +7,7 @@ table that is plotted, the others draw it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
@@ -17,50 +17,42 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from hdmole.figures.utterance import GATE_SCALE, LAYOUT, METHOD_COLOURS, ON_ANY_COLOUR, accent_colours, accent_ticks
-from hdmole.names import GENERAL, METHOD_NAMES, accent_label
-from hdmole.study.results import FEW_SPEAKERS, few_speakers
+from hdmole.names import GENERAL, accent_label
+from hdmole.study.results import Attribution, Interval, Rate, RecogniserResult, Results
 
 MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole")  # the others are variants of these
-ROUTERS = {"gate": "Combined gate", "global_gate": "Global router", "local_probability": "Local router"}
 GREY = "#8A8A8A"  # reads on light and on dark pages
 NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")  # marks of their accents
 # A legend clear of the tools over a figure.
 _BELOW: dict[str, Any] = dict(orientation="h", yanchor="top", y=-0.3, xanchor="left", x=0)
 
 
-def method_labels(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What each method of a results summary is called."""
-    return {name: entry.get("label") or METHOD_NAMES.get(name, name) for name, entry in summary["methods"].items()}
+def error_rate_data(results: Results, domain: str = "accent") -> pd.DataFrame:
+    """Word error rates by accent: `accent`, `method`, `label`, `wer`, `low` and `high` in percent, and `speakers`.
 
-
-def error_rate_data(summary: Mapping[str, Any], domain: str = "accent") -> pd.DataFrame:
-    """Word error rates of a results summary: `accent`, `method`, `label`, `wer`, `low`, `high` in percent, `speakers`.
-
-    The accents of `domain` are followed by the general domain, where the summary has it. Variants of the main methods are
-    left out, and so are intervals of fewer than `FEW_SPEAKERS`.
+    The accents of `domain` are followed by the general domain, where the results have it. Variants of the main methods are left
+    out. A rate of few speakers has no interval (NaN).
     """
-    rows, labels = [], method_labels(summary)
-    for method in _main(summary):
-        entry = summary["methods"][method]
-        domains = entry["domains"]
-        accents = dict(domains.get(domain, {}).get("accents", {}))
+    rows, labels = [], results.labels
+    for method in _main(results):
+        domains = results.methods[method].domains
+        rates: dict[str, Rate] = dict(domains[domain].accents) if domain in domains else {}
         if GENERAL in domains and domain == "accent":
-            accents[GENERAL] = domains[GENERAL]
-        for accent, rate in accents.items():
-            low, high = _interval(rate)
+            rates[GENERAL] = domains[GENERAL]
+        for accent, rate in rates.items():
+            low, high = _interval(rate, rate.interval)
             rows.append(
                 {
-                    "accent": accent, "method": method, "label": labels[method], "wer": rate["wer"], "low": low, "high": high,
-                    "speakers": rate.get("speakers"),
+                    "accent": accent, "method": method, "label": labels[method], "wer": rate.wer, "low": low, "high": high,
+                    "speakers": rate.speakers,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows, columns=["accent", "method", "label", "wer", "low", "high", "speakers"])
 
 
-def _interval(rate: Mapping[str, Any], name: str = "interval") -> tuple[float, float]:
-    """The interval of a rate; none where speakers are few."""
-    low, high = rate[name] if rate.get("speakers", FEW_SPEAKERS) >= FEW_SPEAKERS else (np.nan, np.nan)
-    return low, high
+def _interval(rate: Rate, interval: Interval) -> Interval:
+    """An interval of a rate; NaN where there are few speakers."""
+    return interval if rate.has_interval else (np.nan, np.nan)
 
 
 def _between(low: pd.Series, high: pd.Series, form: str) -> list[str]:
@@ -68,9 +60,9 @@ def _between(low: pd.Series, high: pd.Series, form: str) -> list[str]:
     return [f" [{a:{form}}, {b:{form}}]" if a == a else "" for a, b in zip(low, high, strict=True)]
 
 
-def _main(summary: Mapping[str, Any]) -> list[str]:
-    """The main methods of a results summary; all it has, where it has none of them."""
-    return [m for m in summary["methods"] if m in MAIN_METHODS] or list(summary["methods"])
+def _main(results: Results) -> list[str]:
+    """The main methods that the results have; all their methods, where they have none of these."""
+    return [m for m in results.methods if m in MAIN_METHODS] or list(results.methods)
 
 
 def error_rates(data: pd.DataFrame) -> go.Figure:
@@ -96,23 +88,24 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
     )
 
 
-def forgetting_data(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Word error rates (%) of each method on accents (mean) and on the general domain, with intervals; one row a method.
+def forgetting_data(results: Results) -> pd.DataFrame:
+    """Word error rates (%) of each method on accents (mean) and on the general domain, with intervals; one row per method.
 
     Columns `method`, `label`, `accents`, `accents_low`, `accents_high`, `general`, `general_low`, `general_high`, `trainable`; no rows
     where a domain is missing.
     """
-    rows, labels = [], method_labels(summary)
-    for method in _main(summary):
-        entry = summary["methods"][method]
-        accent, general = entry["domains"].get("accent"), entry["domains"].get(GENERAL)
+    rows, labels = [], results.labels
+    for method in _main(results):
+        entry = results.methods[method]
+        accent, general = entry.domains.get("accent"), entry.domains.get(GENERAL)
         if accent and general:
-            (low, high), (general_low, general_high) = _interval(accent, "mean_interval"), _interval(general)
+            low, high = _interval(accent, accent.mean_interval)
+            general_low, general_high = _interval(general, general.interval)
             rows.append(
                 {
-                    "method": method, "label": labels[method], "accents": accent["mean_over_accents"], "accents_low": low,
-                    "accents_high": high, "general": general["wer"], "general_low": general_low, "general_high": general_high,
-                    "trainable": entry.get("trainable"),
+                    "method": method, "label": labels[method], "accents": accent.mean_over_accents, "accents_low": low,
+                    "accents_high": high, "general": general.wer, "general_low": general_low, "general_high": general_high,
+                    "trainable": entry.trainable,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -161,21 +154,21 @@ def parameters(data: pd.DataFrame) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
 
 
-def variant_data(summary: Mapping[str, Any], against: str = "hdmole") -> pd.DataFrame:
+def variant_data(results: Results, against: str = "hdmole") -> pd.DataFrame:
     """Every method's difference to `against` on accents and on general speech, in points of WER with its 95 % interval.
 
     Columns `method`, `label`, `domain`, `points`, `low`, `high`, `trainable`; below zero the method is better.
     """
-    labels = method_labels(summary)
-    few = {domain for domain in ("accent", GENERAL) if few_speakers(summary, domain)}
+    labels = results.labels
+    few = {domain for domain in ("accent", GENERAL) if results.few_speakers(domain)}
     rows = [
         {
-            "method": d["method"], "label": labels[d["method"]], "domain": d["domain"], "points": d["points"],
-            "low": np.nan if d["domain"] in few else d["interval"][0], "high": np.nan if d["domain"] in few else d["interval"][1],
-            "trainable": summary["methods"][d["method"]].get("trainable"),
+            "method": d.method, "label": labels[d.method], "domain": d.domain, "points": d.points,
+            "low": np.nan if d.domain in few else d.interval[0], "high": np.nan if d.domain in few else d.interval[1],
+            "trainable": results.methods[d.method].trainable,
         }
-        for d in summary.get("differences", [])
-        if d["against"] == against and d["domain"] in ("accent", GENERAL)
+        for d in results.differences
+        if d.against == against and d.domain in ("accent", GENERAL)
     ]  # fmt: skip
     columns = ["method", "label", "domain", "points", "low", "high", "trainable"]
     return pd.DataFrame(rows, columns=columns).sort_values("points", ignore_index=True)
@@ -215,7 +208,7 @@ def _differences(rows: pd.DataFrame, names: pd.Series, colours: Any) -> go.Scatt
 
 
 def accent_differences(data: pd.DataFrame, method: str) -> go.Figure:
-    """`hdmole.study.results.accent_differences` with a `label` for each accent as dots with intervals; zero is the opponent."""
+    """`hdmole.study.bootstrap.accent_differences` with a `label` for each accent as dots with intervals; zero is the opponent."""
     figure = go.Figure(_differences(data, data.label, METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"])))
     figure.add_vline(x=0, line=dict(color=GREY, dash="dot", width=1))
     figure.update_xaxes(title="points of WER")
@@ -223,12 +216,12 @@ def accent_differences(data: pd.DataFrame, method: str) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=120 + 20 * len(data))
 
 
-def curve_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+def curve_data(results: Results) -> pd.DataFrame:
     """Word error rates (%) on dev speech while the methods were trained: `method`, `label`, `step`, `accent`, `general`."""
-    labels = method_labels(summary)
+    labels = results.labels
     rows = [
-        {"method": method, "label": labels[method], "step": int(step), **rates}
-        for method, points in summary.get("curves", {}).items()
+        {"method": method, "label": labels[method], "step": step, **rates}
+        for method, points in results.curves.items()
         for step, rates in points.items()
     ]
     return pd.DataFrame(rows, columns=["method", "label", "step", "accent", GENERAL]).sort_values(["method", "step"])
@@ -250,9 +243,9 @@ def curves(data: pd.DataFrame) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=340, legend=_BELOW).update_layout(margin_t=60)
 
 
-def frontier_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+def frontier_data(results: Results) -> pd.DataFrame:
     """Word error rate (%) against mean experts at work: `choice` (thresholds, top_k, top_p), `value`, `active`, `accent`, `general`."""
-    return pd.DataFrame(summary.get("frontier", []), columns=["choice", "value", "active", "accent", GENERAL])
+    return pd.DataFrame([point.to_dict() for point in results.frontier], columns=["choice", "value", "active", "accent", GENERAL])
 
 
 def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
@@ -282,7 +275,7 @@ def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
 
 
 def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str | None = None) -> pd.DataFrame:
-    """Mean weight of each expert for each accent, of one of `ROUTERS`: `spoken`, `accent` (the expert's), `weight`, `utterances`.
+    """Mean weight of each expert for each accent, of one of `hdmole.study.routing_table.ROUTERS`: `spoken`, `accent` (the expert's), `weight`, `utterances`.
 
     `routing` is the table `hdmole compare` writes; one layer, or the mean over all.
     """
@@ -342,13 +335,13 @@ def utterance_map(data: pd.DataFrame, experts: Sequence[str]) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=420)
 
 
-def attribution_data(summary: Mapping[str, Any]) -> pd.DataFrame:
+def attribution_data(results: Results) -> pd.DataFrame:
     """What leaving an expert out changes, in nats per word: `spoken`, `accent` (the expert's), `change`, `low`, `high`."""
-    found = summary.get("attribution", {"accents": [], "experts": [], "values": [], "intervals": []})
+    found = results.attribution or Attribution(accents=[], experts=[], values=[], intervals=[], utterances=0)
     rows = [
         {"spoken": spoken, "accent": expert, "change": value, "low": interval[0], "high": interval[1]}
-        for spoken, values, intervals in zip(found["accents"], found["values"], found["intervals"], strict=True)
-        for expert, value, interval in zip(found["experts"], values, intervals, strict=True)
+        for spoken, values, intervals in zip(found.accents, found.values, found.intervals, strict=True)
+        for expert, value, interval in zip(found.experts, values, intervals, strict=True)
     ]
     return pd.DataFrame(rows, columns=["spoken", "accent", "change", "low", "high"])
 
@@ -405,10 +398,10 @@ def pair_scatter(
     return figure.update_layout(**LAYOUT, height=340)
 
 
-def confusion_data(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> pd.DataFrame:
-    """Confusion matrix (true, recognised) as one row a pair: `spoken`, `recognised`, `utterances`, `percent` of the spoken."""
-    rows = []
-    for spoken, row in zip(labels, counts, strict=True):
+def confusion_data(recogniser: RecogniserResult) -> pd.DataFrame:
+    """The accent recogniser's confusion matrix, one row per pair: `spoken`, `recognised`, `utterances`, `percent` of the spoken."""
+    rows, labels = [], recogniser.labels
+    for spoken, row in zip(labels, recogniser.confusion, strict=True):
         total = max(1, sum(row))
         rows += [
             {"spoken": spoken, "recognised": label, "utterances": n, "percent": 100 * n / total}

@@ -21,7 +21,9 @@ from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.routing import route
 from hdmole.names import GENERAL
 from hdmole.speech.words import count_errors
-from hdmole.study.routing_table import RESAMPLES, routing_summary, routing_table, routing_trace
+from hdmole.study.bootstrap import ROUTING_RESAMPLES
+from hdmole.study.results import RecogniserResult
+from hdmole.study.routing_table import routing_summary, routing_table, routing_trace
 from hdmole.training.adapt import Adaptation, Around, Speech, encoder_states, pad
 from hdmole.training.data import Corpus
 
@@ -67,18 +69,18 @@ def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> li
     return sorted(test.groupby("accent").head(PER_ACCENT).index.tolist())
 
 
-def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray) -> dict[str, Any]:
+def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray) -> RecogniserResult:
     """Balanced accuracy and confusion matrix of the accent recogniser on test speech of the accents it knows."""
     rows = [i for i in corpus.select("test", GENERAL, "accent") if corpus.index.accent[i] in labels]
     matrix = np.zeros((len(labels), len(labels)), int)
     np.add.at(matrix, ([labels.index(corpus.index.accent[i]) for i in rows], posteriors[rows].argmax(1)), 1)
     spoken = matrix.sum(1) > 0
-    return {
-        "balanced_accuracy": round(float((matrix.diagonal()[spoken] / matrix.sum(1)[spoken]).mean()), 4),
-        "mean_confidence": round(float(posteriors[rows].max(1).mean()), 4),
-        "labels": labels,
-        "confusion": matrix.tolist(),
-    }
+    return RecogniserResult(
+        balanced_accuracy=round(float((matrix.diagonal()[spoken] / matrix.sum(1)[spoken]).mean()), 4),
+        mean_confidence=round(float(posteriors[rows].max(1).mean()), 4),
+        labels=labels,
+        confusion=matrix.tolist(),
+    )
 
 
 def routing(subject: Subject) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def routing(subject: Subject) -> dict[str, Any]:
         subject.hear(speech, chosen(speech, domains), around)
     table = pd.concat(tables, ignore_index=True)
     table.round(4).to_parquet(subject.folder / "routing.parquet", index=False, compression="zstd")
-    return routing_summary(table)
+    return routing_summary(table).to_dict()
 
 
 def frontier(subject: Subject) -> list[dict[str, Any]]:
@@ -161,7 +163,7 @@ def attribution(subject: Subject) -> dict[str, Any]:
 
 def _per_word(cell: pd.DataFrame) -> tuple[float, list[float]]:
     sums = cell.groupby("speaker")[["change", "words"]].sum().to_numpy()
-    draws = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+    draws = np.random.default_rng(0).integers(0, len(sums), (ROUTING_RESAMPLES, len(sums)))
     drawn = sums[draws].sum(1)
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     return round(float(sums[:, 0].sum() / sums[:, 1].sum()), 4), [round(float(low), 4), round(float(high), 4)]

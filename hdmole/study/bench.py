@@ -107,5 +107,5 @@ def bench(asr: ASR, rounds: int = 20) -> dict[str, Any]:
     return {
         "layer": layer(8, 2, 512, 120, 16, rounds, device),
         "transcription": transcription(asr, rounds),
-        "provenance": provenance(0, device, rounds=rounds, threads=torch.get_num_threads()),
+        "provenance": {**provenance(0, device).to_dict(), "rounds": rounds, "threads": torch.get_num_threads()},
     }

@@ -28,9 +28,10 @@ from hdmole.names import GENERAL
 from hdmole.speech.words import count_errors, normalise
 from hdmole.study import analyses
 from hdmole.study.bench import side_by_side
+from hdmole.study.bootstrap import summarise
 from hdmole.study.claims import claims
 from hdmole.study.config import Comparison, ConfigError, read_config
-from hdmole.study.results import provenance, summarise, write
+from hdmole.study.results import Attribution, FrontierPoint, Results, Routing, Trial, base_digest, provenance, save
 from hdmole.training.adapt import Adaptation, Around, Speech, adapt, equal_rank, hear, load_base, trainable, with_adapter
 from hdmole.training.preparation import speech_digest, speech_of
 
@@ -269,8 +270,8 @@ class Runner:
         found: dict[str, float] = json.loads(step.done.read_text())
         return found
 
-    def everything(self) -> dict[str, Any] | None:
-        """Run what is missing; the first process returns the summary, the others None."""
+    def everything(self) -> Results | None:
+        """Run what is missing; the first process returns the results, the others None."""
         started = time.time()
         for family, rate in self.mine(self.trials()):
             self.trial(family, rate)
@@ -290,46 +291,49 @@ class Runner:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def publish(self, rates: dict[str, float], kinds: list[str], seconds: float) -> dict[str, Any]:
+    def publish(self, rates: dict[str, float], kinds: list[str], seconds: float) -> Results:
         """Write `utterances.parquet`, `routing.parquet` and `summary.json` to the results folder."""
         jobs = self.comparison.jobs()
         order = self.comparison.methods
         folders = {job: self.work / f"{job[0]}-{job[1]}" for job in sorted(jobs, key=lambda j: (order.index(j[0]), j[1]))}
         rows = pd.concat([pd.read_parquet(f / "utterances.parquet") for f in folders.values()], ignore_index=True)
-        summary = summarise(rows) | {"decoding_time": self.speed(rates)}
         notes = {job: json.loads((f / "run.json").read_text()) for job, f in folders.items()}
-        for name, entry in summary["methods"].items():
+        origin = provenance(
+            0, self.device, base_sha256=base_digest(self.speech.base), data_sha256=self.digest, seeds=sorted({s for _, s in jobs}),
+            epochs=self.comparison.epochs, run_seconds=sum(n["seconds"] for n in notes.values()), last_session_seconds=round(seconds),
+            config=self.comparison.text,
+        )  # fmt: skip
+        results = summarise(rows, origin)
+        results.decoding_time = self.speed(rates)
+        for name, entry in results.methods.items():
             seeds = self.comparison.seeds[name]
-            method = self.methods[name]
-            entry["label"], entry["trainable"], entry["seeds"] = method.label, notes[name, seeds[0]]["trainable"], seeds
-            if "dev" in notes[name, seeds[0]]:
-                entry["dev"] = notes[name, seeds[0]]["dev"]
+            method, note = self.methods[name], notes[name, seeds[0]]
+            entry.label, entry.trainable, entry.seeds, entry.dev = method.label, note["trainable"], seeds, note.get("dev")
             if method.kind != "base":
-                entry["rate"], entry["place"] = rates[method.rate or name], method.place
-            for domain, values in entry["domains"].items():
+                entry.learning_rate, entry.place = rates[method.rate or name], method.place
+            for domain, rate in entry.domains.items():
                 of = rows[(rows.method == name) & (rows.domain == domain)].groupby("seed")[["errors", "words"]].sum()
-                values["per_seed"] = {str(s): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}
-        summary["trials"] = self.tried()
-        summary["curves"] = {
+                rate.per_seed = {int(str(s)): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}
+        results.trials = [Trial(learning_rate=tried.pop("rate"), **tried) for tried in self.tried()]
+        results.curves = {
             name: json.loads(f.read_text())
             for name in self.comparison.watched
             if (f := folders[name, self.comparison.seeds[name][0]] / "curve.json").is_file()
         }
         if self.speech.recogniser is not None and self.speech.posteriors is not None:
-            summary["accent_recogniser"] = analyses.recogniser_results(
+            results.accent_recogniser = analyses.recogniser_results(
                 self.speech.corpus, self.speech.recogniser.labels, self.speech.posteriors
             )
-        for kind in kinds:
-            summary[kind] = json.loads((self.analysed / f"{kind}.json").read_text())
-        summary["claims"] = claims(summary)
-        summary["provenance"] = provenance(
-            0, self.device, data_sha256=self.digest, seeds=sorted({s for _, s in jobs}), epochs=self.comparison.epochs,
-            run_seconds=sum(n["seconds"] for n in notes.values()), last_session_seconds=round(seconds), config=self.comparison.text,
-        )  # fmt: skip
-        write(self.out, rows, summary)
+        if kinds:
+            found = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in kinds}
+            results.routing = Routing.model_validate(found["routing"])
+            results.frontier = [FrontierPoint.model_validate(point) for point in found["frontier"]]
+            results.attribution = Attribution.model_validate(found["attribution"])
+        results.claims = claims(results)
+        save(self.out, results, rows)
         if kinds:
             shutil.copy(self.analysed / "routing.parquet", self.out / "routing.parquet")
-        return summary
+        return results
 
 
 class _Clock(TrainerCallback):
@@ -359,8 +363,8 @@ def _remove(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def compare(config: Path, out: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """Run a comparison; returns the summary, None in all but the first process.
+def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results | None:
+    """Run a comparison; returns the results, None in all but the first process.
 
     Raises ConfigError, ManifestError and ModelError before anything is trained.
     """

@@ -19,10 +19,11 @@ from hdmole.speech.asr import ASR, ModelError
 from hdmole.speech.audio import AudioError, decode
 from hdmole.speech.manifest import Line, ManifestError, fingerprint, read_manifest
 from hdmole.speech.words import count_errors, normalise
-from hdmole.study.results import provenance, summarise, write
+from hdmole.study.bootstrap import summarise
+from hdmole.study.results import Failure, Results, base_digest, provenance, save
 from hdmole.study.routing_table import NUMBERS, in_llm, routing_summary, routing_table, routing_trace
 
-BATCH = 16  # utterances decoded at once
+BATCH = 16  # recordings decoded at once
 ROUTED = 500  # recordings of each accent whose routing is kept
 
 
@@ -39,17 +40,33 @@ def evaluate(
     accent: str = "auto",
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Transcribe every line by every method and write the results to `out`.
+) -> Results:
+    """Transcribe every recording of a manifest with every method, and write the results to `out`.
 
-    `utterances.parquet` and `summary.json`; `recordings.parquet` with each recording's length (s), level (dBFS), share of clipped
-    samples and in-domain score; `routing.parquet` with HDMoLE's routing of the first `ROUTED` recordings of each accent. The
-    domain is "general" where the manifest's accent is, else "accent". Words are compared without case and punctuation.
-    `progress(done, total)` is told the number of recordings done, and may raise Cancelled. What was heard is kept in `out`/parts
-    as it comes: after a kill or Cancelled the same call goes on from there. Returns the summary and the recordings that could
-    not be read (`audio`, `error`); these are left out for all methods alike. Raises ManifestError, ModelError for a method or
-    accent the model lacks, and OSError where `out` cannot be made, before anything is transcribed; Cancelled where nothing was
-    done yet.
+    The folder `out` gets four files: `summary.json` and `utterances.parquet` (see `hdmole.study.results`); `recordings.parquet`
+    with each recording's length (s), level (dBFS), share of clipped samples and in-domain score; and, where "hdmole" is one of
+    the methods, `routing.parquet` with its routing of the first `ROUTED` recordings of each accent. Words are compared without
+    case and punctuation. Recordings whose accent is "general" are of the domain "general", all others of the domain "accent".
+
+    Work in progress is kept in `out`/unfinished. After an interruption the same call continues from there.
+
+    Args:
+        asr: the model.
+        manifest: JSON lines, see `hdmole.speech.manifest.read_manifest`.
+        methods: names of the model's methods.
+        out: folder of the results; it is made.
+        accent: "auto", or the accent that all recordings are given in place of the recognised one.
+        seed: written beside each row; nothing here is random but the intervals, whose seed is fixed.
+        progress: is told how many recordings are done, and of how many. It may raise Cancelled.
+
+    Returns:
+        The results. Recordings that could not be read are listed under `failed` and left out for all methods.
+
+    Raises:
+        ManifestError: the manifest cannot be used, or none of its recordings can be read.
+        ModelError: the model has no such method or accent.
+        OSError: `out` cannot be made.
+        Cancelled: `progress` raised it before anything was done.
     """
     methods = list(dict.fromkeys(methods))
     if not methods:
@@ -59,27 +76,27 @@ def evaluate(
         asr.check_method(method)
     asr.check_accent(accent)
     lines = read_manifest(manifest)
-    parts = _open_parts(out, asr, lines, methods, accent, seed)
+    unfinished = _open_unfinished(out, asr, lines, methods, accent, seed)
     routed = _routed(lines) if "hdmole" in methods else set()
     done = 0
     try:
         progress(0, len(lines))
         for start in range(0, len(lines), BATCH):
             batch, number = lines[start : start + BATCH], f"{start:07d}.parquet"
-            if not (parts / f"recordings-{number}").is_file():
+            if not (unfinished / f"recordings-{number}").is_file():
                 heard = _hear(asr, batch, methods, accent, seed, routed, partial(progress, start, len(lines)))
                 for name, table in heard.items():
-                    table.to_parquet(parts / f"{name}.tmp", index=False)
-                    (parts / f"{name}.tmp").replace(parts / f"{name}-{number}")
+                    table.to_parquet(unfinished / f"{name}.tmp", index=False)
+                    (unfinished / f"{name}.tmp").replace(unfinished / f"{name}-{number}")
             done = start + len(batch)
             progress(done, len(lines))
     except Cancelled:
         if not done:
             raise
-    recordings = _gather(parts, "recordings")
+    recordings = _gather(unfinished, "recordings")
     failed = recordings[recordings.error != ""]
     if len(failed) == len(recordings):
-        shutil.rmtree(parts)
+        shutil.rmtree(unfinished)
         raise ManifestError(
             "manifest.nothing_read",
             "None of the {count} recordings of {name} could be read; the first says: {reason}",
@@ -87,41 +104,44 @@ def evaluate(
             name=manifest.name,
             reason=failed.error.iloc[0],
         )
-    table = _gather(parts, "utterances")
-    summary = summarise(table)
-    for method, entry in summary["methods"].items():
-        entry["trainable"] = asr.trainable(method)
-    summary["failed"] = failed[["utterance", "error"]].rename(columns={"utterance": "audio"}).to_dict("records")
+    table = _gather(unfinished, "utterances")
+    origin = provenance(
+        seed, str(asr.device), base_sha256=base_digest(asr.folder), model=asr.folder.name, manifest=manifest.name,
+        recordings=done, of=len(lines),
+    )  # fmt: skip
+    results = summarise(table, origin)
+    for method, entry in results.methods.items():
+        entry.trainable = asr.trainable(method)
+    results.failed = [Failure(audio=str(name), error=str(why)) for name, why in zip(failed.utterance, failed.error, strict=True)]
     recordings[recordings.error == ""].drop(columns="error").to_parquet(out / "recordings.parquet", index=False)
     (out / "routing.parquet").unlink(missing_ok=True)
-    if len(routing := _gather(parts, "routing")):
+    if len(routing := _gather(unfinished, "routing")):
         routing.to_parquet(out / "routing.parquet", index=False)
         if (routing.domain == "accent").any():
-            summary["routing"] = routing_summary(routing)
-    summary["provenance"] = provenance(
-        seed, str(asr.device), model=asr.folder.name, manifest=manifest.name, recordings=done, of=len(lines)
-    )
-    write(out, table, summary)
+            results.routing = routing_summary(routing)
+    save(out, results, table)
     if done == len(lines):
-        shutil.rmtree(parts)
-    return summary, summary["failed"]
+        shutil.rmtree(unfinished)
+    return results
 
 
-def _open_parts(out: Path, asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int) -> Path:
-    """The folder of what is heard, emptied where it holds that of another manifest, model or methods."""
+def _open_unfinished(out: Path, asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int) -> Path:
+    """The folder of work in progress, emptied where it is work on another manifest, model or methods."""
     files = [f for f in sorted(asr.folder.rglob("*")) if f.is_file()]
     question = {
         "lines": fingerprint(lines),
         "model": [[str(f.relative_to(asr.folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         "methods": methods, "accent": accent, "seed": seed, "batch": BATCH,
     }  # fmt: skip
-    asked, parts = sha256(json.dumps(question).encode()).hexdigest(), out / "parts"
-    known = parts / "of.txt"
+    asked, unfinished = sha256(json.dumps(question).encode()).hexdigest(), out / "unfinished"
+    if (out / "parts" / "of.txt").is_file() and not unfinished.exists():
+        (out / "parts").rename(unfinished)  # its name until version 0.1
+    known = unfinished / "of.txt"
     if not known.is_file() or known.read_text() != asked:
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         known.write_text(asked)
-    return parts
+    return unfinished
 
 
 def _routed(lines: list[Line]) -> set[int]:
@@ -130,8 +150,9 @@ def _routed(lines: list[Line]) -> set[int]:
     return set(of.groupby("accent").head(ROUTED).number)
 
 
-def _gather(parts: Path, name: str) -> pd.DataFrame:
-    tables = [pd.read_parquet(file) for file in sorted(parts.glob(f"{name}-*.parquet"))]
+def _gather(unfinished: Path, name: str) -> pd.DataFrame:
+    """The tables of all batches as one."""
+    tables = [pd.read_parquet(file) for file in sorted(unfinished.glob(f"{name}-*.parquet"))]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -1,7 +1,14 @@
-"""Results: errors per utterance, their summary with intervals, and where a figure comes from.
+"""The record of a study's results: its types, and the folder that it is written to and read from.
 
-Every table and figure the project shows is read from what `write` puts into a folder: `utterances.parquet` (one row per
-utterance and method) and `summary.json`.
+A results folder holds two files, which `save` writes:
+
+- `summary.json`: a `Results` record. Every table and figure of the project is made from it.
+- `utterances.parquet`: one row per utterance, method and training seed, with the columns `COLUMNS`.
+
+All word error rates (WER) and their intervals are in percent. Differences are in percentage points of WER, and below zero
+where the first method makes fewer errors. All intervals are 95 % bootstrap intervals over speakers.
+
+`VERSION` is the version of the file's layout. Files of version 1, which carry no number, are read as well.
 """
 
 from __future__ import annotations
@@ -9,159 +16,385 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from itertools import permutations
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
-from hdmole.names import DOMAIN_LABELS
-from hdmole.study.claims import claim_lines
+from hdmole.errors import UserError
+from hdmole.names import METHOD_NAMES
 
+VERSION = 2
+SUMMARY, UTTERANCES = "summary.json", "utterances.parquet"
 COLUMNS = ["method", "seed", "domain", "accent", "speaker", "utterance", "reference", "hypothesis", "errors", "words"]
-RESAMPLES = 1000
 FEW_SPEAKERS = 5  # with fewer, a bootstrap over speakers says nothing about other speakers
 
+Interval = tuple[float, float]  # lower and upper bound
 
-def bootstrap(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """Word error rates (RESAMPLES,) in % when speakers are drawn with replacement; the same draws for the same speakers.
 
-    Source: Bisani and Ney 2004, with the speaker as the unit. With the same seed, two methods evaluated on the same
-    speakers are resampled alike, so differences of two results are paired.
+class ResultsError(UserError):
+    """A results folder that cannot be read."""
+
+
+class Record(BaseModel):
+    """A part of the results. Unknown fields are refused, and assigned values are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are known, ready for JSON."""
+        return self.model_dump(exclude_none=True)
+
+
+class Rate(Record):
+    """A word error rate and what it was counted on."""
+
+    wer: float  # %, of all words together
+    interval: Interval  # of wer, %
+    errors: int
+    words: int
+    utterances: int
+    speakers: int
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether enough speakers were heard for the interval to mean something."""
+        return self.speakers >= FEW_SPEAKERS
+
+    def text(self) -> str:
+        """The rate with its interval, such as "11.1 [9.7, 12.7]"; without one where there are few speakers."""
+        return self._text(self.wer, self.interval)
+
+    def _text(self, value: float, interval: Interval) -> str:
+        return f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]" if self.has_interval else f"{value:.1f}"
+
+
+class DomainRate(Rate):
+    """The word error rate of a domain, of each of its accents, and their mean."""
+
+    accents: dict[str, Rate]
+    mean_over_accents: float  # %, every accent counts the same
+    mean_interval: Interval  # of mean_over_accents, %
+    per_seed: dict[int, float] | None = None  # training seed -> WER of all words in %
+
+    def mean_text(self) -> str:
+        """The mean over accents with its interval, as `text`."""
+        return self._text(self.mean_over_accents, self.mean_interval)
+
+
+class MethodResult(Record):
+    """What one method got wrong, and how it was trained."""
+
+    domains: dict[str, DomainRate]
+    label: str | None = None  # the name that people read
+    trainable: int | None = None  # parameters
+    seeds: list[int] | None = None  # training seeds
+    learning_rate: float | None = None
+    place: str | None = None  # the part of the model that is adapted
+    dev: dict[str, float] | None = None  # domain -> WER on dev speech in %, of the first seed
+
+
+class Difference(Record):
+    """`method` minus `against` on one domain: below zero, `method` makes fewer errors."""
+
+    domain: str
+    method: str
+    against: str
+    points: float  # of WER
+    interval: Interval  # of points
+
+
+class Claim(Record):
+    """A claim about HDMoLE with its verdict, and the difference that decided it."""
+
+    text: str
+    holds: bool
+    points: float  # of WER, HDMoLE minus the other method
+    interval: Interval  # of points
+
+
+class RecogniserResult(Record):
+    """How well the accent recogniser knows the accents of test speech."""
+
+    balanced_accuracy: float  # 0 to 1, mean over accents
+    mean_confidence: float | None = None  # mean of the largest posterior
+    labels: list[str]
+    confusion: list[list[int]]  # utterances, a row per spoken accent, a column per recognised one
+
+
+class InDomain(Record):
+    """How well the in-domain score tells speech the model was made for from everything else."""
+
+    auroc: float
+    auroc_by_domain: dict[str, float]  # against each kind of sound from outside
+    accepted: dict[str, float]  # share of each domain's utterances over the score's threshold
+    utterances: dict[str, int]
+
+
+class Measure(Record):
+    """A measure of correspondence between experts and accents, from 0 to 1."""
+
+    value: float
+    interval: Interval
+    chance: float | None = None  # its mean where accents are dealt out at random
+
+
+class Correspondence(Record):
+    """Purity and normalised mutual information of experts and accents."""
+
+    purity: Measure
+    nmi: Measure
+
+
+class RouterResult(Record):
+    """How the experts that one router prefers correspond to accents: over all layers, and layer by layer."""
+
+    all: Correspondence
+    layers: dict[str, Correspondence]
+
+
+class Routing(Record):
+    """How experts correspond to accents, and how many of them work."""
+
+    utterances: int  # with an accent
+    routers: dict[str, RouterResult]  # by the names in `routing_table.ROUTERS`
+    active: dict[str, dict[str, float]]  # domain -> layer -> mean experts at work
+
+
+class FrontierPoint(Record):
+    """Word error rates in % where experts are chosen in one way, and how many of them work then."""
+
+    choice: Literal["thresholds", "top_k", "top_p"]
+    value: float  # a factor of the thresholds, k, or p
+    active: float  # mean experts at work
+    accent: float | None = None  # WER in %, mean over accents
+    general: float | None = None  # WER in %
+
+
+class Attribution(Record):
+    """What leaving an expert out does to the log-likelihood of the reference, in nats per word; below zero it helped."""
+
+    accents: list[str]
+    experts: list[str]
+    values: list[list[float]]  # (accents, experts)
+    intervals: list[list[Interval]]  # (accents, experts)
+    utterances: int
+
+
+class Trial(Record):
+    """Word error rates in % on dev speech after training with one learning rate."""
+
+    method: str
+    learning_rate: float
+    accent: float | None = None  # mean over accents
+    general: float | None = None
+
+
+class Failure(Record):
+    """A recording that could not be read."""
+
+    audio: str
+    error: str
+
+
+class Provenance(Record):
+    """Where a result comes from."""
+
+    command: str
+    commit: str  # of this repository, or "unknown"
+    seed: int
+    date: str
+    machine: str
+    device: str
+    torch: str
+    transformers: str
+    base_sha256: str | None = None  # `base_digest` of the frozen base
+    model: str | None = None
+    manifest: str | None = None
+    recordings: int | None = None  # judged
+    of: int | None = None  # recordings in the manifest
+    data: str | None = None
+    hours: dict[str, float] | None = None  # of speech, by split and domain
+    data_sha256: str | None = None
+    seeds: list[int] | None = None
+    epochs: float | None = None
+    run_seconds: float | None = None
+    last_session_seconds: float | None = None
+    config: str | None = None
+
+    @property
+    def short_commit(self) -> str:
+        """The commit's first twelve digits, and the mark of local changes where there is one."""
+        digits, space, mark = self.commit.partition(" ")
+        return digits[:12] + space + mark
+
+
+class Results(Record):
+    """Everything that a study found; what it did not look at is None or empty."""
+
+    methods: dict[str, MethodResult]
+    differences: list[Difference]
+    decoding_time: dict[str, float] = {}  # method -> multiple of the frozen base's
+    claims: list[Claim] = []
+    trials: list[Trial] = []
+    curves: dict[str, dict[int, dict[str, float]]] = {}  # method -> training step -> domain -> WER on dev speech in %
+    accent_recogniser: RecogniserResult | None = None
+    in_domain: InDomain | None = None
+    samples: dict[str, dict[str, int]] = {}  # clip -> method -> word errors
+    routing: Routing | None = None
+    frontier: list[FrontierPoint] = []
+    attribution: Attribution | None = None
+    failed: list[Failure] = []
+    provenance: Provenance
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What people call each method."""
+        return {name: entry.label or METHOD_NAMES.get(name, name) for name, entry in self.methods.items()}
+
+    def few_speakers(self, domain: str) -> int:
+        """How many speakers a domain has, where these are too few (under `FEW_SPEAKERS`) for an interval; else 0."""
+        counts = [entry.domains[domain].speakers for entry in self.methods.values() if domain in entry.domains]
+        return min((count for count in counts if count < FEW_SPEAKERS), default=0)
+
+    def to_json(self) -> str:
+        """The content of `summary.json`, with each list of numbers on one line."""
+        text = json.dumps({"version": VERSION, **self.to_dict()}, indent=1, ensure_ascii=False)
+        return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r",\n\s*", ", ", found[1]) + "]", text)
+
+
+# -- reading and writing --------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path) -> Results:
+    """Read the results in a folder.
+
+    Raises:
+        ResultsError: the folder has no `summary.json`, or one that is damaged or of a later version.
     """
-    sums = rows.groupby("speaker")[["errors", "words"]].sum().sort_index().to_numpy(float)
-    totals = _drawn(len(sums), seed) @ sums
-    return 100 * totals[:, 0] / np.maximum(totals[:, 1], 1)
+    file = folder / SUMMARY
+    damaged = ResultsError(
+        "results.damaged", "{file} is not a summary of results; `hdmole evaluate --out DIR` writes one.", file=file
+    )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ResultsError(
+            "results.missing",
+            "{folder} has no summary.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote.",
+            folder=folder,
+        ) from None
+    except (OSError, ValueError):
+        raise damaged from None
+    if not isinstance(values, dict):
+        raise damaged
+    version = values.pop("version", 1)
+    if version not in (1, VERSION):
+        raise ResultsError(
+            "results.version",
+            "{file} has layout {version}, which this version of HDMoLE does not know; update HDMoLE to read it.",
+            file=file, version=version,
+        )  # fmt: skip
+    try:
+        return Results.model_validate(_from_version_1(values) if version == 1 else values)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise damaged from None
 
 
-def bootstrap_mean(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """The same for the mean over accents of their word error rates; an accent whose speakers were not drawn is left out."""
-    table = rows.pivot_table(index="speaker", columns="accent", values=["errors", "words"], aggfunc="sum", fill_value=0)
-    drawn = _drawn(len(table), seed)
-    errors, words = drawn @ table["errors"].to_numpy(float), drawn @ table["words"].to_numpy(float)
-    return 100 * np.ma.masked_array(errors / np.maximum(words, 1), words == 0).mean(1).filled(0.0)
+def save(folder: Path, results: Results, rows: pd.DataFrame) -> None:
+    """Write `utterances.parquet` with the columns `COLUMNS` of `rows`, and `summary.json`. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows[COLUMNS].to_parquet(folder / UTTERANCES, index=False)
+    (folder / SUMMARY).write_text(results.to_json() + "\n", encoding="utf-8")
 
 
-def _drawn(speakers: int, seed: int) -> np.ndarray:
-    """How often each speaker is drawn (RESAMPLES, speakers)."""
-    draws = np.random.default_rng(seed).integers(0, speakers, (RESAMPLES, speakers))
-    return np.stack([np.bincount(draw, minlength=speakers) for draw in draws])
+_ROUTERS_OF_VERSION_1 = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
 
 
-def _rate(rows: pd.DataFrame) -> dict[str, Any]:
-    errors, words = int(rows.errors.sum()), int(rows.words.sum())
-    low, high = np.percentile(bootstrap(rows), [2.5, 97.5])
-    return {
-        "wer": round(100 * errors / max(1, words), 2),
-        "interval": [round(float(low), 2), round(float(high), 2)],
-        "errors": errors,
-        "words": words,
-        "utterances": len(rows),
-        "speakers": int(rows.speaker.nunique()),
-    }
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """The layout before there was a number, as the present one."""
+    for entry in values["methods"].values():
+        if "rate" in entry:
+            entry["learning_rate"] = entry.pop("rate")
+        for domain in entry["domains"].values():
+            domain.pop("change_against_base", None)  # `differences` says the same
+    for trial in values.get("trials", []):
+        trial["learning_rate"] = trial.pop("rate")
+    for claim in values.get("claims", []):
+        text = claim.pop("claim")
+        by_estimate = text.startswith("At most") and not text.endswith("(by the estimate)")  # how the first files put it
+        claim["text"] = text + " (by the estimate)" * by_estimate
+    if "routing" in values:
+        routing = values["routing"]
+        routing["routers"] = {_ROUTERS_OF_VERSION_1[name]: found for name, found in routing["routers"].items()}
+    return values
 
 
-def summarise(rows: pd.DataFrame) -> dict[str, Any]:
-    """Per method: WER (%) per domain and accent with 95 % intervals, the mean over accents; and `differences`.
-
-    `rows` has the columns `COLUMNS`; domains are any names.
-    """
-    methods: dict[str, Any] = {}
-    for method, of_method in rows.groupby("method", sort=False):
-        domains: dict[str, Any] = {}
-        for domain, of_domain in of_method.groupby("domain", sort=False):
-            per_accent = {str(a): _rate(r) for a, r in of_domain.groupby("accent", sort=False)}
-            entry = _rate(of_domain)
-            entry["mean_over_accents"] = round(float(np.mean([a["wer"] for a in per_accent.values()])), 2)
-            low, high = np.percentile(bootstrap_mean(of_domain), [2.5, 97.5])
-            entry["mean_interval"] = [round(float(low), 2), round(float(high), 2)]
-            entry["accents"] = per_accent
-            domains[str(domain)] = entry
-        methods[str(method)] = {"domains": domains}
-    return {"methods": methods, "differences": differences(rows)}
+# -- where results come from ----------------------------------------------------------------------------------------------
 
 
-def differences(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every method against every other per domain: `points` of WER and their 95 % `interval`, paired over speakers.
-
-    Of the domain "accent" it is the mean over accents that is compared, of all others the rate of all words. Below zero
-    `method` is better than `against`; where the interval holds zero, no difference is established.
-    """
-    found = []
-    for domain, of_domain in rows.groupby("domain", sort=False):
-        resampled = bootstrap_mean if domain == "accent" else bootstrap
-        by_method = {str(m): r for m, r in of_domain.groupby("method", sort=False)}
-        drawn = {m: resampled(r) for m, r in by_method.items()}
-        rates = {m: _mean_rate(r, domain == "accent") for m, r in by_method.items()}
-        for method, against in permutations(by_method, 2):
-            low, high = np.percentile(drawn[method] - drawn[against], [2.5, 97.5])
-            found.append(
-                {
-                    "domain": str(domain), "method": method, "against": against,
-                    "points": round(rates[method] - rates[against], 2), "interval": [round(float(low), 2), round(float(high), 2)],
-                }
-            )  # fmt: skip
-    return found
-
-
-def accent_differences(rows: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
-    """The difference of two methods accent by accent: `domain`, `accent`, `points` of WER, `low`, `high`, `speakers`.
-
-    Paired over speakers as in `differences`; an accent with fewer than `FEW_SPEAKERS` has no interval.
-    """
-    found = []
-    for (domain, accent), of in rows[rows.method.isin([method, against])].groupby(["domain", "accent"], sort=False):
-        mine, theirs = of[of.method == method], of[of.method == against]
-        if not len(mine) or not len(theirs):
-            continue
-        points = 100 * (mine.errors.sum() / max(1, mine.words.sum()) - theirs.errors.sum() / max(1, theirs.words.sum()))
-        speakers = of.speaker.nunique()
-        low, high = np.nan, np.nan
-        if speakers >= FEW_SPEAKERS:
-            low, high = np.percentile(bootstrap(mine) - bootstrap(theirs), [2.5, 97.5])
-        found.append((domain, accent, points, low, high, speakers))
-    return pd.DataFrame(found, columns=["domain", "accent", "points", "low", "high", "speakers"])
-
-
-def few_speakers(summary: Mapping[str, Any], domain: str) -> int:
-    """How many speakers a domain of a results summary has, where they are too few for an interval; else 0."""
-    of = [m["domains"][domain].get("speakers", FEW_SPEAKERS) for m in summary["methods"].values() if domain in m["domains"]]
-    return min((count for count in of if count < FEW_SPEAKERS), default=0)
-
-
-def _mean_rate(rows: pd.DataFrame, over_accents: bool) -> float:
-    sums = rows.groupby("accent" if over_accents else "domain")[["errors", "words"]].sum()
-    return float((100 * sums.errors / sums.words.clip(lower=1)).mean())
-
-
-def provenance(seed: int, device: str, **more: Any) -> dict[str, Any]:
-    """Command, commit, seed, machine, versions and date of a result."""
+def provenance(seed: int, device: str, **more: object) -> Provenance:
+    """The `Provenance` of what this process measures; `more` are further fields of it."""
     import torch
     import transformers
 
+    arguments = [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
+    return Provenance.model_validate(
+        {
+            "command": " ".join([Path(sys.argv[0]).name, *arguments]),
+            "commit": _commit(Path(__file__).resolve().parent.parent.parent),
+            "seed": seed,
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "machine": f"{_processor()}, {os.cpu_count()} cores",
+            "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **more,
+        }
+    )
+
+
+def base_digest(folder: Path) -> str | None:
+    """A digest of a base model's weights, by which results know it again; None where the folder has no safetensors.
+
+    It is taken of the weights in half precision, so that a base and its release in half precision have the same digest.
+    """
+    import torch
+    from safetensors import safe_open
+
+    digest, found = sha256(), False
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in sorted(weights.keys()):
+                tensor = weights.get_tensor(name).to(torch.float16).contiguous()
+                digest.update(f"{name} {list(tensor.shape)}".encode() + tensor.numpy().tobytes())
+                found = True
+    return digest.hexdigest()[:16] if found else None
+
+
+def _commit(root: Path) -> str:
+    """The commit of the repository at `root`, with a mark where code in it was changed since; "unknown" if it is in none.
+
+    The package may be installed inside another project's repository, whose commit would say nothing.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-        ).stdout.strip()
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve() or not git(
+            "ls-files", "hdmole/study/results.py"
+        ):
+            return "unknown"
+        return git("rev-parse", "HEAD") + (" (with local changes)" if git("status", "--porcelain", "--", "hdmole") else "")
     except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    command = " ".join([Path(sys.argv[0]).name, *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
-    return {
-        "command": command,
-        "commit": commit,
-        "seed": seed,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        **more,
-    }
+        return "unknown"
 
 
 def _processor() -> str:
@@ -170,71 +403,3 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def write(folder: Path, rows: pd.DataFrame, summary: dict[str, Any]) -> None:
-    """Write `utterances.parquet` and `summary.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows[COLUMNS].to_parquet(folder / "utterances.parquet", index=False)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-
-
-def markdown_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
-    """The results as a markdown table: one row a method, WER in % with its 95 % interval, decoding time against the base."""
-    domains = [d for d in ("accent", "general", "real_digits") if any(d in m["domains"] for m in summary["methods"].values())]
-    domains += sorted({d for m in summary["methods"].values() for d in m["domains"]} - set(domains))
-    full = summary["methods"].get("full", {}).get("trainable")
-    times = summary.get("decoding_time", {})
-    heads = [*(DOMAIN_LABELS.get(d, d) for d in domains), *(["Decoding time"] if times else [])]
-    lines = ["| Method | Trainable | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
-    for method, entry in summary["methods"].items():
-        trained = entry.get("trainable")
-        share = f" ({100 * trained / full:.1f} %)" if trained and full else ""
-        cells = []
-        for domain in domains:
-            d = entry["domains"].get(domain)
-            value, interval = ("mean_over_accents", "mean_interval") if domain == "accent" else ("wer", "interval")
-            cells.append(rate_text(d, value, interval) if d else "")
-        if times:
-            cells.append(f"{times[method]:.2f} ×" if method in times else "")
-        count = f"{trained:,}{share}" if trained is not None else ""
-        lines.append(f"| {labels.get(method, method)} | {count} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def rate_text(rate: Mapping[str, Any], value: str = "wer", interval: str = "interval") -> str:
-    """A rate with its interval; without one where speakers are few."""
-    if rate.get("speakers", FEW_SPEAKERS) < FEW_SPEAKERS:
-        return f"{rate[value]:.1f}"
-    return f"{rate[value]:.1f} [{rate[interval][0]:.1f}, {rate[interval][1]:.1f}]"
-
-
-def accent_table(summary: dict[str, Any], labels: dict[str, str]) -> str:
-    """WER in % with its 95 % interval as a markdown table: one row an accent and the general domain, one column a method."""
-    methods = summary["methods"]
-    lines = ["| Accent | " + " | ".join(labels.get(m, m) for m in methods) + " |", "|---|" + "---:|" * len(methods)]
-    first = next(iter(methods.values()))["domains"]
-    for domain in ("accent", "general"):
-        for accent in first.get(domain, {}).get("accents", {}):
-            rates = [entry["domains"][domain]["accents"][accent] for entry in methods.values()]
-            cells = [rate_text(rate) for rate in rates]
-            lines.append(f"| {accent} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def update_readme(readme: Path, summary: Path, labels: dict[str, str], place: str = "results") -> None:
-    """Put the table and the claims of a results file between the README's `<!-- PLACE -->` and `<!-- /PLACE -->`.
-
-    Raises ValueError where the README has no such place, and OSError where a file cannot be read or written.
-    """
-    text, start, end = readme.read_text(), f"<!-- {place} -->", f"<!-- /{place} -->"
-    if not 0 <= text.find(start) < text.find(end):
-        raise ValueError(f"{readme} has no place for the table; mark it with {start} and {end}.")
-    values = json.loads(summary.read_text())
-    origin = values["provenance"]
-    seeds = ", ".join(map(str, origin.get("seeds", [origin["seed"]])))
-    made = f"Measured {origin['date']} by `{origin['command']}` (seed {seeds}) on {origin['machine']}, {origin['device']}."
-    parts = [markdown_table(values, labels), claim_lines(values), made]
-    head, rest = text.split(start)
-    body = "\n\n".join(filter(None, parts))
-    readme.write_text(f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}")

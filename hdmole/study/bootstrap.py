@@ -1,0 +1,133 @@
+"""Word error rates with bootstrap intervals over speakers, and differences of methods.
+
+The unit that is drawn is the speaker (Bisani and Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance
+evaluation", with speakers in place of utterances). Draws depend on the number of speakers and the seed alone. Two methods
+that were judged on the same speakers are therefore resampled alike, and the interval of their difference is paired.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+
+from hdmole.study.results import FEW_SPEAKERS, Difference, DomainRate, Interval, MethodResult, Provenance, Rate, Results
+
+RESAMPLES = 1000  # of speakers, for word error rates
+ROUTING_RESAMPLES = 200  # of speakers, for correspondence and attribution
+
+
+def bootstrap(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """Word error rates (RESAMPLES,) in % of all words of resampled speakers.
+
+    `rows` has the columns `speaker`, `errors` and `words`.
+    """
+    sums = rows.groupby("speaker")[["errors", "words"]].sum().sort_index().to_numpy(float)
+    totals = _drawn(len(sums), seed) @ sums
+    return np.asarray(100 * totals[:, 0] / np.maximum(totals[:, 1], 1))
+
+
+def bootstrap_mean(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """Means over accents (RESAMPLES,) of the word error rates in % of resampled speakers.
+
+    `rows` has the columns `speaker`, `accent`, `errors` and `words`. An accent of which a draw has no speaker is left out of
+    that draw's mean.
+    """
+    table = rows.pivot_table(index="speaker", columns="accent", values=["errors", "words"], aggfunc="sum", fill_value=0)
+    drawn = _drawn(len(table), seed)
+    errors, words = drawn @ table["errors"].to_numpy(float), drawn @ table["words"].to_numpy(float)
+    return np.asarray(100 * np.ma.masked_array(errors / np.maximum(words, 1), words == 0).mean(1).filled(0.0))
+
+
+def _drawn(speakers: int, seed: int) -> np.ndarray:
+    """How often each speaker is drawn (RESAMPLES, speakers)."""
+    draws = np.random.default_rng(seed).integers(0, speakers, (RESAMPLES, speakers))
+    return np.stack([np.bincount(draw, minlength=speakers) for draw in draws])
+
+
+def _interval(drawn: np.ndarray) -> Interval:
+    """The middle 95 % of resampled values, to two decimals."""
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return round(float(low), 2), round(float(high), 2)
+
+
+def _wer(rows: pd.DataFrame) -> float:
+    """Word error rate in % of all words together."""
+    return float(100 * rows.errors.sum() / max(1, rows.words.sum()))
+
+
+def rate(rows: pd.DataFrame) -> Rate:
+    """The word error rate of some rows of `COLUMNS`, all words together."""
+    return Rate(
+        wer=round(_wer(rows), 2), interval=_interval(bootstrap(rows)), errors=int(rows.errors.sum()), words=int(rows.words.sum()),
+        utterances=len(rows), speakers=int(rows.speaker.nunique()),
+    )  # fmt: skip
+
+
+def domain_rate(rows: pd.DataFrame) -> DomainRate:
+    """The word error rate of a domain's rows, of each accent, and their mean."""
+    accents = {str(accent): rate(of_accent) for accent, of_accent in rows.groupby("accent", sort=False)}
+    mean = round(float(np.mean([found.wer for found in accents.values()])), 2)
+    return DomainRate(
+        **rate(rows).to_dict(), accents=accents, mean_over_accents=mean, mean_interval=_interval(bootstrap_mean(rows))
+    )
+
+
+def summarise(rows: pd.DataFrame, provenance: Provenance) -> Results:
+    """The word error rates of every method by domain and accent, and the differences of all methods.
+
+    `rows` has the columns `COLUMNS`: one row per utterance, method and training seed. Domains may have any names.
+    """
+    methods = {
+        str(method): MethodResult(domains={str(domain): domain_rate(of) for domain, of in found.groupby("domain", sort=False)})
+        for method, found in rows.groupby("method", sort=False)
+    }
+    return Results(methods=methods, differences=differences(rows), provenance=provenance)
+
+
+def differences(rows: pd.DataFrame) -> list[Difference]:
+    """Every method minus every other, domain by domain, in percentage points of WER with paired 95 % intervals.
+
+    Of the domain "accent" the means over accents are compared, of all others the rates of all words. Below zero `method` makes
+    fewer errors than `against`. Where the interval holds zero, no difference is established.
+    """
+    found = []
+    for domain, of_domain in rows.groupby("domain", sort=False):
+        resampled = bootstrap_mean if domain == "accent" else bootstrap
+        by_method = {str(m): r for m, r in of_domain.groupby("method", sort=False)}
+        drawn = {m: resampled(r) for m, r in by_method.items()}
+        rates = {m: _mean_over_accents(r) if domain == "accent" else _wer(r) for m, r in by_method.items()}
+        found += [
+            Difference(
+                domain=str(domain), method=method, against=against, points=round(rates[method] - rates[against], 2),
+                interval=_interval(drawn[method] - drawn[against]),
+            )
+            for method, against in permutations(by_method, 2)
+        ]  # fmt: skip
+    return found
+
+
+def _mean_over_accents(rows: pd.DataFrame) -> float:
+    return fmean(_wer(of_accent) for _, of_accent in rows.groupby("accent"))
+
+
+def accent_differences(rows: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
+    """`method` minus `against` accent by accent, paired over speakers as in `differences`.
+
+    Returns one row per domain and accent that both methods have: `domain`, `accent`, `points` (percentage points of WER, below
+    zero where `method` makes fewer errors), `low` and `high` (bounds of the 95 % interval of `points`), and `speakers`. An
+    accent with fewer than `FEW_SPEAKERS` speakers has no bounds (NaN).
+    """
+    found = []
+    for (domain, accent), of in rows[rows.method.isin([method, against])].groupby(["domain", "accent"], sort=False):
+        mine, theirs = of[of.method == method], of[of.method == against]
+        if not len(mine) or not len(theirs):
+            continue
+        speakers = of.speaker.nunique()
+        low, high = np.nan, np.nan
+        if speakers >= FEW_SPEAKERS:
+            low, high = np.percentile(bootstrap(mine) - bootstrap(theirs), [2.5, 97.5])
+        found.append((domain, accent, _wer(mine) - _wer(theirs), low, high, speakers))
+    return pd.DataFrame(found, columns=["domain", "accent", "points", "low", "high", "speakers"])

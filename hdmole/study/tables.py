@@ -1,0 +1,77 @@
+"""Results as markdown: tables of word error rates and the list of claims, for the README and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hdmole.errors import UserError
+from hdmole.names import DOMAIN_LABELS, GENERAL
+from hdmole.study.results import Results, load
+
+
+def markdown_table(results: Results, labels: Mapping[str, str] | None = None) -> str:
+    """One row per method: parameters, WER in % with its 95 % interval for each domain, decoding time against the base.
+
+    Of the domain "accent" it is the mean over accents. `labels` are the names of the methods, the results' own by default.
+    """
+    labels = labels or results.labels
+    present = {domain for entry in results.methods.values() for domain in entry.domains}
+    domains = [domain for domain in ("accent", GENERAL, "real_digits") if domain in present]
+    domains += sorted(present - set(domains))
+    full = results.methods["full"].trainable if "full" in results.methods else None
+    times = results.decoding_time
+    heads = [*(DOMAIN_LABELS.get(d, d) for d in domains), *(["Decoding time"] if times else [])]
+    lines = ["| Method | Trainable | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
+    for method, entry in results.methods.items():
+        share = f" ({100 * entry.trainable / full:.1f} %)" if entry.trainable and full else ""
+        count = f"{entry.trainable:,}{share}" if entry.trainable is not None else ""
+        rates = {d: entry.domains.get(d) for d in domains}
+        cells = [(rate.mean_text() if d == "accent" else rate.text()) if rate else "" for d, rate in rates.items()]
+        if times:
+            cells.append(f"{times[method]:.2f} ×" if method in times else "")
+        lines.append(f"| {labels.get(method, method)} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def accent_table(results: Results) -> str:
+    """WER in % with its 95 % interval: one row per accent and one for the general domain, one column per method."""
+    methods = results.methods
+    lines = ["| Accent | " + " | ".join(results.labels.values()) + " |", "|---|" + "---:|" * len(methods)]
+    first = next(iter(methods.values())).domains
+    for domain in ("accent", GENERAL):
+        for accent in first[domain].accents if domain in first else ():
+            cells = [entry.domains[domain].accents[accent].text() for entry in methods.values()]
+            lines.append(f"| {accent} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claim_lines(results: Results) -> str:
+    """The claims of the results as a list, each with its verdict, the difference in points of WER and its 95 % interval."""
+    return "\n".join(
+        f"- {claim.text}: **{'yes' if claim.holds else 'no'}**, {claim.points:+z.1f} points "
+        f"[{claim.interval[0]:+z.1f}, {claim.interval[1]:+z.1f}]"
+        for claim in results.claims
+    )
+
+
+def update_readme(readme: Path, folder: Path, place: str = "results") -> None:
+    """Put the table and claims of a results folder between the README's `<!-- PLACE -->` and `<!-- /PLACE -->`.
+
+    Raises:
+        UserError: the README has no such place, or the folder no results that can be read.
+        OSError: the README cannot be read or written.
+    """
+    text, start, end = readme.read_text(encoding="utf-8"), f"<!-- {place} -->", f"<!-- /{place} -->"
+    if not 0 <= text.find(start) < text.find(end):
+        raise UserError(
+            "readme.place", "{readme} has no place for the table; mark it with {start} and {end}.",
+            readme=readme, start=start, end=end,
+        )  # fmt: skip
+    results = load(folder)
+    origin = results.provenance
+    seeds = ", ".join(map(str, origin.seeds or [origin.seed]))
+    made = f"Measured {origin.date} by `{origin.command}` (seed {seeds}) on {origin.machine}, {origin.device}."
+    body = "\n\n".join(filter(None, [markdown_table(results), claim_lines(results), made]))
+    head, rest = text.split(start)
+    readme.write_text(f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}", encoding="utf-8")

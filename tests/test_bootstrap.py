@@ -1,0 +1,244 @@
+"""Bootstrap intervals, differences and claims, with examples computed by hand and their signs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rows import ORIGIN, of_speakers, row, table
+
+from hdmole.study.bootstrap import RESAMPLES, _interval, accent_differences, bootstrap, bootstrap_mean, differences, summarise
+from hdmole.study.claims import claims, verdict
+from hdmole.study.results import (
+    FEW_SPEAKERS,
+    Claim,
+    Difference,
+    MethodResult,
+    Results,
+)
+from hdmole.study.tables import accent_table, markdown_table
+
+LABELS = {"hdmole": "HDMoLE", "lora": "LoRA", "base": "Frozen base"}
+
+
+def test_a_bootstrap_draws_speakers_and_counts_all_their_words() -> None:
+    """Two speakers: drawn twice, the first has 4 errors in 10 words, the second none in 30; both together 4 in 40."""
+    drawn = bootstrap(table(row("base", "s0", 4, 10), row("base", "s1", 0, 30)))
+    shares = {rate: float((drawn == rate).mean()) for rate in (40, 10, 0)}
+    assert drawn.shape == (RESAMPLES,) and sum(shares.values()) == 1
+    assert shares[40] == pytest.approx(1 / 4, abs=0.05) and shares[10] == pytest.approx(1 / 2, abs=0.05)
+
+
+def test_a_bootstrap_of_means_leaves_out_accents_that_were_not_drawn() -> None:
+    """s0 speaks a (10 %) and b (50 %), s1 only a (40 %). Together a is 5 in 20; without s0 the mean is of a alone."""
+    rows = table(row("base", "s0", 1, accent="a"), row("base", "s0", 5, accent="b"), row("base", "s1", 4, accent="a"))
+    drawn = bootstrap_mean(rows)
+    assert drawn.shape == (RESAMPLES,) and set(drawn) == {(10 + 50) / 2, (25 + 50) / 2, 40.0}
+
+
+def test_methods_are_resampled_alike() -> None:
+    twice, once = table(*of_speakers("lora", [8, 2, 0, 4])), table(*of_speakers("hdmole", [4, 1, 0, 2]))
+    for resampled in (bootstrap, bootstrap_mean):
+        np.testing.assert_allclose(resampled(twice), 2 * resampled(once))
+        assert len(set(resampled(once))) > 3 and (resampled(once, seed=1) != resampled(once)).any()
+
+
+def test_speakers_without_words_do_not_divide_by_zero() -> None:
+    silent = table(row("base", "s0", 0, 0), row("base", "s1", 0, 0))
+    assert set(bootstrap(silent)) == set(bootstrap_mean(silent)) == {0.0}
+    found = summarise(silent, ORIGIN).methods["base"].domains["accent"]
+    assert found.wer == found.mean_over_accents == 0 and found.words == 0
+
+
+def test_an_interval_is_the_middle_95_percent() -> None:
+    assert _interval(np.arange(1001) / 10) == (2.5, 97.5)  # 0.0, 0.1 ... 100.0
+    assert _interval(np.full(7, 1.23456)) == (1.23, 1.23)
+
+
+def test_a_summary_adds_up() -> None:
+    rows = table(
+        row("base", "s0", 4, 10, "a"), row("base", "s1", 2, 10, "a"), row("base", "s0", 1, 40, "b"),
+        row("base", "s0", 3, 20, "general", "general"), row("hdmole", "s0", 0, 10, "a"),
+    )  # fmt: skip
+    results = summarise(rows, ORIGIN)
+    assert list(results.methods) == ["base", "hdmole"] and results.provenance == ORIGIN
+    accent = results.methods["base"].domains["accent"]
+    assert (accent.errors, accent.words, accent.utterances, accent.speakers) == (7, 60, 3, 2)
+    assert accent.wer == 11.67  # 7 of 60
+    assert {name: found.wer for name, found in accent.accents.items()} == {"a": 30.0, "b": 2.5}
+    assert accent.mean_over_accents == 16.25  # of 30 and 2.5
+    assert accent.interval == (10.0, 20.0)  # s0 alone has 5 errors in 50 words, s1 alone 2 in 10, both 7 in 60
+    assert accent.mean_interval == (16.25, 21.25)  # s0 alone: a 40, b 2.5; s1 alone: a 20; both: a 30, b 2.5
+    assert results.methods["hdmole"].domains.keys() == {"accent"}
+    # of "accent" the means over accents are compared, 0 - 16.25; of other domains all words together
+    assert [(d.domain, d.method, d.against, d.points) for d in results.differences] == [
+        ("accent", "base", "hdmole", 16.25), ("accent", "hdmole", "base", -16.25),
+    ]  # fmt: skip
+
+
+def test_a_difference_is_method_minus_against_with_a_paired_interval() -> None:
+    """Speaker by speaker LoRA has 3, 1, 2, 2 and HDMoLE 1, 1, 2, 0 errors in 10 words: 20 % and 10 %."""
+    rows = table(*of_speakers("lora", [3, 1, 2, 2], domain="general"), *of_speakers("hdmole", [1, 1, 2, 0], domain="general"))
+    first, second = differences(rows)
+    assert (first.method, first.against, first.points, second.points) == ("lora", "hdmole", 10.0, -10.0)
+    assert (second.method, second.against, second.domain) == ("hdmole", "lora", "general")
+    assert second.interval == (-first.interval[1], -first.interval[0])
+    # HDMoLE is never worse on a speaker, so that no draw is above zero; were the draws not paired, some would be
+    assert second.interval[0] < -10 < second.interval[1] <= 0
+
+
+def test_rates_of_all_words_and_means_over_accents_are_told_apart() -> None:
+    """Nine tenths of the words are of an accent without errors: all words 5 %, the mean over accents 25 %."""
+    both = [row("base", f"e{k}", 0, accent="easy") for k in range(54)] + [
+        row("base", f"h{k}", 5, accent="hard") for k in range(6)
+    ]
+    rows = pd.concat([table(*both), table(*both).assign(method="hdmole", errors=0)])
+    for domain, points in (("accent", 25.0), ("unseen", 5.0)):
+        found = differences(rows.assign(domain=domain))[0]
+        assert found.points == points and found.interval[0] > (0 if domain == "unseen" else 20)
+    rate = summarise(rows, ORIGIN).methods["base"].domains["accent"]
+    assert rate.wer == 5.0 and rate.mean_over_accents == 25.0 and rate.interval[1] < 12 < 20 < rate.mean_interval[0]
+
+
+def test_differences_by_accent() -> None:
+    """Accent a: 12 errors less in 60 words, -20 points; b: 2 more in 40, +5 points, and only four speakers."""
+    rows = table(
+        *of_speakers("base", [4, 4, 4, 4, 4, 4], accent="a"), *of_speakers("hdmole", [2, 2, 2, 2, 2, 2], accent="a"),
+        *of_speakers("base", [1, 1, 1, 1], accent="b"), *of_speakers("hdmole", [2, 2, 1, 1], accent="b"),
+        *of_speakers("lora", [9, 9, 9, 9, 9], accent="a"), row("base", "s0", 1, accent="c"), row("hdmole", "s0", 1, accent="d"),
+    )  # fmt: skip
+    found = accent_differences(rows, "hdmole", "base")
+    assert list(found.accent) == ["a", "b"] and list(found.domain) == ["accent"] * 2  # c and d lack one of the methods
+    assert list(found.points) == pytest.approx([-20, 5]) and list(found.speakers) == [6, 4]
+    assert (found.low[0], found.high[0]) == pytest.approx((-20, -20))  # every speaker gains the same, and draws are paired
+    assert np.isnan(found.low[1]) and np.isnan(found.high[1])
+    other = accent_differences(rows, "base", "hdmole")
+    assert list(other.points) == pytest.approx([20, -5]) and (other.low[0], other.high[0]) == pytest.approx((20, 20))
+    assert accent_differences(rows, "lora", "base").points.tolist() == pytest.approx([50])
+
+
+@pytest.mark.parametrize(("speakers", "enough"), [(4, False), (5, True)])
+def test_five_speakers_are_enough_for_an_interval(speakers: int, enough: bool) -> None:
+    assert FEW_SPEAKERS == 5
+    rows = table(*of_speakers("base", [2] * speakers), *of_speakers("hdmole", [1] * speakers))
+    results = summarise(rows, ORIGIN)
+    assert results.few_speakers("accent") == (0 if enough else speakers) and results.few_speakers("none") == 0
+    rate = results.methods["base"].domains["accent"]
+    assert rate.has_interval == enough and rate.text() == rate.mean_text() == ("20.0 [20.0, 20.0]" if enough else "20.0")
+    assert ("[" in markdown_table(results)) == ("[" in accent_table(results)) == enough
+    assert np.isnan(accent_differences(rows, "hdmole", "base").low[0]) != enough
+
+
+def test_few_speakers_are_those_of_the_method_that_has_fewest() -> None:
+    results = summarise(
+        table(*of_speakers("base", [1] * 9), *of_speakers("lora", [1] * 3), *of_speakers("full", [1] * 4)), ORIGIN
+    )
+    assert results.few_speakers("accent") == 3
+
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from(["base", "hdmole"]), st.integers(0, 5), st.sampled_from("abc"), st.integers(0, 9), st.integers(1, 9)),
+    min_size=1, max_size=20,
+)  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(ROWS, st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(found: list[tuple[str, int, str, int, int]], random: Any) -> None:
+    rows = table(*(row(m, f"s{s}", e, w, a, "accent" if a == "a" else "unseen") for m, s, a, e, w in found))
+    shuffled = rows.sample(frac=1, random_state=random.randrange(1000))
+    one, other = summarise(rows, ORIGIN), summarise(shuffled, ORIGIN)
+    assert one.methods == other.methods
+
+    def key(difference: Difference) -> tuple[str, str]:
+        return difference.domain, difference.method
+
+    assert sorted(one.differences, key=key) == sorted(other.differences, key=key)
+
+
+@settings(max_examples=20, deadline=None)
+@given(ROWS)
+def test_a_method_does_not_differ_from_itself(found: list[tuple[str, int, str, int, int]]) -> None:
+    rows = table(*(row("base", f"s{s}", e, w, a) for _, s, a, e, w in found))
+    rows = pd.concat([rows, rows.assign(method="hdmole"), rows.assign(method="lora", errors=rows.errors + 1)])
+    by_pair = {(d.method, d.against): d for d in summarise(rows, ORIGIN).differences}
+    same = by_pair["hdmole", "base"]
+    assert (same.points, same.interval) == (0.0, (0.0, 0.0))
+    for (method, against), difference in by_pair.items():
+        back = by_pair[against, method]
+        assert difference.points == -back.points and difference.interval == (-back.interval[1], -back.interval[0])
+        assert method != "lora" or difference.points > 0 < difference.interval[0]
+
+
+# -- claims ---------------------------------------------------------------------------------------------------------------
+
+
+def difference(points: float, low: float, high: float, domain: str = "accent", against: str = "lora") -> Difference:
+    return Difference(domain=domain, method="hdmole", against=against, points=points, interval=(low, high))
+
+
+@pytest.mark.parametrize(
+    ("points", "low", "high", "said"),
+    [
+        (-1.5, -2.0, -1.0, "HDMoLE against LoRA: better, -1.5 points [-2.0, -1.0]"),
+        (1.5, 1.0, 2.0, "HDMoLE against LoRA: worse, +1.5 points [+1.0, +2.0]"),
+        (0.2, -0.4, 0.9, "HDMoLE against LoRA: no difference established, +0.2 points [-0.4, +0.9]"),
+        (-0.5, -1.0, 0.0, "HDMoLE against LoRA: no difference established, -0.5 points [-1.0, +0.0]"),
+        (0.5, 0.0, 1.0, "HDMoLE against LoRA: no difference established, +0.5 points [+0.0, +1.0]"),
+        (-0.04, -0.05, -0.01, "HDMoLE against LoRA: better, +0.0 points [-0.1, +0.0]"),  # no minus before zero
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side(points: float, low: float, high: float, said: str) -> None:
+    assert verdict(difference(points, low, high), LABELS) == said
+
+
+def judged(*found: Difference, **trainable: int) -> list[Claim]:
+    methods = {name: MethodResult(domains={}, trainable=trainable.get(name)) for name in ("hdmole", "full", "gated_lora", "base")}
+    return claims(Results(methods=methods, differences=list(found), provenance=ORIGIN))
+
+
+@pytest.mark.parametrize(("low", "high", "holds"), [(-0.5, 1.5, True), (0.0, 2.0, True), (0.01, 0.5, False), (-2.0, -1.0, True)])
+def test_as_well_as_full_fine_tuning_is_not_established_to_be_worse(low: float, high: float, holds: bool) -> None:
+    (claim,) = judged(difference(0.3, low, high, against="full"), hdmole=9, full=200)
+    assert claim == Claim(
+        text="Accents as well as full fine-tuning with 4.5 % of its trainable parameters", holds=holds, points=0.3,
+        interval=(low, high),
+    )  # fmt: skip
+    assert judged(difference(0.3, low, high, against="full"))[0].text == "Accents as well as full fine-tuning"
+
+
+@pytest.mark.parametrize(("domain", "speech"), [("accent", "the accents"), ("general", "general speech")])
+@pytest.mark.parametrize(
+    ("low", "high", "holds"), [(-2.0, -0.01, True), (-2.0, 0.0, False), (-2.0, 0.5, False), (0.1, 0.5, False)]
+)
+def test_better_than_lora_needs_the_whole_interval_below_zero(
+    domain: str, speech: str, low: float, high: float, holds: bool
+) -> None:
+    (claim,) = judged(difference(-1.0, low, high, domain, "gated_lora"))
+    assert (claim.holds, claim.points, claim.interval) == (holds, -1.0, (low, high))
+    assert claim.text == f"Better than LoRA of equal parameters and accent mass on {speech}"
+
+
+@pytest.mark.parametrize(("points", "holds"), [(-3.0, True), (0.3, True), (0.31, False), (0.9, False)])
+def test_at_most_0_3_points_worse_than_the_base_is_judged_by_the_estimate(points: float, holds: bool) -> None:
+    (claim,) = judged(difference(points, points - 2, points + 2, "general", "base"))
+    assert claim.text == "At most 0.3 points worse than the frozen base on general speech (by the estimate)"
+    assert (claim.holds, claim.points) == (holds, points)
+
+
+def test_claims_come_in_order_and_only_of_what_was_compared() -> None:
+    found = [("general", "base"), ("general", "gated_lora"), ("accent", "gated_lora"), ("accent", "full")]
+    made = judged(*(difference(k, k - 1, k + 1, *pair) for k, pair in enumerate(found)))
+    assert [claim.points for claim in made] == [3, 2, 1, 0]
+    back = Difference(domain="accent", method="full", against="hdmole", points=0, interval=(0, 0))
+    others = [
+        difference(0, 0, 0, "unseen", "full"),
+        difference(0, 0, 0, "accent", "base"),
+        difference(0, 0, 0, "general", "full"),
+    ]
+    assert judged(back, *others) == []
+    assert claims(Results(methods={"base": MethodResult(domains={})}, differences=[], provenance=ORIGIN)) == []
