@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 from hdmole.method.recogniser import AccentRecogniser
+from hdmole.method.tuner.layer import HDMoLELinear
+from hdmole.training import adapt as adapting
 from hdmole.training import preparation
-from hdmole.training.adapt import Adaptation, parameter_groups, training_rows
-from hdmole.training.data import Batches, Corpus, mel_batches, spec_augment, write_corpus
+from hdmole.training.adapt import Adaptation, Speech, parameter_groups, training_rows
+from hdmole.training.data import Batches, Corpus, States, mel_batches, spec_augment, write_corpus
 from hdmole.training.loop import (
     MuonAdamW,
     cosine,
@@ -529,3 +531,106 @@ def test_batches_padded_to_multiples_come_in_few_shapes() -> None:
         masked[multiple] = sum(int(item["attention_mask"].sum()) for item in items)
     assert len(shapes[32]) < len(shapes[1]) / 1.5 and all(t % 32 == 0 and b * t <= 4_000 for b, t, _ in shapes[32])
     assert masked[1] == masked[32] == lengths.sum()
+
+
+# -- an adaptation as a whole -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accented(tmp_path: Path, tiny_model: Path) -> Speech:
+    """Speech for the tiny model: 8 accented and 4 general training utterances; view v of utterance i is 100 v + i throughout."""
+    labels = ["general", "indian", "german", "scottish"]
+    rows = [("train", "accent", labels[1 + i % 3]) for i in range(8)] + [("train", "general", "general")] * 4
+    corpus = corpus_of(tmp_path / "corpus", rows, frames=4)
+    states = np.concatenate([np.full((3, 32), 100 * view + i, np.float16) for view in (0, 1) for i in range(12)])
+    spans = np.array([[[3 * (12 * view + i), 3] for i in range(12)] for view in (0, 1)])
+    torch.manual_seed(0)
+    recogniser, posteriors = AccentRecogniser(labels, channels=16), np.full((12, 4), 0.25, np.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    return Speech(corpus, States(states, spans), tokenizer, tiny_model, recogniser, posteriors)
+
+
+class _Fits:
+    """Stands in for `fit`: keeps what it was called with, and what an HDMoLE layer's gate was then made of."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, model: nn.Module, batches: Batches, objective: Any, folder: Path, **rest: Any) -> None:
+        rows = [i for batch in batches.batches for i in batch]
+        layer = next((m for m in model.modules() if isinstance(m, HDMoLELinear)), None)
+        config = None if layer is None else layer.configs["default"]
+        call = {"rows": rows, "batch": batches[0], "folder": folder.name, "config": config, "objective": objective, **rest}
+        self.calls.append({**call, "names": {id(p): name for name, p in model.named_parameters()}})
+
+
+def adapted(speech: Speech, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, **changes: Any) -> list[dict[str, Any]]:
+    """The calls of `fit` when a method of a kind is trained for 2 epochs at a rate of 0.01."""
+    fits, options = _Fits(), {"r": 1, "shared_expert_rank": 1} if kind == "hdmole" else {}
+    monkeypatch.setattr(adapting, "fit", fits)
+    adaptation = Adaptation("a", kind, options, **changes)
+    adapting.adapt(speech, adaptation, folder / "adapter", epochs=2, rate=0.01, seed=0, report=silent)
+    return fits.calls
+
+
+def test_an_adaptation_trains_thresholds_faster_on_the_accents(
+    accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (call,) = adapted(accented, tmp_path, monkeypatch, "hdmole")
+    slow, fast = call["groups"]
+    assert fast["lr"] == pytest.approx(0.1) and call["rate"] == 0.01 and fast["weight_decay"] == 0
+    assert slow["params"] and all("threshold" not in call["names"][id(p)] for p in slow["params"])
+    assert fast["params"] and all("threshold" in call["names"][id(p)] for p in fast["params"])
+    assert sorted(call["rows"]) == list(range(8)) and call["epochs"] == 2 and call["folder"] == "adapter-training"
+    assert call["objective"] is smoothed_objective and call["batch"]["accent_posterior"].tolist()[0] == [0.25] * 4
+    assert call["config"].routing == "hierarchical"
+
+
+def test_replay_and_share_reach_the_training(accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (call,) = adapted(accented, tmp_path, monkeypatch, "full", replay=0.25, share=0.5)
+    assert len(call["rows"]) == 4 and len([i for i in call["rows"] if i >= 8]) == 1
+    assert call["epochs"] == 4 and "accent_posterior" not in call["batch"]  # as many steps as with all of the speech
+
+
+def test_a_warm_start_trains_each_expert_on_its_own_accent_first(
+    accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm, rest = adapted(accented, tmp_path, monkeypatch, "hdmole", warm_share=0.25)
+    assert (warm["folder"], warm["epochs"], rest["folder"], rest["epochs"]) == ("adapter-warming", 0.5, "adapter-training", 1.5)
+    assert (warm["config"].routing, warm["config"].thresholds, warm["config"].shared_expert_rank) == ("global", "dense", 0)
+    assert (rest["config"].routing, rest["config"].thresholds, rest["config"].shared_expert_rank) == (
+        "hierarchical",
+        "dynamic",
+        1,
+    )
+    assert warm["batch"]["accent_posterior"].amax(1).tolist() == [1.0] * 8  # the accent that was spoken
+    assert warm["batch"]["accent_posterior"].argmax(1).bincount().tolist() == [0, 3, 3, 2]
+    assert rest["batch"]["accent_posterior"].tolist() == [[0.25] * 4] * 8
+
+
+def test_training_hears_both_masked_views_of_an_utterance(accented: Speech) -> None:
+    batches, views = accented.batches(list(range(8)), 0, lambda rows: {}), []
+    for epoch in range(12):
+        batches.epoch = epoch
+        heard = batches[0]["encoder_states"][:, 0, 0] // 100
+        assert heard.tolist() == (batches[0]["encoder_states"][:, 0, 0] // 100).tolist()  # the same within an epoch
+        views.append(heard)
+    share = torch.stack(views).mean(0)
+    assert (share > 0).all() and (share < 1).all()  # of each utterance now one, now the other
+
+
+def test_training_posteriors_come_from_masked_features(tmp_path: Path) -> None:
+    class Zeros(nn.Module):
+        """Logits: the share of features that are zero, and 0."""
+
+        labels = ("general", "german")
+
+        def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return torch.stack([(features == 0).float().mean((1, 2)), torch.zeros(len(features))], 1)
+
+    corpus = corpus_of(tmp_path, [("train", "accent", "german"), ("dev", "accent", "german"), ("train", "general", "general")])
+    logits = preparation._accent_logits(Zeros(), corpus, 0, "cpu")
+    for i in (0, 2):
+        expected = spec_augment(corpus.features(i), np.random.default_rng((0, 0, i)), 2, 0.08)
+        assert logits[i, 0] == pytest.approx((expected == 0).mean()) and logits[i, 0] > 0
+    assert logits[1].tolist() == [0, 0]
