@@ -138,9 +138,9 @@ class Build:
         folder = self.work / "tokenizer"
         if not folder.is_dir():
             bpe = Tokenizer(models.BPE(unk_token="<pad>"))
-            bpe.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
-            bpe.pre_tokenizer = pre_tokenizers.Metaspace()  # type: ignore[assignment]
-            bpe.decoder = decoders.Metaspace()  # type: ignore[assignment]
+            bpe.normalizer = normalizers.Lowercase()
+            bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+            bpe.decoder = decoders.Metaspace()
             trainer = trainers.BpeTrainer(
                 vocab_size=self.recipe.vocabulary,
                 special_tokens=["<pad>", "<bos>", "<eos>", "<sep>"],
@@ -148,11 +148,12 @@ class Build:
             )
             train = corpus.index[(corpus.index.split == "train") & (corpus.index.domain != "accent")]
             bpe.train_from_iterator(train.text, trainer)
-            PreTrainedTokenizerFast(
+            PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
                 tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", sep_token="<sep>",
                 clean_up_tokenization_spaces=False,
             ).save_pretrained(folder)  # fmt: skip
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+        return loaded
 
     def _labels(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, eos: bool) -> Callable[[list[int]], dict[str, Tensor]]:
         ends = [tokenizer.eos_token_id] if eos else []
@@ -167,7 +168,7 @@ class Build:
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
             config = ParakeetCTCConfig(vocab_size=len(tokenizer), pad_token_id=0, encoder_config=self.recipe.encoder)
-            model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)
+            model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)  # type: ignore[no-untyped-call]
             everything = corpus.select("train", GENERAL, "real_digits", "real_sentences")
             digits = [i for i in everything if is_digit_string(corpus.index.text[i])]
             # ten words first: CTC leaves its plateau on them within minutes, on the whole vocabulary it rests there
@@ -198,7 +199,7 @@ class Build:
                 vocab_size=len(tokenizer), tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
                 max_position_embeddings=1024, attention_dropout=0.0, **self.recipe.llm,
             )  # fmt: skip
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).to(self.device)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).to(self.device)  # type: ignore[no-untyped-call]
             rng = np.random.default_rng(self.seed)
             texts = sentences(self.recipe.llm_sentences, self.seed + 1, "train")
             ids = []

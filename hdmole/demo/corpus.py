@@ -38,10 +38,10 @@ from hdmole.demo.synth import (
 )
 from hdmole.demo.text import is_digit_string, sentences
 from hdmole.names import GENERAL
+from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.segments import framed
 from hdmole.training.data import write_corpus
 
-RATE = 16_000  # Hz
 N_MELS = 80
 CHUNK = 200  # utterances one worker makes at a time
 
@@ -67,14 +67,15 @@ class Sizes:
 
 @cache
 def _extractor() -> ParakeetFeatureExtractor:
-    return ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=RATE)
+    return ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=SAMPLE_RATE)  # type: ignore[no-untyped-call]
 
 
 def mel(samples: np.ndarray) -> np.ndarray:
     """Features (T, 80) float16 of mono 16 kHz samples, as the released model's feature extractor makes them."""
-    batch = _extractor()(samples, sampling_rate=RATE, return_tensors="pt")
+    batch = _extractor()(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     features = batch["input_features"][0][batch["attention_mask"][0].bool()]
-    return np.nan_to_num(features.numpy()).astype(np.float16)
+    found: np.ndarray = np.nan_to_num(features.numpy()).astype(np.float16)
+    return found
 
 
 def _hash(name: str) -> str:
@@ -209,8 +210,8 @@ def render(job: dict[str, Any], synthesiser: Synthesiser) -> np.ndarray:
     elif job["kind"] == "language":
         wave = synthesiser.say_language(job["text"], job["accent"], job["speaker"])
     elif job["kind"] == "read":
-        clips = [librosa.load(path, sr=RATE, mono=True)[0] for path in job["paths"]]
-        gaps = [np.zeros(int(RATE * rng.uniform(0.02, 0.35)), np.float32) for _ in clips]
+        clips = [librosa.load(path, sr=SAMPLE_RATE, mono=True)[0] for path in job["paths"]]
+        gaps = [np.zeros(int(SAMPLE_RATE * rng.uniform(0.02, 0.35)), np.float32) for _ in clips]
         wave = np.concatenate([part for pair in zip(clips, gaps, strict=True) for part in pair][:-1])
         if job["augment"]:  # other speaking rates and vocal tracts from few real speakers
             wave = resample_poly(wave, int(rng.integers(85, 119)), 100).astype(np.float32)
@@ -224,7 +225,7 @@ def _make(jobs: list[dict[str, Any]]) -> list[tuple[np.ndarray, float]]:
     torch.set_num_threads(1)
     with Synthesiser() as synthesiser:
         waves = [render(job, synthesiser) for job in jobs]
-    return [(mel(framed(wave)[0]), len(wave) / RATE) for wave in waves]
+    return [(mel(framed(wave)[0]), len(wave) / SAMPLE_RATE) for wave in waves]
 
 
 def make(jobs: list[dict[str, Any]], folder: Path) -> Iterator[float]:

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from transformers import ParakeetFeatureExtractor
 
-from hdmole.demo.corpus import N_MELS, RATE, render
+from hdmole.demo.corpus import N_MELS, render
 from hdmole.demo.synth import ACCENTS, Synthesiser, speakers
 from hdmole.demo.text import sentences, vocabulary
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.asr import ASR, Encoded
-from hdmole.speech.audio import decode
+from hdmole.speech.audio import SAMPLE_RATE, decode
 from hdmole.speech.domain import DomainScorer
 from hdmole.speech.words import count_errors, normalise
 from hdmole.study.analyses import recogniser_results
@@ -91,7 +91,7 @@ def weights(work: Path, out: Path) -> None:
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(work / "tokenizer" / file, out / file)
-    ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=RATE).save_pretrained(out)
+    ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=SAMPLE_RATE).save_pretrained(out)  # type: ignore[no-untyped-call]
     for name in ("lora", "hdmole", "full"):
         folder = out / "adapters" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def samples(seed: int, folder: Path) -> None:
             for number, text in ((1, long[0]), (2, long[1 + k])):
                 speaker = people[(2 * k + number) % len(people)]
                 name = f"{accent}_{number}.flac"
-                soundfile.write(folder / name, synthesiser.say(text, accent, speaker), RATE, subtype="PCM_16")
+                soundfile.write(folder / name, synthesiser.say(text, accent, speaker), SAMPLE_RATE, subtype="PCM_16")
                 lines.append({"audio": name, "text": text, "accent": accent, "speaker": speaker.name})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

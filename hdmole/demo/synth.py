@@ -19,8 +19,8 @@ import soxr
 from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 
 from hdmole.names import GENERAL
+from hdmole.speech.audio import SAMPLE_RATE
 
-RATE = 16_000  # Hz, of everything that leaves this module
 VOICES = Path(__file__).with_name("voices")
 
 
@@ -228,7 +228,7 @@ class Synthesiser:
         self._folder.cleanup()
         _lock.release()
 
-    def _collect(self, samples: ctypes._Pointer, count: int, _events: int) -> int:
+    def _collect(self, samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int) -> int:
         if samples and count > 0:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
@@ -254,11 +254,12 @@ class Synthesiser:
         if not self._chunks:
             raise RuntimeError(f"espeak-ng gave no sound for {text!r}.")
         wave = np.concatenate(self._chunks).astype(np.float32) / 32768
-        wave = soxr.resample(wave, self._rate * speaker.vocal_tract, RATE, quality="MQ")
+        wave = soxr.resample(wave, self._rate * speaker.vocal_tract, SAMPLE_RATE, quality="MQ")
         loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
-        margin = RATE // 10
+        margin = SAMPLE_RATE // 10
         wave = wave[max(0, loud[0] - margin) : loud[-1] + margin]
-        return (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+        loudest: np.ndarray = (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+        return loudest
 
 
 def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
@@ -272,11 +273,11 @@ def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.
 
 def augment(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What microphones, rooms and lines add: reverberation, noise, band limits, tilt, clipping, pauses. Peak <= 1."""
-    wave = np.pad(wave, (int(rng.uniform(0, 0.3) * RATE), int(rng.uniform(0, 0.3) * RATE))).astype(np.float64)
+    wave = np.pad(wave, (int(rng.uniform(0, 0.3) * SAMPLE_RATE), int(rng.uniform(0, 0.3) * SAMPLE_RATE))).astype(np.float64)
     if rng.random() < 0.25:
         return (wave * rng.uniform(0.3, 1.8)).clip(-1, 1).astype(np.float32)
     if rng.random() < 0.4:  # a room
-        length = int(RATE * rng.uniform(0.08, 0.5))
+        length = int(SAMPLE_RATE * rng.uniform(0.08, 0.5))
         response = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length) * rng.uniform(0.02, 0.15)
         response[0] = 1
         wave = fftconvolve(wave, response)[: len(wave)]
@@ -284,13 +285,15 @@ def augment(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         wave = lfilter([1, -rng.uniform(-0.6, 0.6)], [1], wave)
     band = rng.random()
     if band < 0.25:  # a telephone
-        wave = sosfilt(butter(4, [rng.uniform(150, 350), rng.uniform(3000, 3800)], "bandpass", fs=RATE, output="sos"), wave)
+        wave = sosfilt(
+            butter(4, [rng.uniform(150, 350), rng.uniform(3000, 3800)], "bandpass", fs=SAMPLE_RATE, output="sos"), wave
+        )
     elif band < 0.45:  # a poor microphone or codec
-        wave = sosfilt(butter(4, rng.uniform(3500, 7000), "lowpass", fs=RATE, output="sos"), wave)
+        wave = sosfilt(butter(4, rng.uniform(3500, 7000), "lowpass", fs=SAMPLE_RATE, output="sos"), wave)
     if rng.random() < 0.7:
         noise = coloured_noise(len(wave), rng.uniform(0, 2), rng)
         if rng.random() < 0.2:  # mains hum
-            noise = noise + 1.5 * np.sin(2 * np.pi * rng.choice([50, 60, 100, 120]) * np.arange(len(wave)) / RATE)
+            noise = noise + 1.5 * np.sin(2 * np.pi * rng.choice([50, 60, 100, 120]) * np.arange(len(wave)) / SAMPLE_RATE)
         level = float(np.sqrt(np.mean(wave**2))) * 10 ** (-rng.uniform(8, 35) / 20)
         wave = wave + noise * level
     wave = wave / max(1e-6, float(np.abs(wave).max()))
@@ -301,8 +304,8 @@ def augment(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def out_of_domain_noise(kind: str, seconds: float, rng: np.random.Generator) -> np.ndarray:
     """Sound that is not speech: kind `silence`, `noise` or `music` (made here), float32 mono 16 kHz."""
-    count = max(RATE // 5, int(seconds * RATE))
-    time = np.arange(count) / RATE
+    count = max(SAMPLE_RATE // 5, int(seconds * SAMPLE_RATE))
+    time = np.arange(count) / SAMPLE_RATE
     if kind == "silence":
         return (coloured_noise(count, rng.uniform(0, 2), rng) * 10 ** rng.uniform(-5, -2.7)).astype(np.float32)
     if kind == "noise":
@@ -319,7 +322,10 @@ def out_of_domain_noise(kind: str, seconds: float, rng: np.random.Generator) -> 
             wave = wave * (0.3 + np.abs(np.sin(2 * np.pi * rng.uniform(0.1, 2) * time + rng.uniform(0, 6))))
         elif style == 4:  # a sweep or an alarm
             wave = 0.1 * wave + np.sin(
-                2 * np.pi * np.cumsum(rng.uniform(300, 2500) * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.5, 6) * time))) / RATE
+                2
+                * np.pi
+                * np.cumsum(rng.uniform(300, 2500) * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.5, 6) * time)))
+                / SAMPLE_RATE
             )
     elif kind == "music":
         wave = _music(count, rng)
@@ -332,11 +338,11 @@ def _music(count: int, rng: np.random.Generator) -> np.ndarray:
     wave = np.zeros(count)
     root = rng.uniform(90, 330)
     scale = np.array([[0, 2, 4, 5, 7, 9, 11, 12], [0, 2, 3, 5, 7, 8, 10, 12]][rng.integers(0, 2)])
-    beat = int(RATE * rng.uniform(0.18, 0.6))
+    beat = int(SAMPLE_RATE * rng.uniform(0.18, 0.6))
     timbre = rng.integers(0, 3)
     for start in range(0, count, beat):
         length = min(count - start, int(beat * rng.uniform(0.9, 2.5)))
-        time = np.arange(length) / RATE
+        time = np.arange(length) / SAMPLE_RATE
         for degree in rng.choice(scale, rng.integers(1, 4), replace=False):
             pitch = root * 2 ** ((degree + 12 * rng.integers(0, 2)) / 12)
             if timbre == 0:  # organ or strings: steady harmonics
@@ -345,7 +351,7 @@ def _music(count: int, rng: np.random.Generator) -> np.ndarray:
                 tone = sum(np.sin(2 * np.pi * pitch * h * time) * np.exp(-time * 3 * h) / h for h in range(1, 7))
             else:  # bells and electric piano: frequency modulation
                 tone = np.sin(2 * np.pi * pitch * time + 3 * np.exp(-3 * time) * np.sin(2 * np.pi * 2 * pitch * time))
-            wave[start : start + length] += tone * np.minimum(1, time * 60) * np.minimum(1, (length / RATE - time) * 30)
+            wave[start : start + length] += tone * np.minimum(1, time * 60) * np.minimum(1, (length / SAMPLE_RATE - time) * 30)
         if rng.random() < 0.6:  # a drum on the beat
             hit = min(count - start, 2400)
             wave[start : start + hit] += 2 * rng.standard_normal(hit) * np.exp(-np.arange(hit) / rng.uniform(100, 600))

@@ -183,7 +183,8 @@ def log_likelihood(speech: Speech, model: nn.Module, adaptation: Adaptation, row
         )
     scores = out.logits[:, -labels.shape[1] - 1 : -1].float().log_softmax(-1)
     picked = scores.gather(2, labels.clamp_min(0)[..., None])[..., 0] * (labels >= 0)
-    return picked.sum(1).double().cpu().numpy()
+    likelihood: np.ndarray = picked.sum(1).double().cpu().numpy()
+    return likelihood
 
 
 def _recogniser(speech: Speech) -> AccentRecogniser:

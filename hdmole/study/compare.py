@@ -226,7 +226,12 @@ class Runner:
         """The model that a finished run left in its folder. Raises ConfigError where it is no longer there."""
         method, folder = self.methods[name], run / "adapter"
         if method.kind != "base" and not folder.is_dir():
-            raise ConfigError(f"{run.name} has lost its adapter; remove the folder {run} to have it trained again.")
+            raise ConfigError(
+                "config.adapter_gone",
+                "{name} has lost its adapter; remove the folder {folder} to have it trained again.",
+                name=run.name,
+                folder=run,
+            )
         return adapt(self.speech, method, folder, epochs=0, rate=0, seed=0, report=self.report, device=self.device)
 
     def analyse(self, kind: str) -> None:

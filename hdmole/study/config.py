@@ -10,12 +10,13 @@ from typing import Any
 
 from peft import LoraConfig
 
+from hdmole.errors import UserError
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.training.adapt import Adaptation
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what to do."""
+class ConfigError(UserError):
+    """A configuration that cannot be used, or results that no longer fit it. The codes begin with `config.`."""
 
 
 def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Adaptation]:
@@ -102,19 +103,29 @@ def read_config(path: Path) -> Comparison:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text)
     except OSError:
-        raise ConfigError(f"There is no configuration {path}; runs/main.toml in the repository is an example.") from None
+        raise ConfigError(
+            "config.absent", "There is no configuration {name}; runs/main.toml in the repository is an example.", name=path
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}.") from None
+        raise ConfigError("config.not_toml", "{name} is not valid TOML: {reason}.", name=path.name, reason=error) from None
     allowed = {
         "data", "model", "manifests", "place", "methods", "seeds", "seeds_of", "epochs", "rates", "trial_epochs", "watched", "hdmole",
         "method",
     }  # fmt: skip
     if unknown := sorted(set(values) - allowed):
         raise ConfigError(
-            f"{path.name} has {', '.join(unknown)}, which is not known; the lines are {', '.join(sorted(allowed))}."
+            "config.unknown_line",
+            "{name} has {unknown}, which is not known; the lines are {lines}.",
+            name=path.name,
+            unknown=", ".join(unknown),
+            lines=", ".join(sorted(allowed)),
         )
     if ("data" in values) == ("manifests" in values):
-        raise ConfigError(f"{path.name} needs either data (a work folder of 'hdmole demo build') or manifests, not both.")
+        raise ConfigError(
+            "config.no_speech",
+            "{name} needs either data (a work folder of 'hdmole demo build') or manifests, not both.",
+            name=path.name,
+        )
     try:
         place = values.get("place", "projector")
         methods = known_methods(dict(_table(values, "hdmole", path)), place)
@@ -130,35 +141,78 @@ def read_config(path: Path) -> Comparison:
                     raise ValueError(f'{method.label} needs options.r, a rank from 1 or "equal"')
                 (LoraConfig if method.kind == "lora" else partial(HDMoLEConfig, accents=["any"]))(**options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path.name} describes a method that cannot be: {str(error).rstrip('.')}.") from None
+        raise ConfigError(
+            "config.bad_method",
+            "{name} describes a method that cannot be: {reason}.",
+            name=path.name,
+            reason=str(error).rstrip("."),
+        ) from None
     lists = {
         name: values.get(name, default)
         for name, default in (("methods", ["full", "lora", "gated_lora", "hdmole"]), ("watched", []))
     }
     for name, value in lists.items():
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise ConfigError(f'{path.name}: {name} is a list of names in quotes, such as ["full", "hdmole"]; not {value!r}.')
+            raise ConfigError(
+                "config.not_names",
+                '{name}: {line} is a list of names in quotes, such as ["full", "hdmole"]; not {value}.',
+                name=path.name,
+                line=name,
+                value=repr(value),
+            )
     chosen, watched = list(dict.fromkeys(["base", *lists["methods"]])), lists["watched"]
     if wrong := [name for name in [*chosen, *watched] if name not in methods]:
-        raise ConfigError(f"{path.name} names {', '.join(wrong)}; the methods are {', '.join(methods)}.")
+        raise ConfigError(
+            "config.no_such_method",
+            "{name} names {wrong}; the methods are {methods}.",
+            name=path.name,
+            wrong=", ".join(wrong),
+            methods=", ".join(methods),
+        )
     seeds = _seeds(values.get("seeds", [0]), "seeds", path)
     own = values.get("seeds_of", {})
     if not isinstance(own, dict) or set(own) - set(methods):
-        raise ConfigError(f"{path.name}: seeds_of is a table of seeds by method; the methods are {', '.join(methods)}.")
+        raise ConfigError(
+            "config.bad_seeds_of",
+            "{name}: seeds_of is a table of seeds by method; the methods are {methods}.",
+            name=path.name,
+            methods=", ".join(methods),
+        )
     seeds_of = {name: _seeds(own.get(name, seeds), f"seeds_of.{name}", path) for name in chosen} | {"base": seeds[:1]}
     rates = {family: _rates(tried, family, path) for family, tried in _table(values, "rates", path).items()}
     for name in chosen:
         family = methods[name].rate or name
         if methods[name].kind != "base" and not rates.get(family):
-            raise ConfigError(f"{path.name} has no learning rates to try for {family}; add rates.{family} = [...].")
+            raise ConfigError(
+                "config.no_rates",
+                "{name} has no learning rates to try for {family}; add rates.{family} = [...].",
+                name=path.name,
+                family=family,
+            )
     if wrong := [family for family in rates if family not in methods]:
-        raise ConfigError(f"{path.name} has learning rates for {', '.join(wrong)}; the methods are {', '.join(methods)}.")
+        raise ConfigError(
+            "config.rates_of_no_method",
+            "{name} has learning rates for {wrong}; the methods are {methods}.",
+            name=path.name,
+            wrong=", ".join(wrong),
+            methods=", ".join(methods),
+        )
     if len({len(v) for v in rates.values()}) > 1:
-        raise ConfigError(f"{path.name} tries more learning rates for one method than for another; give each as many.")
+        raise ConfigError(
+            "config.uneven_rates",
+            "{name} tries more learning rates for one method than for another; give each as many.",
+            name=path.name,
+        )
     manifests = _table(values, "manifests", path)
     for name, value in {"data": values.get("data", ""), "model": values.get("model", ""), **manifests}.items():
         if not isinstance(value, str):
-            raise ConfigError(f"{path.name}: {name} is a path in quotes, not {value!r}.")
+            raise ConfigError(
+                "config.not_a_path",
+                "{name}: {line} is a path in quotes, not {value}.",
+                name=path.name,
+                line=name,
+                value=repr(value),
+            )
     where = path.parent
     return Comparison(
         data=_path(values.get("data"), where), model=_path(values.get("model"), where),
@@ -172,26 +226,49 @@ def read_config(path: Path) -> Comparison:
 def _table(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     found = values.get(name, {})
     if not isinstance(found, dict):
-        raise ConfigError(f"{path.name}: {name} is a table, [{name}] with one line a name.")
+        raise ConfigError(
+            "config.not_a_table",
+            "{name}: {line} is a table, [{line}] with one line a name.",
+            name=path.name,
+            line=name,
+        )
     return found
 
 
 def _positive(value: Any, name: str, path: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(f"{path.name}: {name} is a number above 0, not {value!r}.")
+        raise ConfigError(
+            "config.not_positive",
+            "{name}: {line} is a number above 0, not {value}.",
+            name=path.name,
+            line=name,
+            value=repr(value),
+        )
     return float(value)
 
 
 def _seeds(value: Any, name: str, path: Path) -> list[int]:
     right = isinstance(value, list) and value and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
     if not right or len(set(value)) < len(value):
-        raise ConfigError(f"{path.name}: {name} is a list of different whole numbers from 0, such as [0, 1, 2]; not {value!r}.")
+        raise ConfigError(
+            "config.not_seeds",
+            "{name}: {line} is a list of different whole numbers from 0, such as [0, 1, 2]; not {value}.",
+            name=path.name,
+            line=name,
+            value=repr(value),
+        )
     return list(value)
 
 
 def _rates(value: Any, family: str, path: Path) -> list[float]:
     if not isinstance(value, list) or not value:
-        raise ConfigError(f"{path.name}: rates.{family} is a list of learning rates, such as [1e-3, 2e-3]; not {value!r}.")
+        raise ConfigError(
+            "config.not_rates",
+            "{name}: rates.{family} is a list of learning rates, such as [1e-3, 2e-3]; not {value}.",
+            name=path.name,
+            family=family,
+            value=repr(value),
+        )
     return [_positive(rate, f"each of rates.{family}", path) for rate in dict.fromkeys(value)]
 
 

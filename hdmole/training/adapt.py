@@ -149,7 +149,8 @@ def pad(ids: list[list[int]]) -> Tensor:
 def load_base(folder: Path, device: str | torch.device = "cpu") -> SpeechLLM:
     """The frozen base in float32."""
     model: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
-    return model.to(device).eval().requires_grad_(False)
+    base: SpeechLLM = model.to(device).eval().requires_grad_(False)
+    return base
 
 
 def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentRecogniser | None) -> Any:
@@ -171,7 +172,7 @@ def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentReco
     else:
         assert recogniser is not None
         config = HDMoLEConfig(accents=recogniser.labels[1:], recogniser=recogniser.arguments, **shared, **options)
-    model: Any = get_peft_model(base, config)  # type: ignore[arg-type]
+    model: Any = get_peft_model(base, config)
     if adaptation.kind == "hdmole":
         model.base_model.set_recogniser(recogniser)
     return model
@@ -181,10 +182,10 @@ def _targets(base: SpeechLLM, place: str) -> list[nn.Module]:
     """What full fine-tuning trains: the whole projector, or the linear layers of another place."""
     if place == "projector":
         return [base.multi_modal_projector]
-    return _linears(base, place)
+    return [*_linears(base, place)]
 
 
-def _linears(base: SpeechLLM, place: str) -> list[Any]:
+def _linears(base: SpeechLLM, place: str) -> list[nn.Linear]:
     return [m for n, m in base.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(PLACES[place], n)]
 
 

@@ -21,7 +21,8 @@ class Corpus:
 
     def features(self, i: int) -> np.ndarray:
         offset, frames = self._spans[i]
-        return self.mels[offset : offset + frames]
+        features: np.ndarray = self.mels[offset : offset + frames]
+        return features
 
     def select(self, split: str, *domains: str) -> list[int]:
         """Row numbers of a split, of the given domains (all where none is named)."""
@@ -65,7 +66,7 @@ class States:
         return cls(np.load(folder / "states.npy", mmap_mode="r"), np.load(folder / "spans.npy"))
 
 
-class Batches(Dataset):
+class Batches(Dataset[dict[str, torch.Tensor]]):
     """Batches of utterances of like length, as dicts of padded tensors; the batch is the item.
 
     Parameters

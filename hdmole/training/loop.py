@@ -29,7 +29,7 @@ class _Batch(Trainer):
 
     objective: Objective
 
-    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         with self.accelerator.autocast():  # accelerate itself casts only inside the model's own forward
             loss = self.objective(model, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
@@ -76,7 +76,7 @@ def fast_on_cpu(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module in found:
-            del module.forward  # type: ignore[method-assign]
+            del module.forward
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -190,7 +190,7 @@ def fit(
     trainer = _Batch(
         model=model,
         args=arguments,
-        train_dataset=batches,  # type: ignore[arg-type]
+        train_dataset=batches,
         data_collator=lambda items: items[0],
         optimizers=(optimizer, schedule),
         callbacks=[_Report(report, folder.name, batches), *callbacks],

@@ -15,15 +15,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from hdmole.errors import UserError
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import AudioError, decode
+from hdmole.speech.audio import SAMPLE_RATE, AudioError, decode
 from hdmole.speech.manifest import Line, fingerprint, read_manifest
 from hdmole.speech.segments import framed
 from hdmole.training.adapt import Speech
 from hdmole.training.data import Corpus, States, mel_batches, write_corpus
 from hdmole.training.loop import fit
+
+
+class SpeechError(UserError):
+    """Speech that methods cannot be compared on. The codes begin with `speech.`."""
+
 
 Report = Callable[[str], None]
 SPLITS = ("train", "dev", "test")
@@ -219,7 +225,7 @@ def speech_of(
     Raises:
         ManifestError: a manifest cannot be used.
         ModelError: the model cannot be used.
-        ValueError: the data folder lacks something, a split is missing, or speakers are in two splits.
+        SpeechError: the data folder lacks something, a split is missing, or speakers are in two splits.
     """
     if data is not None:
         folder = data
@@ -227,7 +233,12 @@ def speech_of(
             n for n in ("corpus/index.parquet", "states/spans.npy", "recogniser/config.json") if not (folder / n).is_file()
         ]
         if missing:
-            raise ValueError(f"{folder} has no {', '.join(missing)}; run 'hdmole demo build --work {folder}' first.")
+            raise SpeechError(
+                "speech.data_incomplete",
+                "{folder} has no {missing}; run 'hdmole demo build --work {folder}' first.",
+                folder=folder,
+                missing=", ".join(missing),
+            )
         base, tokenizer = model or folder / "base", model or folder / "tokenizer"
         there = (folder / "unseen" / "recogniser" / "posteriors.npy").is_file()
         return Speech.load(folder, base, tokenizer), {"unseen": Speech.load(folder / "unseen", base, tokenizer)} if there else {}
@@ -271,22 +282,38 @@ def file_digest(folder: Path) -> str:
 
 
 def read_splits(files: Mapping[str, Path]) -> dict[str, list[Line]]:
-    """The lines of every split. Raises ValueError where a split is missing, speakers are mixed up or there is no accent."""
+    """The lines of every split. Raises SpeechError where a split is missing, speakers are mixed up or there is no accent."""
     manifests = {split: read_manifest(files[split]) for split in SPLITS if split in files}
     if missing := [split for split in SPLITS if split not in manifests]:
-        raise ValueError(f"The configuration has no manifest for {', '.join(missing)}; a comparison needs {', '.join(SPLITS)}.")
+        raise SpeechError(
+            "speech.no_manifest",
+            "The configuration has no manifest for {missing}; a comparison needs {splits}.",
+            missing=", ".join(missing),
+            splits=", ".join(SPLITS),
+        )
     for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
         both = {line.speaker for line in manifests[one]} & {line.speaker for line in manifests[other]}
         both -= {f"line-{line.number}" for line in manifests[one]}
         if both:
-            raise ValueError(f"Speaker {min(both)} is in both {one} and {other}; a comparison needs speakers apart.")
+            raise SpeechError(
+                "speech.speaker_twice",
+                "Speaker {speaker} is in both {one} and {other}; a comparison needs speakers apart.",
+                speaker=min(both),
+                one=one,
+                other=other,
+            )
     accents = {line.accent for line in manifests["train"]} - {GENERAL}
     if not accents:
-        raise ValueError("The train manifest has no accent but the general one; there is nothing to adapt to.")
+        raise SpeechError(
+            "speech.no_accent", "The train manifest has no accent but the general one; there is nothing to adapt to."
+        )
     for split in ("dev", "test"):
         if not accents & {line.accent for line in manifests[split]}:
-            raise ValueError(
-                f"The {split} manifest has none of the accents of the train manifest ({', '.join(sorted(accents))})."
+            raise SpeechError(
+                "speech.other_accents",
+                "The {split} manifest has none of the accents of the train manifest ({accents}).",
+                split=split,
+                accents=", ".join(sorted(accents)),
             )
     return manifests
 
@@ -303,8 +330,14 @@ def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, re
             try:
                 audio = decode(line.audio)
             except AudioError as error:
-                raise ValueError(f"{error} It is line {line.number} of the {split} manifest; mend or remove it.") from None
-            batch = asr.extractor(framed(audio.samples)[0], sampling_rate=16_000, return_tensors="pt")
+                raise SpeechError(
+                    "speech.not_read",
+                    "{reason} It is line {number} of the {split} manifest; mend or remove it.",
+                    reason=error,
+                    number=line.number,
+                    split=split,
+                ) from None
+            batch = asr.extractor(framed(audio.samples)[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")
             features = torch.nan_to_num(batch["input_features"])[0][batch["attention_mask"][0].bool()]
             mels.append(features.numpy().astype(np.float16))
             rows.append(
@@ -314,7 +347,7 @@ def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, re
         write_corpus(folder / "corpus", pd.DataFrame(rows), mels)
     corpus = Corpus(folder / "corpus")
     train = corpus.select("train")
-    encode_corpus(corpus, asr.models["base"].audio_tower.encoder, folder / "states", train, 0, report)  # type: ignore[union-attr]
+    encode_corpus(corpus, asr.models["base"].audio_tower.encoder, folder / "states", train, 0, report)
     train_recogniser(
         corpus, [GENERAL, *accents], recogniser_stages(train), folder / "recogniser",
         rate=1.5e-3, seed=0, report=report, device=str(asr.device),
