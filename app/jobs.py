@@ -185,11 +185,11 @@ class Job(Task):
         for method in (m for m in self.methods if m not in self.transcripts):
             self._advance(0.0)
             self.step = Text("{method} is listening", method=Text(METHOD_NAMES.get(method, method)))
-            self.encoded = self._asr.encode(audio) if self.encoded is None else self.encoded
+            self.encoded = self._asr.segment(audio) if self.encoded is None else self.encoded
             transcript = self._asr.transcribe(
                 audio, method=method, want_trace=method == "hdmole", encoded=self.encoded, progress=self._advance
             )
-            self._share = 0.0
+            self._share, self.encoded = 0.0, transcript.encoded  # with what the base hears: the next method need not ask it
             self.transcripts[method] = transcript
         self.step = Text("Done")
 

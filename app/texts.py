@@ -78,7 +78,7 @@ MADE = (
     Text("There is no manifest {name}; give a JSON-lines file with audio, text and accent on each line."),
     Text("{name} is not text in UTF-8; a manifest is a JSON-lines file."),
     Text("Line {number} of {name} is not valid JSON."),
-    Text("Line {number} of {name} has no {missing}; each line needs audio, text and accent."),
+    Text("Line {number} of {name} has no {missing}; each line needs {needed}."),
     Text("Line {number} of {name} names {audio}, which does not exist beside the manifest."),
     Text("{name} is empty; give a JSON-lines file with audio, text and accent on each line."),
     Text("None of the {count} recordings of {name} could be read; the first says: {reason}"),

@@ -101,3 +101,8 @@ def test_the_alignment_is_the_best_of_all_paths(seed: int, count: int, tokens: l
     assert found is not None
     assert found[0] == spans_of(best, 0)
     assert found[1] == pytest.approx(sum(float(scores[k, token]) for k, token in enumerate(best)) / count, abs=1e-5)
+
+
+def test_a_transcript_of_hundreds_of_tokens() -> None:
+    found = align(frames(*[1, 2] * 200), [1, 2] * 200)
+    assert found is not None and found[0] == [(k, k) for k in range(400)]

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,12 @@ from hdmole.demo.synth import Synthesiser, speakers
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.models.speech_llm import SpeechLLM
-from hdmole.speech.alignment import align
-from hdmole.speech.asr import ASR, Encoded, ModelError, find_model
+from hdmole.speech.asr import ASR
 from hdmole.speech.audio import decode
-from hdmole.speech.decoding import Decoded
-from hdmole.speech.segments import cut
-from hdmole.speech.words import count_errors, normalise
+from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
+from hdmole.speech.loading import ModelError, find_model
+from hdmole.speech.manifest import read_manifest
+from hdmole.speech.words import count_errors, score
 from hdmole.study.evaluate import evaluate
 
 
@@ -81,7 +80,7 @@ def test_accent_general_gives_the_base(asr: ASR) -> None:
 
 
 def test_a_batch_gives_what_each_gives_alone(asr: ASR) -> None:
-    segments = [asr.encode(speech_like(seconds, k))[0] for k, seconds in enumerate((1.0, 2.2, 3.1))]
+    segments = [asr.segment(speech_like(seconds, k))[0] for k, seconds in enumerate((1.0, 2.2, 3.1))]
     for method in asr.methods:
         together = asr.decode_batch(segments, method)
         for segment, result in zip(segments, together, strict=True):
@@ -104,7 +103,7 @@ def test_threads_get_what_each_gets_alone(asr: ASR) -> None:
 
 def test_long_audio_is_cut_and_its_words_keep_their_times(asr: ASR) -> None:
     heard = asr.transcribe(speech_like(47.0), want_trace=True)
-    assert len(asr.encode(speech_like(47.0))) > 5
+    assert len(asr.segment(speech_like(47.0))) > 5
     assert heard.seconds == pytest.approx(47.0)
     starts = [w.start for w in heard.words]
     assert starts == sorted(starts) and starts[-1] > 30
@@ -117,8 +116,8 @@ def test_long_audio_is_cut_and_its_words_keep_their_times(asr: ASR) -> None:
 def test_silence_around_speech_changes_neither_text_nor_verdict(noise: float) -> None:
     demo, folder = ASR.load("demo"), find_model("demo") / "samples"
     rng = np.random.default_rng(0)
-    for row in list(map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()))[:4]:
-        clip = decode(folder / row["audio"]).samples
+    for line in read_manifest(folder / "manifest.jsonl")[:4]:
+        clip = decode(line.audio).samples
         around = np.zeros(len(clip) + 3 * 16_000, np.float32)
         around[16_000 : 16_000 + len(clip)] = clip
         alone, heard = (
@@ -149,7 +148,7 @@ def test_what_an_adapter_changes_is_its_own(tiny_model: Path, tmp_path: Path) ->
         assert asr.own_encoder == ({"lora"} if place == "encoder" else set())
         assert asr.transcribe(speech_like(2.0), "base").text == plain
         assert not any(isinstance(m, BaseTunerLayer) for m in asr.models["base"].modules())
-        one, other = (asr.decode_batch(asr.encode(speech_like(2.0)), method)[0].log_probs for method in ("base", "lora"))
+        one, other = (asr.decode_batch(asr.segment(speech_like(2.0)), method)[0].log_probs for method in ("base", "lora"))
         assert one != other
 
 
@@ -169,7 +168,7 @@ def test_every_method_in_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
     save_file(full, folder / "adapters" / "full" / "model.safetensors")
     asr = ASR.load(folder)
     assert asr.own_encoder == {"full", "hdmole"} and asr.trainable("full") == sum(w.numel() for w in full.values())
-    segments = [asr.encode(speech_like(seconds, k))[0] for k, seconds in enumerate((1.0, 2.2, 3.1))]
+    segments = [asr.segment(speech_like(seconds, k))[0] for k, seconds in enumerate((1.0, 2.2, 3.1))]
     for method in ("full", "hdmole"):
         posterior = torch.stack([s.posterior for s in segments]) if method == "hdmole" else None
         together = asr._states(segments, method, posterior)
@@ -185,7 +184,7 @@ def test_every_method_in_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
     masked = asr.transcribe(speech_like(2.0), intervention={"mask": ACCENTS})
     assert masked.text == asr.transcribe(speech_like(2.0), "base").text
     assert all(entry["active_experts"] == 0 for entry in masked.layers)
-    worth = asr.attribution(asr.encode(speech_like(2.0))[0])
+    worth = asr.attribution(asr.segment(speech_like(2.0))[0])
     assert any(abs(change) > 0 for word in worth for change in word["change"].values())
 
 
@@ -222,7 +221,7 @@ def test_the_routing_of_an_adapter_in_the_llm_is_that_of_the_tokens(tiny_model: 
     pd.testing.assert_frame_equal(*found, rtol=1e-4)
 
 
-def test_words_of_any_tokenizer(asr: ASR) -> None:
+def test_words_of_any_tokenizer() -> None:
     """Words come from the text, whichever way a tokenizer marks where one begins."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -231,45 +230,77 @@ def test_words_of_any_tokenizer(asr: ASR) -> None:
     )
     bpe.train_from_iterator(["über allen gipfeln"], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<b>")
-    other = copy.copy(asr)
-    other.tokenizer = tokenizer
     ids = tokenizer.encode("über kühe ruh")
-    tokens, groups = other._groups([*ids, tokenizer.eos_token_id])
+    tokens, groups = word_tokens([*ids, tokenizer.eos_token_id], tokenizer)
     assert tokens == list(range(len(ids))) and [word for word, _ in groups] == ["über", "kühe", "ruh"]
     assert [n for _, found in groups for n in found] == tokens
 
 
-def test_long_audio_is_cut_where_it_is_quietest() -> None:
-    samples = np.random.default_rng(0).normal(0, 0.1, 50 * 16_000)
-    for second in (14, 33):
-        samples[second * 16_000 : second * 16_000 + 6_000] *= 0.9  # hardly quieter, but longer than any chance
-    spans = cut(samples.astype(np.float32), 20.0)
-    assert [end for _, end in spans[:-1]] == pytest.approx([14.19 * 16_000, 33.19 * 16_000], abs=0.1 * 16_000)
-    assert spans[0][0] == 0 and spans[-1][1] == len(samples) and all(a[1] == b[0] for a, b in pairwise(spans))
+class Letters:
+    """A tokenizer of six tokens: a blank, the end, a space and three letters."""
+
+    all_special_ids, pad_token_id, eos_token_id = [0, 1], 0, 1
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        return "".join("__ abc"[int(i)] for i in ids if not (skip_special_tokens and i < 2))
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.003])
-def test_long_audio_is_cut_at_its_pauses(noise: float) -> None:
-    rng = np.random.default_rng(0)
-    spoken = [(k * 2.5 + 0.3, k * 2.5 + 2.2) for k in range(6)]  # 0.6 s between them
-    samples = rng.normal(0, noise, 15 * 16_000) if noise else np.zeros(15 * 16_000)
-    for start, end in spoken:
-        samples[int(start * 16_000) : int(end * 16_000)] += rng.normal(0, 0.1, int(end * 16_000) - int(start * 16_000))
-        samples[int(start * 16_000) + 16_000 :][:1600] = 0  # the closure of a consonant is no pause
-    spans = np.array(cut(samples.astype(np.float32), 8.0)) / 16_000
-    assert spans[:-1, 1] == pytest.approx([2.5 * k for k in range(1, 6)], abs=0.05)
-    assert cut(samples.astype(np.float32), 20.0) == [(0, 15 * 16_000)]
+def heard_in_frames(*best: int) -> torch.Tensor:
+    """CTC log-probabilities in which each frame has one likely token."""
+    scores = torch.full((len(best), 6), -9.0)
+    scores[torch.arange(len(best)), torch.tensor(best)] = 0.0
+    return scores
+
+
+def test_words_have_the_times_of_their_tokens_and_the_probability_of_all() -> None:
+    """ "ab c" in eight frames of 0.1 s, in a segment that begins 2 s into the recording and whose sound ends at 2.75 s."""
+    ctc = heard_in_frames(0, 3, 3, 4, 2, 0, 0, 5)
+    nothing = torch.zeros(0)
+    segment = Encoded(np.zeros(12_800, np.float32), 2.0, nothing, ctc, nothing, until=2.75)
+    heard = Decoded("ab c", [3, 4, 2, 5, 1], [-0.1, -0.2, -0.3, -0.5, -7.0])
+    assert ctc_text(ctc, Letters(), 0) == "ab c"
+    assert word_tokens(heard.ids, Letters()) == ([0, 1, 2, 3], [("ab", [0, 1, 2]), ("c", [3])])  # the space ends a word
+    words, timing = timed_words(segment, heard, Letters(), 0, 0.1)
+    # frames 1 to 4 and 7: 0.1 to 0.5 s and 0.7 to 0.8 s, cut off where the sound ends; exp(-0.6) and exp(-0.5)
+    assert words == [Word("ab", 2.1, 2.5, 0.5488), Word("c", 2.7, 2.75, 0.6065)] and timing == "ctc"
+    early = Encoded(segment.samples, -0.15, nothing, ctc, nothing, until=0.6)
+    assert [(w.start, w.end) for w in timed_words(early, heard, Letters(), 0, 0.1)[0]] == [(0.0, 0.35), (0.55, 0.6)]
+
+
+def test_words_that_fit_into_no_frames_share_the_segment() -> None:
+    nothing = torch.zeros(0)
+    segment = Encoded(np.zeros(12_800, np.float32), 1.0, nothing, heard_in_frames(3, 5), nothing)
+    words, timing = timed_words(segment, Decoded("ab c", [3, 4, 2, 5], [-1.0] * 4), Letters(), 0, 0.1)
+    assert timing == "uniform" and [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.6), ("c", 1.6, 1.8)]
+    assert timed_words(segment, Decoded("", [1], [-0.1]), Letters(), 0, 0.1) == ([], "ctc")
+
+
+def test_greedy_decoding_ends_at_the_end_and_keeps_its_probability() -> None:
+    logits = torch.zeros(2, 3, 6)  # two utterances, three steps
+    logits[0, 0, 3] = logits[0, 1, 1] = logits[1, 0, 4] = logits[1, 1, 2] = logits[1, 2, 5] = 2.0
+
+    class Model:
+        def generate(self, encoder_states: torch.Tensor, encoder_mask: torch.Tensor, **options: Any) -> Any:
+            assert encoder_states.shape == (2, 3, 4) and encoder_mask.tolist() == [[True] * 3, [True, False, False]]
+            assert options["max_new_tokens"] == 12 and options["do_sample"] is False  # 8 and one and a half a frame
+            sequences = logits.argmax(-1)
+            return type("Out", (), {"sequences": sequences, "logits": list(logits.unbind(1))})()
+
+    one, other = greedy(Model(), [torch.zeros(3, 4), torch.zeros(1, 4)], Letters())
+    likely = 2 - np.log(np.exp(2) + 5)  # log-probability of a token whose logit is 2 among five of 0
+    assert (one.text, one.ids) == ("a", [3, 1]) and one.log_probs == pytest.approx([likely] * 2)
+    assert (other.text, other.ids) == ("b c", [4, 2, 5]) and other.log_probs == pytest.approx([likely] * 3)
 
 
 def test_the_demo_hears_sentences_in_a_row_as_it_hears_each_alone() -> None:
     """Its training knows one sentence at a time; several at once end in invention."""
     demo, folder = ASR.load("demo"), find_model("demo") / "samples"
-    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()[:8]]
+    lines = read_manifest(folder / "manifest.jsonl")[:8]
     quiet = np.zeros(8_000, np.float32)
-    whole = np.concatenate([part for row in rows for part in (decode(folder / row["audio"]).samples, quiet)])
+    whole = np.concatenate([part for line in lines for part in (decode(line.audio).samples, quiet)])
     heard = demo.transcribe(whole)
-    errors, words = count_errors(normalise(" ".join(row["text"] for row in rows)), normalise(heard.text))
-    assert len(whole) > 15 * 16_000 and errors / words < 0.15
+    found = score([" ".join(line.text for line in lines)], [heard.text])
+    assert len(whole) > 15 * 16_000 and found["errors"][0] / found["words"][0] < 0.15
 
 
 def test_slow_digits_are_heard_as_one_string() -> None:
@@ -279,16 +310,9 @@ def test_slow_digits_are_heard_as_one_string() -> None:
     with Synthesiser() as synthesiser:
         said = [synthesiser.say(digit, "general", speakers("test", 1, 0)[0]) for digit in digits]
     slow = np.concatenate([part for word in said for part in (word, quiet)])
-    assert 8.5 * 16_000 < len(slow) < 14 * 16_000 and len(demo.encode(slow)) == 1
+    assert 8.5 * 16_000 < len(slow) < 14 * 16_000 and len(demo.segment(slow)) == 1
     heard = demo.transcribe(slow)
     assert count_errors(" ".join(digits), heard.text)[0] <= 2 and heard.words[-1].end <= len(slow) / 16_000
-
-
-def test_a_transcript_of_hundreds_of_tokens_is_aligned() -> None:
-    scores = torch.full((400, 3), -9.0)
-    scores[torch.arange(400), torch.arange(400) % 2 + 1] = 0.0
-    aligned = align(scores, [1, 2] * 200)
-    assert aligned is not None and [first for first, _ in aligned[0]] == list(range(400))
 
 
 def test_the_base_decodes_an_utterance_once(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +325,37 @@ def test_the_base_decodes_an_utterance_once(asr: ASR, monkeypatch: pytest.Monkey
         return decode_batch(self, segments, method, accent)
 
     monkeypatch.setattr(ASR, "decode_batch", counted)
-    encoded = asr.encode(speech_like(1.5))
-    scores = [asr.transcribe(speech_like(1.5), method, encoded=encoded).in_domain for method in asr.methods]
-    assert calls == asr.methods and all(score == scores[0] for score in scores)
+    encoded = asr.segment(speech_like(1.5))
+    assert calls == [] and encoded[0].base is None  # encoding does not decode
+    heard = []
+    for method in asr.methods:
+        heard.append(asr.transcribe(speech_like(1.5), method, encoded=heard[-1].encoded if heard else encoded))
+    assert calls == asr.methods and all(h.in_domain == heard[0].in_domain for h in heard)
+    assert encoded[0].base is None and heard[0].encoded[0].base == asr.decode_batch(encoded, "base")[0]  # nothing is written to
     calls.clear()
-    assert asr.transcribe(speech_like(1.5), "hdmole").in_domain == scores[0] and calls == ["hdmole", "base"]
+    alone = asr.transcribe(speech_like(1.5), "hdmole")
+    assert alone.in_domain == heard[0].in_domain and calls == ["hdmole", "base"]
+
+
+def test_a_recording_is_heard_whole_only_where_both_heads_agree(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = asr.models["base"].config
+    sound = speech_like(config.longest_segment + 2.0)
+    assert len(sound) < config.longest_utterance * 16_000
+    asked: list[tuple[str, str]] = []
+    for agree in (True, False):
+
+        def decided(ctc: str, text: str, agree: bool = agree) -> bool:
+            asked.append((ctc, text))
+            return agree
+
+        monkeypatch.setattr("hdmole.speech.asr.heard_whole", decided)
+        segments = asr.segment(sound)
+        assert (len(segments) == 1) == agree
+        if agree:  # what was decoded for the choice is kept
+            assert segments[0].base is not None and segments[0].base.text == asked[-1][1]
+            assert asr.ctc_text(segments[0]) == asked[-1][0]
+    asr.segment(speech_like(1.5))
+    assert len(asked) == 2 and asked[0] == asked[1]  # a short one is not asked about
 
 
 def test_interventions_reach_the_model_for_one_call(asr: ASR) -> None:
@@ -340,40 +390,13 @@ def test_a_damaged_model_is_a_plain_sentence(tiny_model: Path, tmp_path: Path) -
         assert "\n" not in str(caught.value)
 
 
-def test_alignment_finds_the_frames_of_each_token() -> None:
-    frames = torch.full((8, 4), -9.0)
-    for t, token in enumerate([0, 1, 1, 0, 1, 2, 2, 0]):
-        frames[t, token] = 0.0
-    aligned = align(frames, [1, 1, 2])
-    assert aligned is not None
-    assert aligned[0] == [(1, 2), (4, 4), (5, 6)] and aligned[1] == pytest.approx(0.0)
-    assert align(frames, [1] * 5) is None and align(frames, []) is None
-
-
-def test_alignment_is_the_best_of_all_paths() -> None:
-    """Against every path of a small case: collapse each frame labelling and keep those that spell the tokens."""
-    from itertools import product
-
-    scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-
-    def collapsed(path: tuple[int, ...]) -> list[int]:
-        return [t for k, t in enumerate(path) if t and (k == 0 or path[k - 1] != t)]
-
-    best = max(
-        sum(scores[t, s].item() for t, s in enumerate(p)) for p in product(range(3), repeat=6) if collapsed(p) == [1, 1, 2]
-    )
-    aligned = align(scores, [1, 1, 2])
-    assert aligned is not None and aligned[1] * 6 == pytest.approx(best, abs=1e-4)
-
-
 def test_attribution_is_the_change_in_each_words_probability(asr: ASR) -> None:
-    segment = asr.encode(speech_like(3.0, 2))[0]
+    segment = asr.segment(speech_like(3.0, 2))[0]
     words = asr.attribution(segment)
     heard = asr.transcribe(speech_like(3.0, 2))
     assert [w["word"] for w in words] == [w.word for w in heard.words] and words
     assert all(set(w["change"]) == set(asr.accents[1:]) for w in words)
     assert any(abs(c) > 1e-4 for w in words for c in w["change"].values())
-    # by hand: the word's confidence is its probability, so leaving an expert out changes log p by what a forced decoding says
     general = asr.attribution(segment, "general")
     assert all(c == 0 for w in general for c in w["change"].values())  # nothing works there, so nothing is missed
 
@@ -389,13 +412,14 @@ def test_a_ctc_head_of_another_vocabulary_is_refused(tiny_model: Path, tmp_path:
 def test_a_long_recording_is_not_judged_by_its_worst_stretch(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = torch.zeros(0)
     segments = [
-        Encoded(np.zeros(16_000 * n, np.float32), start, nothing, nothing, nothing) for n, start in ((2, -0.1), (5, 2), (1, 7))
+        Encoded(np.zeros(16_000 * n, np.float32), start, nothing, nothing, nothing, Decoded("", [], []))
+        for n, start in ((2, -0.1), (5, 2), (1, 7))
     ]
 
     def judged(*inside: bool) -> dict[str, Any]:
         found = iter({"score": 0.9 * i, "verdict": i, "reasons": [] if i else ["noise"]} for i in inside)
         monkeypatch.setattr(asr, "domain", type("Scorer", (), {"score": lambda self, features: next(found)})())
-        monkeypatch.setattr(asr, "domain_features", lambda segment: {})
+        monkeypatch.setattr(asr, "domain_features", lambda segment, base: {})
         return asr.in_domain(segments[: len(inside)])
 
     assert judged(True, True, False) == {"score": 0.7875, "verdict": True, "reasons": [], "outside": [[7, 8]]}

@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 import hdmole.cli
 from hdmole import HDMoLEConfig, intervene, route
 from hdmole.method.tuner.layer import HDMoLELinear
-from hdmole.speech.manifest import ManifestError, read_manifest
 from hdmole.study.bench import expert_loop
 from hdmole.study.results import base_digest, load
 
@@ -207,31 +206,16 @@ def test_evaluate_refuses_in_plain_sentences(arguments: list[str], sentence: str
     assert status == 1 and sentence in output and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        ("", "is empty"),
-        ("{", "Line 1 of m.jsonl is not valid JSON"),
-        ('{"audio": "a.wav"}', "has no text and no accent"),
-        ('{"audio": "a.wav", "text": "x", "accent": "y"}', "names a.wav, which does not exist"),
-        ("[]", "has no audio and no text and no accent"),
-    ],
-)
-def test_bad_manifests_are_plain_sentences(tmp_path: Path, content: str, sentence: str) -> None:
-    (tmp_path / "m.jsonl").write_text(content)
-    with pytest.raises(ManifestError, match=sentence):
-        read_manifest(tmp_path / "m.jsonl")
-    with pytest.raises(ManifestError, match="There is no manifest"):
-        read_manifest(tmp_path / "none.jsonl")
-
-
-def test_manifests_may_have_a_byte_order_mark_rare_line_ends_and_numbered_speakers(tmp_path: Path) -> None:
-    (tmp_path / "a.wav").touch()
-    row = {"audio": "a.wav", "text": "one\u2028two", "accent": "x"}
-    lines = [json.dumps(row | more, ensure_ascii=False) for more in ({"speaker": 0}, {}, {"speaker": ""})]
-    (tmp_path / "m.jsonl").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8", newline="")
-    read = read_manifest(tmp_path / "m.jsonl")
-    assert [line.speaker for line in read] == ["0", "line-2", "line-3"] and read[0].text == "one two"
+def test_help_and_info_draw_nothing(tiny_model: Path) -> None:
+    """Names come from `hdmole.names`, so that neither the figures nor plotly are imported for them."""
+    code = (
+        "import sys\nfrom hdmole.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([m for m in sys.modules if m in ('plotly', 'streamlit', 'hdmole.figures', 'hdmole.training.loop')])\n"
+    )
+    for arguments in (["--help"], ["demo", "info", "--model", str(tiny_model)]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr + done.stdout[-200:]
 
 
 def test_demo_info_reads_its_figures(tiny_model: Path) -> None:

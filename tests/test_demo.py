@@ -28,6 +28,7 @@ from hdmole.demo.synth import (
 )
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.names import GENERAL
+from hdmole.speech.manifest import ManifestError
 from hdmole.study.compare import compare
 from hdmole.training.preparation import speech_of
 
@@ -128,14 +129,17 @@ def test_real_speakers_are_split_whole(tmp_path: Path) -> None:
     parts = split_speakers([f"s{i}" for i in range(20)])
     assert sorted(parts.values()).count("test") == 4 and sorted(parts.values()).count("dev") == 2
     assert list(split_speakers(["a", "b"]).values()).count("test") == 1
-    with pytest.raises(ValueError, match=r"has no manifest.jsonl"):
+    with pytest.raises(ManifestError, match=r"There is no manifest .*manifest.jsonl"):
         read_real([tmp_path])
     for line, said in (
-        ("{", "line 1 is not a JSON object"),
-        ('{"audio": "a.wav", "text": "one"}', "line 1 has no accent, speaker"),
+        ("{", "Line 1 of manifest.jsonl is not valid JSON"),
+        (
+            '{"audio": "a.wav", "text": "one"}',
+            "Line 1 of manifest.jsonl has no accent and no speaker; each line needs audio, text",
+        ),
     ):
         (tmp_path / "manifest.jsonl").write_text(line + "\n")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ManifestError, match=said):
             read_real([tmp_path])
 
 

@@ -63,6 +63,6 @@ def test_the_demo_hears_on_a_gpu_what_it_hears_on_a_cpu(both: tuple[ASR, ASR], m
 
 def test_utterances_in_a_batch_are_heard_as_each_alone(both: tuple[ASR, ASR]) -> None:
     gpu = both[1]
-    segments = [gpu.encode(decode(sample))[0] for sample in SAMPLES]
+    segments = [gpu.segment(decode(sample))[0] for sample in SAMPLES]
     together = gpu.decode_batch(segments, "hdmole")
     assert [d.text for d in together] == [gpu.decode_batch([s], "hdmole")[0].text for s in segments]

@@ -34,7 +34,8 @@ from hdmole.demo.text import is_digit_string, sentences
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from hdmole.names import GENERAL
-from hdmole.speech.asr import ASR, ModelError
+from hdmole.speech.asr import ASR
+from hdmole.speech.loading import ModelError
 from hdmole.training.adapt import Adaptation, Speech, adapt, load_base, pad
 from hdmole.training.data import Corpus, States, mel_batches
 from hdmole.training.loop import ATTENTION, ctc_objective, embedding_objective, fit, language_objective, smoothed_objective

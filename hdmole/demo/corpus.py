@@ -8,7 +8,6 @@ people the rule in `split_speakers`).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +38,8 @@ from hdmole.demo.synth import (
 from hdmole.demo.text import is_digit_string, sentences
 from hdmole.names import GENERAL
 from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.speech.manifest import manifest_rows
+from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed
 from hdmole.training.data import write_corpus
 
@@ -72,10 +73,7 @@ def _extractor() -> ParakeetFeatureExtractor:
 
 def mel(samples: np.ndarray) -> np.ndarray:
     """Features (T, 80) float16 of mono 16 kHz samples, as the released model's feature extractor makes them."""
-    batch = _extractor()(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-    features = batch["input_features"][0][batch["attention_mask"][0].bool()]
-    found: np.ndarray = np.nan_to_num(features.numpy()).astype(np.float16)
-    return found
+    return stored_mel_features(_extractor(), samples)
 
 
 def _hash(name: str) -> str:
@@ -93,21 +91,12 @@ def split_speakers(names: list[str]) -> dict[str, str]:
 def read_real(folders: list[Path]) -> pd.DataFrame:
     """The manifests of real speech, one row a recording, with `split` by speaker and `path`.
 
-    Raises ValueError where a folder has no manifest, or a line of it cannot be used.
+    Raises ManifestError where a folder has no manifest, or a line of it cannot be used.
     """
     rows = []
     for folder in folders:
         manifest = Path(folder) / "manifest.jsonl"
-        if not manifest.is_file():
-            raise ValueError(f"{folder} has no manifest.jsonl; give the folder that holds the real speech.")
-        for number, line in enumerate(manifest.read_text().splitlines(), start=1):
-            try:
-                row = dict(json.loads(line))
-            except (ValueError, TypeError):
-                raise ValueError(f"{manifest}, line {number} is not a JSON object; mend or remove it.") from None
-            missing = [name for name in ("audio", "text", "accent", "speaker") if not isinstance(row.get(name), str)]
-            if missing:
-                raise ValueError(f"{manifest}, line {number} has no {', '.join(missing)}; every recording needs it.")
+        for _, row in manifest_rows(manifest, ("audio", "text", "accent", "speaker")):
             rows.append({**row, "path": str(manifest.parent / row["audio"]), "source": row.get("source", folder.name)})
     table = pd.DataFrame(rows)
     if len(table):

@@ -22,10 +22,12 @@ from hdmole.demo.synth import ACCENTS, Synthesiser, speakers
 from hdmole.demo.text import sentences, vocabulary
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL, METHOD_NAMES
-from hdmole.speech.asr import ASR, Encoded
+from hdmole.speech.asr import ASR
 from hdmole.speech.audio import SAMPLE_RATE, decode
+from hdmole.speech.decoding import Encoded
 from hdmole.speech.domain import DomainScorer
-from hdmole.speech.words import count_errors, normalise
+from hdmole.speech.manifest import read_manifest
+from hdmole.speech.words import score
 from hdmole.study.analyses import recogniser_results
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import InDomain, Results, base_digest, provenance, save
@@ -122,10 +124,11 @@ def samples(seed: int, folder: Path) -> None:
 def sample_errors(asr: ASR, folder: Path) -> dict[str, dict[str, int]]:
     """Word errors of every method in each of the clips."""
     errors: dict[str, dict[str, int]] = {}
-    for line in map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()):
-        audio = decode(folder / line["audio"])
+    for line in read_manifest(folder / "manifest.jsonl"):
+        audio = decode(line.audio)
         heard = {method: asr.transcribe(audio, method=method).text for method in asr.methods}
-        errors[Path(line["audio"]).stem] = {m: count_errors(line["text"], text)[0] for m, text in heard.items()}
+        found = score([line.text] * len(heard), heard.values())
+        errors[line.audio.stem] = dict(zip(heard, found["errors"], strict=True))
     return errors
 
 
@@ -155,15 +158,13 @@ def judge(trained: Trained, asr: ASR) -> pd.DataFrame:
     index = trained.corpus.index.iloc[rows]
     tables = []
     for method in asr.methods:
-        heard = [normalise(text) for text in transcribe_rows(asr, method, rows, trained.states, trained.posteriors)]
-        counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
+        heard = transcribe_rows(asr, method, rows, trained.states, trained.posteriors)
         tables.append(
             pd.DataFrame(
                 {
                     "method": method, "seed": trained.seed, "domain": index.domain.to_numpy(), "accent": index.accent.to_numpy(),
                     "speaker": index.speaker.to_numpy(), "utterance": index.utterance.to_numpy(),
-                    "reference": index.text.to_numpy(), "hypothesis": heard,
-                    "errors": [e for e, _ in counted], "words": [w for _, w in counted],
+                    "reference": index.text.to_numpy(), **score(index.text, heard),
                 }
             )
         )  # fmt: skip
@@ -185,7 +186,7 @@ def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> InDomai
                 if domain == "real_sentences":
                     rows = [i for i in rows if not set(index.text[i].split()) <= known]
                 rows = np.random.default_rng(trained.seed).permutation(rows)[:most].tolist()
-                segments = [asr.encode(render(trained.jobs[i], synthesiser))[0] for i in rows]
+                segments = [asr.segment(render(trained.jobs[i], synthesiser))[0] for i in rows]
                 segments.sort(key=lambda s: len(s.states))
                 features = []
                 for k in range(0, len(segments), 16):

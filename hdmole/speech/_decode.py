@@ -3,9 +3,9 @@
 Strangers' files are decoded here, away from the process that serves everybody else: a decoder that hangs, crashes or
 eats memory takes only this process with it. Run as a script, so that neither torch nor the rest of hdmole is imported.
 
-Arguments: longest audio in seconds, CPU time in seconds, memory in MB (beyond what the libraries take).
+Arguments: longest audio in seconds, CPU time in seconds, memory in MB (beyond what the libraries take), rate in Hz.
 Output: one line of JSON (`error`, or `format`, `codec`, `rate`, `channels`, `clipped`), then float32 mono samples at
-16 kHz in the machine's byte order.
+that rate, in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 import av
 import numpy as np
 
-RATE = 16_000  # Hz
 CLIPPED = 0.999  # of full scale; what reaches it counts as clipped
 
 # Only containers that hold one recording. Playlists (HLS, concat, DASH) stay out: they open other files and addresses.
@@ -104,9 +103,10 @@ def declared_seconds(container: Any, stream: Any, size: int) -> float:
 
 
 class Resampler:
-    """Mono at any rate, which may change on the way, to mono at 16 kHz."""
+    """Mono at any rate, which may change on the way, to mono at `target` Hz."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: int) -> None:
+        self._target = target
         self.parts: list[np.ndarray] = []
         self._rate = 0
         self._resampler: Any = None
@@ -115,8 +115,8 @@ class Resampler:
         if rate != self._rate:
             self.finish()
             self._rate = rate
-            self._resampler = av.AudioResampler(format="fltp", layout="mono", rate=RATE)
-        if rate == RATE:
+            self._resampler = av.AudioResampler(format="fltp", layout="mono", rate=self._target)
+        if rate == self._target:
             self.parts.append(mono)
             return
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(mono[None]), format="fltp", layout="mono")
@@ -124,7 +124,7 @@ class Resampler:
         self._keep(frame)
 
     def finish(self) -> None:
-        if self._resampler is not None and self._rate != RATE:
+        if self._resampler is not None and self._rate != self._target:
             self._keep(None)
         self._resampler = None
 
@@ -132,7 +132,7 @@ class Resampler:
         self.parts += [out.to_ndarray()[0] for out in self._resampler.resample(frame)]
 
 
-def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
+def decode(max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
     source = Input()
     size = os.fstat(0).st_size
     try:
@@ -148,7 +148,7 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
     if declared_seconds(container, stream, size) > max_seconds + 0.5:
         raise Refused("too_long")
     seconds, clipped, total, rate, channels = 0.0, 0, 0, 0, 0
-    resampler, first = Resampler(), Resampler()
+    resampler, first = Resampler(target), Resampler(target)
     for frame in frames(container, stream):
         if not frame.samples or not frame.sample_rate:
             continue
@@ -181,12 +181,13 @@ def decode(max_seconds: float) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def main() -> None:
-    max_seconds, cpu_seconds, memory_mb = float(sys.argv[1]), math.ceil(float(sys.argv[2])), int(sys.argv[3])
+    max_seconds, cpu_seconds = float(sys.argv[1]), math.ceil(float(sys.argv[2]))
+    memory_mb, target = int(sys.argv[3]), int(sys.argv[4])
     av.logging.set_level(av.logging.PANIC)
     limit(cpu_seconds, memory_mb)
     samples = np.zeros(0, np.float32)
     try:
-        about, samples = decode(max_seconds)
+        about, samples = decode(max_seconds, target)
     except Refused as reason:
         about = {"error": str(reason)}
     except MemoryError:

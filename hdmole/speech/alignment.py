@@ -9,23 +9,30 @@ from torch import Tensor
 
 
 def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tuple[int, int]], float] | None:
-    """Viterbi alignment of `tokens` to CTC log-probabilities (T, vocabulary).
+    """The most probable alignment of tokens to frames (Viterbi over the CTC states of Graves et al. 2006).
 
-    Returns the first and last frame of each token and the path's mean log-probability per frame; None where the tokens
-    do not fit into the frames.
+    Args:
+        log_probs: (T, vocabulary) log-probabilities of a CTC head.
+        tokens: what was said; none of them is the blank.
+        blank: the CTC head's blank.
+
+    Returns:
+        The first and the last frame of each token, and the mean log-probability per frame (nats) of the path. None where
+        there is no path: no tokens, more tokens than frames (equal neighbours need a blank between them), or tokens outside
+        the vocabulary.
     """
     scores = log_probs.detach().float().cpu().numpy()
     frames, count = len(scores), len(tokens)
     repeats = sum(a == b for a, b in pairwise(tokens))
     if count == 0 or frames < count + repeats or max(tokens) >= scores.shape[1]:
         return None
-    states = np.full(2 * count + 1, blank)
+    states = np.full(2 * count + 1, blank)  # blank, token, blank, token, ..., blank
     states[1::2] = tokens
     skip = np.zeros(len(states), bool)  # a token may follow the one before it directly, unless it is the same
     skip[3::2] = states[3::2] != states[1:-2:2]
-    best = np.full(len(states), -np.inf)
+    best = np.full(len(states), -np.inf)  # score of the best path that ends in each state
     best[:2] = scores[0, states[:2]]
-    back = np.zeros((frames, len(states)), np.int8)
+    back = np.zeros((frames, len(states)), np.int8)  # how many states the best path came forward
     for t in range(1, frames):
         options = np.full((3, len(states)), -np.inf)
         options[0] = best

@@ -1,83 +1,45 @@
 """`ASR`: the one object that transcribes. The command line, the app and the evaluation all use it.
 
-* an utterance is encoded once (`encode`): mel features, encoder states, CTC posteriors, accent posterior; every method
-  (frozen base, LoRA, full fine-tuning, HDMoLE) then decodes from that
-* each method has its own projector and shares the rest, unless its adapter changes that too, so that methods and threads never
-  interfere; one that changes the encoder encodes the utterance for itself when it decodes
+* `segment` takes a recording apart into segments and encodes each once: mel features, encoder states, CTC posteriors, accent
+  posterior. Every method (frozen base, LoRA, full fine-tuning, HDMoLE) then decodes from these
+* a method whose adapter changes the encoder encodes a segment for itself when it decodes
 * word times come from the CTC head, word confidence from the LLM
+* nothing that is handed in is written to: what the frozen base hears comes back in new `Encoded` records
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoTokenizer
 
-import hdmole.method.tuner  # noqa: F401  (makes PEFT know HDMoLE)
-from hdmole.errors import UserError
 from hdmole.method.intervention import intervene
 from hdmole.method.routing import route
 from hdmole.method.tracing import Trace, trace
-from hdmole.models.speech_llm import SpeechLLM, encode_all
+from hdmole.models.speech_llm import encode_all
 from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE, Audio
-from hdmole.speech.decoding import Decoded, greedy
+from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
 from hdmole.speech.domain import DomainScorer, domain_features, flags, verdict_of_all
-from hdmole.speech.segments import cut, framed
-
-AGREED = 0.4  # letters in which CTC head and LLM differ, as a share: of utterances heard whole less, of several at once more
-
-
-class ModelError(UserError):
-    """A model that cannot be used, or a method or an accent that it does not have. The codes begin with `model.`."""
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word, its start and end in seconds, and the LLM's probability of its tokens."""
-
-    word: str
-    start: float
-    end: float
-    confidence: float
-
-
-@dataclass
-class Encoded:
-    """One segment of an utterance, ready for every method."""
-
-    samples: np.ndarray  # (S,) 16 kHz, the sound alone (`hdmole.speech.audio.framed`)
-    offset: float  # seconds into the recording; below 0 where it begins with the sound
-    states: Tensor  # (T, d_encoder)
-    ctc: Tensor  # (T, vocabulary) log-probabilities
-    posterior: Tensor  # (N + 1,)
-    base: Decoded | None = None  # what the frozen base hears, once it was asked
-    until: float = float("inf")  # seconds into the recording where the sound ends
-    features: Tensor | None = None  # (T_mel, n_mels), where a method has an encoder of its own
-
-    @property
-    def seconds(self) -> float:
-        return len(self.samples) / SAMPLE_RATE
+from hdmole.speech.loading import FULL, ModelError, find_model, load_models
+from hdmole.speech.mel import mel_features
+from hdmole.speech.segments import cut, framed, heard_whole
 
 
 @dataclass
 class Transcript:
-    """What was heard, and why. `seconds` is the audio's length, `rtf` decoding time over audio time."""
+    """What was heard, and why. `seconds` is the audio's length; `rtf` is decoding time divided by it."""
 
     text: str
     words: list[Word]
@@ -88,43 +50,15 @@ class Transcript:
     method: str
     ctc_text: str
     layers: list[dict[str, Any]] = field(default_factory=list)
-    timing: str = "ctc"
+    timing: str = "ctc"  # where the words' times come from; "uniform" where a segment's tokens do not fit into its frames
     flags: list[str] = field(default_factory=list)  # what looks wrong with the text: loops, echoes, invention
     trace: Trace | None = field(default=None, repr=False)
+    encoded: list[Encoded] = field(default_factory=list, repr=False)  # the segments, with what the frozen base hears
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
-        kept = {k: v for k, v in vars(self).items() if k != "trace"}
+        kept = {k: v for k, v in vars(self).items() if k not in ("trace", "encoded")}
         return {**kept, "words": [asdict(word) for word in self.words]}
-
-
-def find_model(model: str | Path) -> Path:
-    """The folder of a model: "demo", a path, or the name of a repository on the Hugging Face hub.
-
-    Raises ModelError where there is none.
-    """
-    if str(model) == "demo":
-        folder = Path(__file__).resolve().parents[2] / "assets" / "demo"
-        if not (folder / "config.json").is_file():
-            sentence = "The demo model is not here; run 'hdmole demo build', or give --model a folder or hub name."
-            raise ModelError("model.no_demo", sentence)
-        return folder
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            sentence = "The folder {folder} holds no config.json, so it is not a model; give the folder of a SpeechLLM."
-            raise ModelError("model.no_config", sentence, folder=folder)
-        return folder
-    try:
-        return Path(snapshot_download(str(model)))
-    except Exception as error:  # offline, not found, no access: the hub has many classes for it
-        raise ModelError(
-            "model.not_found",
-            "There is no folder {model}, and it could not be had from the Hugging Face hub ({reason}); "
-            "check the name and the connection.",
-            model=repr(model),
-            reason=type(error).__name__,
-        ) from None
 
 
 class ASR:
@@ -133,53 +67,13 @@ class ASR:
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self.folder = folder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except ValueError:
-            sentence = "{file} is not valid JSON, so the model cannot be loaded."
-            raise ModelError("model.config_not_json", sentence, file=folder / "config.json") from None
-        if config.get("model_type") != "speech_llm":
-            raise ModelError(
-                "model.other_type",
-                "{folder} holds a {type} model; this tool transcribes with 'speech_llm' models "
-                "(hdmole.models.speech_llm.SpeechLLM). Other models can be adapted in Python with get_peft_model.",
-                folder=folder,
-                type=repr(config.get("model_type")),
-            )
-        sizes = [config.get(part, {}).get("vocab_size") for part in ("audio_config", "text_config")]
-        if None not in sizes and sizes[0] != sizes[1]:
-            raise ModelError(
-                "model.two_vocabularies",
-                "The CTC head of {folder} writes {ctc} tokens and its LLM {llm}; both need one vocabulary, as the words' "
-                "times and the in-domain score come from comparing the two. Train the CTC head on the LLM's tokens.",
-                folder=folder,
-                ctc=sizes[0],
-                llm=sizes[1],
-            )
+        self.models = load_models(folder, self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.extractor = AutoFeatureExtractor.from_pretrained(folder)
-        base = SpeechLLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False).to(self.device)
-        self.models: dict[str, Any] = {"base": base}
-        if (folder / "adapters" / "lora").is_dir():
-            self.models["lora"] = _adapted(base, folder / "adapters" / "lora")
-        if (folder / "adapters" / "full" / "model.safetensors").is_file():
-            weights = load_file(folder / "adapters" / "full" / "model.safetensors")
-            full = _with_own(base, weights)
-            full.load_state_dict(weights, strict=False)
-            self.models["full"] = full.float().eval()
-            self._full_size = sum(w.numel() for w in weights.values())
+        base = self.models["base"]
         self.accents = [GENERAL]
-        if (folder / "adapters" / "hdmole").is_dir():
-            adapted = _adapted(base, folder / "adapters" / "hdmole")
-            if not adapted.base_model.hdmole_recogniser:
-                raise ModelError(
-                    "model.no_recogniser",
-                    "The HDMoLE adapter in {folder} carries no accent recogniser, so nothing says how to route; train it with "
-                    "HDMoLEConfig(recogniser=recogniser.arguments) and set_recogniser.",
-                    folder=folder,
-                )
-            self.models["hdmole"] = adapted
-            self.accents += list(adapted.peft_config["default"].accents)
+        if "hdmole" in self.models:
+            self.accents += list(self.models["hdmole"].peft_config["default"].accents)
         towers = {name: model.get_base_model() if isinstance(model, PeftModel) else model for name, model in self.models.items()}
         self.own_encoder = {name for name, model in towers.items() if model.audio_tower is not base.audio_tower}
         self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
@@ -208,7 +102,10 @@ class ASR:
 
     @property
     def seconds_per_frame(self) -> dict[str, float]:
-        """Length of a frame by the part of the model whose layers see frames of audio; relative positions are no such frames."""
+        """Seconds between two frames that a layer sees, by the part of the model in which the layer lies.
+
+        The layers for relative positions see no frames of audio; theirs is NaN.
+        """
         step = float(self.models["base"].config.seconds_per_frame)
         return {"multi_modal_projector": step, "relative_k_proj": float("nan"), "audio_tower": step}
 
@@ -223,7 +120,7 @@ class ASR:
         if method == "base":
             return 0
         if method == "full":
-            return self._full_size
+            return sum(weights.numel() for weights in load_file(self.folder / FULL).values())
         return sum(p.numel() for n, p in model.named_parameters() if ("hdmole_" in n and "recogniser" not in n) or "lora_" in n)
 
     def check_method(self, method: str) -> None:
@@ -241,35 +138,49 @@ class ASR:
     # -- encoding -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, audio: Audio | np.ndarray) -> list[Encoded]:
-        """Segments of one recording, ready for every method.
+    def segment(self, audio: Audio | np.ndarray) -> list[Encoded]:
+        """Take a recording apart into segments, each encoded for every method.
 
-        One where it is short, or where CTC head and LLM agree on all of it; else one from pause to pause.
+        There is one segment where the sound is short, or where CTC head and LLM agree on all of it. Otherwise the recording is
+        cut at its pauses.
         """
         samples, config = _samples(audio), self.models["base"].config
         sound, start = framed(samples)
         if len(sound) <= config.longest_utterance * SAMPLE_RATE:
-            whole = self._encoded(samples, sound, start)
-            short = len(sound) <= config.longest_segment * SAMPLE_RATE
-            if short or self.domain_features(whole)["character_disagreement"] < AGREED:
+            whole = self.encode(sound, start, len(samples))
+            if len(sound) <= config.longest_segment * SAMPLE_RATE:
+                return [whole]
+            whole, base = self._asked(whole)
+            if heard_whole(self.ctc_text(whole), base.text):
                 return [whole]
         pieces = [(framed(samples[a:b]), a) for a, b in cut(samples, float(config.longest_segment))]
-        return [self._encoded(samples, sound, a + first) for (sound, first), a in pieces]
+        return [self.encode(sound, a + first, len(samples)) for (sound, first), a in pieces]
 
-    def _encoded(self, samples: np.ndarray, sound: np.ndarray, start: int) -> Encoded:
-        """One segment: the `sound` that begins at sample `start` of a recording."""
+    @torch.no_grad()
+    def encode(self, sound: np.ndarray, start: int, length: int) -> Encoded:
+        """Encode one segment for every method; nothing is decoded.
+
+        Args:
+            sound: (S,) samples at 16 kHz without quiet around them, as `hdmole.speech.segments.framed` gives them.
+            start: the recording's sample with which they begin; below 0 where silence was added before it.
+            length: number of samples in the recording.
+        """
         base = self.models["base"]
-        batch = self.extractor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        features = torch.nan_to_num(batch["input_features"]).to(self.device)
-        mask = batch["attention_mask"].to(self.device)
+        features, mask = (x.to(self.device) for x in mel_features(self.extractor, sound))
         states, states_mask = base.encode(features, mask)
         states = states[0][states_mask[0]]
         posterior = torch.ones(1)
         if "hdmole" in self.models:
             posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
-        until = min(len(samples), start + len(sound)) / SAMPLE_RATE
-        kept, ctc = features[0][mask[0].bool()] if self.own_encoder else None, base.ctc_log_probs(states[None])[0]
-        return Encoded(sound, start / SAMPLE_RATE, states, ctc, posterior, until=until, features=kept)
+        return Encoded(
+            samples=sound,
+            offset=start / SAMPLE_RATE,
+            states=states,
+            ctc=base.ctc_log_probs(states[None])[0],
+            posterior=posterior,
+            until=min(length, start + len(sound)) / SAMPLE_RATE,
+            features=features[0][mask[0].bool()] if self.own_encoder else None,
+        )
 
     def posterior_of(self, segment: Encoded, accent: str) -> Tensor:
         """The posterior (N + 1,) that routes: what was heard ("auto") or certainty of a named accent."""
@@ -293,11 +204,21 @@ class ASR:
             return [s.states for s in segments]
         return encode_all(self.models[method], [s.features for s in segments if s.features is not None], posterior)
 
+    def ask_base(self, segments: Sequence[Encoded]) -> list[Encoded]:
+        """The segments with what the frozen base hears in each; only those are decoded for which it is not known yet."""
+        return [self._asked(segment)[0] for segment in segments]
+
+    def _asked(self, segment: Encoded) -> tuple[Encoded, Decoded]:
+        base = segment.base or self.decode_batch([segment], "base")[0]
+        return replace(segment, base=base), base
+
     def ctc_text(self, segment: Encoded) -> str:
-        """What the CTC head alone hears, greedily."""
-        best = segment.ctc.argmax(-1)
-        kept = torch.unique_consecutive(best)
-        return str(self.tokenizer.decode(kept[kept != self.blank], skip_special_tokens=True)).strip()
+        """What the CTC head alone hears in a segment."""
+        return ctc_text(segment.ctc, self.tokenizer, self.blank)
+
+    def _words(self, segment: Encoded, heard: Decoded) -> tuple[list[Word], str]:
+        step = self.seconds_per_frame["multi_modal_projector"]
+        return timed_words(segment, heard, self.tokenizer, self.blank, step)
 
     def transcribe(
         self,
@@ -312,23 +233,22 @@ class ASR:
     ) -> Transcript:
         """Transcribe one recording.
 
-        Parameters
-        ----------
-        audio : decoded audio, or samples (S,) at 16 kHz
-        method : base, lora, full or hdmole
-        accent : "auto" or the name of an accent to route by
-        want_trace : keep the full trace of the routing (HDMoLE only)
-        intervention : keywords of `hdmole.intervene`, for this call
-        encoded : what `encode` gave for this audio, to spare doing it again
-        progress : called with the share that is done after each segment of long audio; what it raises ends the work
+        Args:
+            audio: decoded audio, or samples (S,) at 16 kHz.
+            method: base, lora, full or hdmole.
+            accent: "auto", or the name of an accent to route by.
+            want_trace: keep the full trace of the routing (HDMoLE only).
+            intervention: keywords of `hdmole.intervene`, for this call.
+            encoded: segments of this audio, from `segment` or from the `encoded` of another method's transcript. They are then
+                not encoded again. Those of a transcript also spare decoding by the base, which the in-domain score needs.
+            progress: called after each segment with the share that is done; what it raises ends the work.
 
-        Raises
-        ------
-        ModelError : no such method or accent
+        Raises:
+            ModelError: the model has no such method or accent.
         """
         self.check_method(method)
         started = time.perf_counter()
-        segments = self.encode(audio) if encoded is None else encoded
+        segments = list(self.segment(audio) if encoded is None else encoded)
         words: list[Word] = []
         texts, layers, timing = [], [], "ctc"
         recorded: Trace | None = None
@@ -340,7 +260,7 @@ class ASR:
                     recorded = stack.enter_context(trace(self.models[method], seconds_per_frame=self.seconds_per_frame))
                 result = self.decode_batch([segment], method, accent)[0]
             if method == "base":
-                segment.base = result
+                segments[number - 1] = replace(segment, base=result)
             texts.append(result.text)
             timed, kind = self._words(segment, result)
             timing = kind if kind != "ctc" else timing
@@ -354,6 +274,8 @@ class ASR:
         sounded = [self.ctc_text(s) for s in segments]
         found = [f for t, c, s in zip(texts, sounded, segments, strict=True) for f in flags(t, c, s.seconds)]
         elapsed = time.perf_counter() - started
+        if self.domain is not None:
+            segments = self.ask_base(segments)
         return Transcript(
             text=" ".join(filter(None, texts)),
             words=words,
@@ -367,14 +289,19 @@ class ASR:
             layers=layer_summary(full_trace) if full_trace is not None else [],
             timing=timing,
             trace=full_trace if want_trace else None,
+            encoded=segments,
         )
 
     @torch.no_grad()
     def attribution(self, segment: Encoded, accent: str = "auto") -> list[dict[str, Any]]:
-        """What each expert was worth to each word HDMoLE heard in a segment.
+        """What each expert was worth to each word that HDMoLE heard in a segment.
 
-        One entry a word: `word`, `start`, `end` (s) and `change`, for each expert the change in the word's log-probability
-        (nats) when that expert alone is left out; below zero it helped. Raises ModelError for a model without HDMoLE.
+        Returns:
+            One entry for each word: `word`; `start` and `end` in seconds; and `change`. That is, for each expert, the change in
+            the word's log-probability (nats) when this expert alone is left out; below zero where it helped.
+
+        Raises:
+            ModelError: the model has no HDMoLE adapter, or no such accent.
         """
         self.check_method("hdmole")
         result = self.decode_batch([segment], "hdmole", accent)[0]
@@ -394,89 +321,40 @@ class ASR:
         for expert in self.accents[1:]:
             with intervene(self.models["hdmole"], mask=[expert]):
                 changes[expert] = (scores() - whole).tolist()
-        tokens, groups = self._groups(result.ids)
+        tokens, groups = word_tokens(result.ids, self.tokenizer)
         return [
             {"word": w.word, "start": w.start, "end": w.end,
              "change": {expert: round(sum(change[tokens[k]] for k in found), 4) for expert, change in changes.items()}}
             for w, (_, found) in zip(words, groups, strict=True)
         ]  # fmt: skip
 
-    def in_domain(self, segments: list[Encoded]) -> dict[str, Any]:
-        """Whether the audio is inside what the model was made for: score 0 to 1, verdict, reasons; by the base model."""
+    def in_domain(self, segments: Sequence[Encoded]) -> dict[str, Any]:
+        """Whether the audio is inside what the model was made for, by what the frozen base hears in its segments.
+
+        Returns:
+            `score` from 0 to 1, `verdict` (true: inside), `reasons` in words; for several segments also `outside`, the spans
+            in seconds of those that are outside. Score and verdict are None for a model without such a score.
+        """
         if self.domain is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
-        found = [self.domain.score(self.domain_features(segment)) for segment in segments]
+        found = [self.domain.score(self.domain_features(*self._asked(segment))) for segment in segments]
         spans = [(segment.offset, segment.offset + segment.seconds) for segment in segments]
         return found[0] if len(found) == 1 else verdict_of_all(found, spans)
 
-    def domain_features(self, segment: Encoded, heard: Decoded | None = None) -> dict[str, float]:
-        """What the in-domain score looks at, for one segment and what the base model heard in it."""
-        if heard is None:
-            heard = segment.base = segment.base or self.decode_batch([segment], "base")[0]
-        tokens, _ = self._groups(heard.ids)
-        aligned = align(segment.ctc, [heard.ids[k] for k in tokens], self.blank)
+    def domain_features(self, segment: Encoded, base: Decoded) -> dict[str, float]:
+        """What the in-domain score looks at, by name: of one segment, and of what the frozen base hears in it."""
+        tokens, _ = word_tokens(base.ids, self.tokenizer)
+        aligned = align(segment.ctc, [base.ids[k] for k in tokens], self.blank)
         return domain_features(
             samples=segment.samples,
             ctc_log_probs=segment.ctc.cpu().numpy(),
             ctc_text=self.ctc_text(segment),
-            text=heard.text,
-            token_log_probs=heard.log_probs,
+            text=base.text,
+            token_log_probs=base.log_probs,
             alignment_score=aligned[1] if aligned else None,
             posterior=segment.posterior.cpu().numpy(),
             blank=self.blank,
         )
-
-    def _groups(self, ids: list[int]) -> tuple[list[int], list[tuple[str, list[int]]]]:
-        """Positions of the tokens that are text, and the words with the numbers of those that spell each."""
-        special = set(self.tokenizer.all_special_ids)
-        tokens = [k for k, i in enumerate(ids) if i not in special]
-        words = str(self.tokenizer.decode([ids[k] for k in tokens])).split()
-        found: list[list[int]] = [[] for _ in words]
-        for n in range(len(tokens)):  # a token belongs to the word that stands last once it is there
-            text = str(self.tokenizer.decode([ids[k] for k in tokens[: n + 1]]))
-            if words:
-                found[min(max(0, len(text.split()) - 1), len(words) - 1)].append(n)
-        return tokens, [(word, numbers) for word, numbers in zip(words, found, strict=True) if numbers]
-
-    def _words(self, segment: Encoded, result: Decoded) -> tuple[list[Word], str]:
-        tokens, groups = self._groups(result.ids)
-        if not groups:
-            return [], "ctc"
-        aligned = align(segment.ctc, [result.ids[k] for k in tokens], self.blank)
-        step = self.seconds_per_frame["multi_modal_projector"]
-        if aligned is None:
-            width = segment.seconds / len(tokens)
-            spans, timing = [(k * width, (k + 1) * width) for k in range(len(tokens))], "uniform"
-        else:
-            spans, timing = [(a * step, (b + 1) * step) for a, b in aligned[0]], "ctc"
-        words = []
-        for word, found in groups:
-            times = spans[found[0]][0] + segment.offset, spans[found[-1]][1] + segment.offset
-            start, end = (min(max(0.0, t), segment.until) for t in times)
-            confidence = float(np.exp(sum(result.log_probs[tokens[n]] for n in found)))
-            words.append(Word(word, round(start, 3), round(end, 3), round(confidence, 4)))
-        return words, timing
-
-
-def _with_own(base: SpeechLLM, changed: Iterable[str]) -> SpeechLLM:
-    """A copy of the model that shares everything but the parts in which the modules or weights `changed` lie."""
-    parts = {"multi_modal_projector", *(name.split(".")[0] for name in changed)}
-    model = copy.copy(base)
-    model._modules = dict(base._modules)
-    model._forward_pre_hooks = copy.copy(base._forward_pre_hooks)
-    model._forward_pre_hooks_with_kwargs = copy.copy(base._forward_pre_hooks_with_kwargs)
-    for part in parts & set(base._modules):
-        model._modules[part] = copy.deepcopy(base._modules[part])
-    return model
-
-
-def _adapted(base: SpeechLLM, folder: Path) -> Any:
-    """The base with a PEFT adapter, its own copy of what the adapter changes."""
-    config = PeftConfig.from_pretrained(str(folder))
-    names = [n for n, _ in base.named_modules() if n]
-    saved = set(getattr(config, "modules_to_save", None) or ())
-    changed = [n for n in names if check_target_module_exists(config, n) or saved & set(n.split("."))]
-    return PeftModel.from_pretrained(_with_own(base, changed), folder).eval()  # type: ignore[arg-type]
 
 
 def _samples(audio: Audio | np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memo
         return AudioError(f"audio.{reason}", _SENTENCES[reason], name=name, seconds=f"{limit:g}", size=memory_mb)
 
     # -P: the folder of the script stays out of the import path, where trace.py would hide Python's own module.
-    command = [sys.executable, "-P", str(_CHILD), str(max_seconds), str(timeout), str(memory_mb)]
+    command = [sys.executable, "-P", str(_CHILD), *map(str, (max_seconds, timeout, memory_mb, SAMPLE_RATE))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         child = subprocess.run(command, stdin=file, capture_output=True, timeout=timeout, env=environment)

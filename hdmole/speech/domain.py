@@ -17,6 +17,9 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
+from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.speech.words import character_disagreement
+
 DIGIT_WORDS = {"zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "double", "triple"}
 # feature -> (what is said where it speaks against the audio, whether a high or a low value is meant)
 PHRASES = {
@@ -93,14 +96,14 @@ def domain_features(
     count = max(1, len(token_log_probs))
     return {
         "word_disagreement": min(2.0, Levenshtein.distance(ctc_text.split(), text.split()) / max(1, len(text.split()))),
-        "character_disagreement": min(2.0, Levenshtein.distance(ctc_text, text) / max(1, len(text))),
+        "character_disagreement": character_disagreement(ctc_text, text),
         "alignment_gap": min(8.0, greedy - alignment_score) if alignment_score is not None else 8.0,
         "token_log_prob": max(-5.0, float(np.sum(token_log_probs)) / count),
         "worst_token_log_prob": max(-8.0, float(min(token_log_probs, default=0.0))),
         "ctc_entropy": float(-(probs * ctc_log_probs).sum(-1).mean()),
         "ctc_peak": float(np.exp(best[spoken]).mean()) if spoken.any() else 0.0,
         "accent_entropy": float(-(posterior * np.log(posterior + 1e-9)).sum()),
-        "tokens_per_second": count / max(0.1, len(samples) / 16_000),
+        "tokens_per_second": count / max(0.1, len(samples) / SAMPLE_RATE),
         "speech_share": float(loud.mean()),
         "flatness": float(np.log10(flat[loud].mean())),
         "empty": float(not text or not ctc_text),

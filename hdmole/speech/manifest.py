@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from hdmole.errors import UserError
 from hdmole.speech.words import normalise
@@ -27,10 +29,12 @@ class Line:
     speaker: str
 
 
-def read_manifest(path: Path) -> list[Line]:
-    """The lines of a JSON-lines manifest: `audio` (relative to it), `text`, `accent`, optionally `speaker`.
+def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent")) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a file of JSON objects, one on each line: their numbers from 1, and what they hold. Empty lines are left out.
 
-    Raises ManifestError naming the first line that is wrong.
+    Raises:
+        ManifestError: there is no such file, it is not text in UTF-8, or a line is not a JSON object in which all that is
+            `needed` stands as text. The error names the first line that is wrong.
     """
     if not path.is_file():
         raise ManifestError(
@@ -38,7 +42,6 @@ def read_manifest(path: Path) -> list[Line]:
             "There is no manifest {name}; give a JSON-lines file with audio, text and accent on each line.",
             name=path,
         )
-    lines = []
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -52,15 +55,29 @@ def read_manifest(path: Path) -> list[Line]:
         except ValueError:
             sentence = "Line {number} of {name} is not valid JSON."
             raise ManifestError("manifest.not_json", sentence, number=number, name=path.name) from None
-        missing = [k for k in ("audio", "text", "accent") if not isinstance(row, dict) or not isinstance(row.get(k), str)]
+        missing = [name for name in needed if not isinstance(row, dict) or not isinstance(row.get(name), str)]
         if missing:
             raise ManifestError(
                 "manifest.incomplete",
-                "Line {number} of {name} has no {missing}; each line needs audio, text and accent.",
+                "Line {number} of {name} has no {missing}; each line needs {needed}.",
                 number=number,
                 name=path.name,
                 missing=" and no ".join(missing),
+                needed=f"{', '.join(needed[:-1])} and {needed[-1]}",
             )
+        yield number, row
+
+
+def read_manifest(path: Path) -> list[Line]:
+    """The recordings of a manifest: `audio` (relative to it), `text`, `accent`, optionally `speaker`.
+
+    A recording without a speaker counts as one of a speaker of its own.
+
+    Raises:
+        ManifestError: the manifest cannot be read, a line lacks something, a recording does not exist, or there is none.
+    """
+    lines = []
+    for number, row in manifest_rows(path):
         audio = path.parent / row["audio"]
         if not audio.is_file():
             raise ManifestError(
@@ -71,7 +88,7 @@ def read_manifest(path: Path) -> list[Line]:
                 audio=row["audio"],
             )
         speaker = row.get("speaker")
-        if speaker in (None, ""):  # every recording counts as a speaker of its own
+        if speaker in (None, ""):
             speaker = f"line-{number}"
         lines.append(Line(number, row["audio"], audio, normalise(row["text"]), row["accent"], str(speaker)))
     if not lines:

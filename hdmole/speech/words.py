@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+from typing import Any
 
 import jiwer
+from rapidfuzz.distance import Levenshtein
 
 
 def normalise(text: str) -> str:
@@ -16,9 +19,10 @@ def normalise(text: str) -> str:
 
 
 def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Word errors (substitutions, deletions, insertions) and reference words.
+    """Word errors (substitutions, deletions and insertions), and words of the reference.
 
-    Chinese and Japanese characters count as a word each, so that their rate is the character error rate.
+    Chinese and Japanese characters count as a word each, so that their error rate is the character error rate. The texts are
+    compared as they are given; `normalise` them first.
     """
     reference, hypothesis = (re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])", r" \1 ", t) for t in (reference, hypothesis))
     words = len(reference.split())
@@ -26,3 +30,27 @@ def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
         return len(hypothesis.split()), 0
     result = jiwer.process_words(reference, hypothesis)
     return result.substitutions + result.deletions + result.insertions, words
+
+
+def score(references: Iterable[str], hypotheses: Iterable[str]) -> dict[str, list[Any]]:
+    """Score what was heard in many utterances.
+
+    Args:
+        references: what was said in each, normalised.
+        hypotheses: what was heard in each, as a model wrote it.
+
+    Returns:
+        The columns of a table with one row for each utterance: `hypothesis`, normalised; `errors` and `words` as
+        `count_errors` gives them.
+
+    Raises:
+        ValueError: there are more of one than of the other.
+    """
+    heard = [normalise(text) for text in hypotheses]
+    counted = [count_errors(reference, text) for reference, text in zip(references, heard, strict=True)]
+    return {"hypothesis": heard, "errors": [errors for errors, _ in counted], "words": [words for _, words in counted]}
+
+
+def character_disagreement(one: str, other: str) -> float:
+    """Levenshtein distance between the letters of two texts, divided by the length of the `other`; at most 2."""
+    return float(min(2.0, Levenshtein.distance(one, other) / max(1, len(other))))

@@ -87,7 +87,7 @@ def transcription(asr: ASR, rounds: int) -> dict[str, Any]:
     clips = sorted((asr.folder / "samples").glob("*.flac"))
     if not clips:
         raise ValueError(f"{asr.folder} has no samples to time; use a model that comes with some, such as demo.")
-    segments = asr.encode(decode(clips[0]))
+    segments = asr.segment(decode(clips[0]))
 
     def traced() -> None:
         with trace(asr.models["hdmole"]):

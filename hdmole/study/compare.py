@@ -25,7 +25,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hdmole.names import GENERAL
-from hdmole.speech.words import count_errors, normalise
+from hdmole.speech.words import score
 from hdmole.study import analyses
 from hdmole.study.bench import side_by_side
 from hdmole.study.bootstrap import summarise
@@ -151,12 +151,9 @@ class Runner:
     ) -> pd.DataFrame:
         """One row per utterance, with what was heard and the errors."""
         index = speech.corpus.index.iloc[rows]
-        heard = [normalise(text) for text in hear(speech, model, adaptation, rows, around)]
-        counted = [count_errors(r, h) for r, h in zip(index.text, heard, strict=True)]
+        heard = score(index.text, hear(speech, model, adaptation, rows, around))
         table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
-        return table.assign(
-            reference=index.text.to_numpy(), hypothesis=heard, errors=[e for e, _ in counted], words=[w for _, w in counted]
-        )
+        return table.assign(reference=index.text.to_numpy(), **heard)
 
     def rates(self) -> dict[str, float]:
         """The learning rate with the fewest errors on dev accents, per family; all trials must be there."""

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from hdmole.names import GENERAL
-from hdmole.speech.asr import ASR, ModelError
+from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError, decode
+from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import Line, ManifestError, fingerprint, read_manifest
-from hdmole.speech.words import count_errors, normalise
+from hdmole.speech.words import score
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import Failure, Results, base_digest, provenance, save
 from hdmole.study.routing_table import NUMBERS, in_llm, routing_summary, routing_table, routing_trace
@@ -173,7 +174,7 @@ def _hear(
             nothing = {"seconds": np.nan, "level": np.nan, "clipped": np.nan, "in_domain": np.nan}
             recordings.append({**about, **nothing, "error": str(error)})
             continue
-        encoded = asr.encode(audio)
+        encoded = asr.segment(audio)
         segments += encoded
         owners += [line] * len(encoded)
         recordings.append(
@@ -197,13 +198,14 @@ def _hear(
             if traced is not None:
                 table = routing_table(traced, pd.DataFrame([_about(owners[i]) for i in part]))
                 routing.append(table[table.utterance.isin({owners[i].name for i in part if owners[i].number in routed})])
-        for line in dict.fromkeys(owners):
-            hypothesis = normalise(" ".join(heard[i] for i, owner in enumerate(owners) if owner is line))
-            errors, words = count_errors(line.text, hypothesis)
+        spoken = list(dict.fromkeys(owners))
+        texts = [" ".join(heard[i] for i, owner in enumerate(owners) if owner is line) for line in spoken]
+        found = score([line.text for line in spoken], texts)
+        for k, line in enumerate(spoken):
             about = {k: v for k, v in _about(line).items() if k != "spoken"}
             rows.append(
                 {**about, "accent": line.accent, "method": method, "seed": seed, "reference": line.text,
-                 "hypothesis": hypothesis, "errors": errors, "words": words}
+                 **{name: values[k] for name, values in found.items()}}
             )  # fmt: skip
     tables = {"utterances": pd.DataFrame(rows)} if rows else {}
     if routing:

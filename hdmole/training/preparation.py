@@ -19,8 +19,9 @@ from hdmole.errors import UserError
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import SAMPLE_RATE, AudioError, decode
+from hdmole.speech.audio import AudioError, decode
 from hdmole.speech.manifest import Line, fingerprint, read_manifest
+from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed
 from hdmole.training.adapt import Speech
 from hdmole.training.data import Corpus, States, mel_batches, write_corpus
@@ -337,9 +338,7 @@ def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, re
                     number=line.number,
                     split=split,
                 ) from None
-            batch = asr.extractor(framed(audio.samples)[0], sampling_rate=SAMPLE_RATE, return_tensors="pt")
-            features = torch.nan_to_num(batch["input_features"])[0][batch["attention_mask"][0].bool()]
-            mels.append(features.numpy().astype(np.float16))
+            mels.append(stored_mel_features(asr.extractor, framed(audio.samples)[0]))
             rows.append(
                 {"split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
                  "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}
