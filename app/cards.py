@@ -17,7 +17,8 @@ from hdmole.figures.utterance import METHOD_COLOURS
 from hdmole.speech.words import count_errors, normalise
 
 if TYPE_CHECKING:
-    from hdmole.speech.asr import Transcript, Word
+    from hdmole.speech.asr import Transcript
+    from hdmole.speech.decoding import Word
 
 _MOST_SPANS = 8  # of a long recording, named one by one
 SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
@@ -81,7 +82,7 @@ def heard_html(words: Sequence[Word], reference: str = "") -> str:
 
 def text_card(method: str, heard: str, reference: str) -> str:
     """What one method heard where only the text was kept, against what was said."""
-    from hdmole.speech.asr import Word  # slow to import, and a model is loaded by the time this runs
+    from hdmole.speech.decoding import Word  # slow to import, and a model is loaded by the time this runs
 
     words = [Word(word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
     errors, count = count_errors(normalise(reference), normalise(heard))

@@ -27,7 +27,8 @@ from hdmole.names import METHOD_NAMES
 from hdmole.speech.audio import Audio, decode
 
 if TYPE_CHECKING:
-    from hdmole.speech.asr import ASR, Encoded, Transcript
+    from hdmole.speech.asr import ASR, Transcript
+    from hdmole.speech.decoding import Encoded
 
 LONGEST = 1800.0  # seconds of audio the app takes
 TURNS = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))

@@ -16,7 +16,7 @@ from hdmole.figures.utterance import GATES, frame_at
 from hdmole.speech.audio import SAMPLE_RATE, Audio
 
 if TYPE_CHECKING:
-    from hdmole.speech.asr import Word
+    from hdmole.speech.decoding import Word
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +15,12 @@ from app.session import session
 from app.texts import Text, t
 from hdmole.names import GENERAL
 from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.speech.manifest import manifest_rows
 from hdmole.study.results import Results
 
 if TYPE_CHECKING:
-    from hdmole.speech.asr import ASR, Transcript, Word
+    from hdmole.speech.asr import ASR, Transcript
+    from hdmole.speech.decoding import Word
 
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 
@@ -55,7 +56,6 @@ def samples(folder: Path) -> list[Sample]:
     manifest = folder / "samples" / "manifest.jsonl"
     if not manifest.is_file():
         return []
-    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
     clips = [
         Sample(
             name=Path(row["audio"]).stem,
@@ -64,7 +64,7 @@ def samples(folder: Path) -> list[Sample]:
             accent=row.get("accent", ""),
             speaker=row.get("speaker", ""),
         )
-        for row in rows
+        for _, row in manifest_rows(manifest, ("audio", "text"))
     ]
     return sorted(clips, key=lambda clip: (clip.accent == GENERAL, clip.accent, clip.name))
 

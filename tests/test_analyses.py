@@ -75,7 +75,7 @@ def test_attribution_is_the_change_in_log_likelihood_a_word_when_an_expert_is_le
 def test_attribution_in_words_is_the_change_of_their_log_probability(tiny_model: Path) -> None:
     """Against the log-probabilities that greedy decoding gave and those of the same tokens with an expert masked."""
     asr = ASR.load(tiny_model, "cpu")
-    segment = asr.encode(speech_like(3.0, 2))[0]
+    segment = asr.segment(speech_like(3.0, 2))[0]
     result, model = asr.decode_batch([segment], "hdmole")[0], asr.models["hdmole"]
     worth, heard = asr.attribution(segment), asr.transcribe(speech_like(3.0, 2)).words
     labels, special = torch.tensor([result.ids]), set(asr.tokenizer.all_special_ids)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdmole.errors import UserError
-from hdmole.speech.asr import ModelError
 from hdmole.speech.audio import AudioError
+from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import ManifestError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -76,7 +76,7 @@ def channels_first(frame: Any) -> np.ndarray:
         data = (data.astype(np.float32) - 128.0) / 128.0
     else:
         data = data / -float(np.iinfo(data.dtype).min)
-    return np.clip(data, -1.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(data, -1.0, 1.0), np.float32)
 
 
 def frames(container: Any, stream: Any) -> Iterator[Any]:

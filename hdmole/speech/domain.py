@@ -156,7 +156,7 @@ class DomainScorer:
     def scores(self, features: pd.DataFrame) -> np.ndarray:
         """Probability of being inside, one a row."""
         design = self._design(features[self.names].to_numpy(float))
-        return 1 / (1 + np.exp(-(design @ np.array(self.weights) + self.intercept)))
+        return np.asarray(1 / (1 + np.exp(-(design @ np.array(self.weights) + self.intercept))))
 
     def score(self, features: dict[str, float]) -> dict[str, Any]:
         """Score 0 to 1, verdict (true: inside) and, where outside, the two strongest reasons in words."""
