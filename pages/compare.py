@@ -116,8 +116,8 @@ for difference in [d for d in summary.differences if (d.method, d.against) == (m
     else:
         said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=Text(verdict(difference, labels))))
 st.markdown("\n".join(said))
-accents = {name: summary.methods[name].domains.get("accent") for name in (str(method), str(against))}
-by_seed = {name: rate.per_seed or {} if rate else {} for name, rate in accents.items()}
+accent_rates = {name: summary.methods[name].domains.get("accent") for name in (str(method), str(against))}
+by_seed = {name: rate.per_seed or {} if rate else {} for name, rate in accent_rates.items()}
 if all(len(rates) > 1 for rates in by_seed.values()):
     each = "; ".join(f"{label(name)} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
     st.markdown(t("- **By training seed**, WER on accents in %: {rates}.", rates=each))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES
@@ -165,6 +165,13 @@ class Routing(Record):
     utterances: int  # with an accent
     routers: dict[str, RouterResult]  # by the names in `routing_table.ROUTERS`
     active: dict[str, dict[str, float]]  # domain -> layer -> mean experts at work
+
+    @field_validator("routers", mode="before")
+    @classmethod
+    def _by_column(cls, routers: dict[str, object]) -> dict[str, object]:
+        """Routers by their present names; in results of version 1, finished or not, they had others."""
+        former = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
+        return {former.get(name, name): found for name, found in routers.items()}
 
 
 class FrontierPoint(Record):
@@ -314,9 +321,6 @@ def save(folder: Path, results: Results, rows: pd.DataFrame) -> None:
     (folder / SUMMARY).write_text(results.to_json() + "\n", encoding="utf-8")
 
 
-_ROUTERS_OF_VERSION_1 = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
-
-
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
     """The layout before there was a number, as the present one."""
     for entry in values["methods"].values():
@@ -330,9 +334,6 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
         text = claim.pop("claim")
         by_estimate = text.startswith("At most") and not text.endswith("(by the estimate)")  # how the first files put it
         claim["text"] = text + " (by the estimate)" * by_estimate
-    if "routing" in values:
-        routing = values["routing"]
-        routing["routers"] = {_ROUTERS_OF_VERSION_1[name]: found for name, found in routing["routers"].items()}
     return values
 
 
