@@ -35,4 +35,11 @@ __all__ = sorted(_EXPORTS)
 def __getattr__(name: str) -> Any:  # PEP 562: `import hdmole` stays light: torch is imported on first use
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hdmole' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    try:
+        module = import_module(_EXPORTS[name])
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"hdmole.{name} needs {error.name}, which is not installed; install it with: pip install 'hdmole[study]'",
+            name=error.name,
+        ) from error
+    return getattr(module, name)
