@@ -129,7 +129,7 @@ class Task:
         except Stopped:
             pass
         except UserError as error:
-            self.error = Text.of(error)
+            self.error = Text(error.sentence, **error.values)
         except Exception as error:  # the page lives on, whatever happens in here
             reason = str(error) or type(error).__name__
             self.error = Text("The transcription of {name} failed: {reason}", name=self.name, reason=reason)

@@ -23,10 +23,9 @@ def address(values: Mapping[str, str | Iterable[str]]) -> dict[str, str]:
 def joined(names: Iterable[str]) -> str:
     """Several names as one text, with commas between them; quoted as in a CSV file where a name has commas or quotes."""
     line = io.StringIO()
-    found = list(names)
-    if found:
-        csv.writer(line, lineterminator="").writerow(found)
-    return line.getvalue()
+    if found := list(names):
+        csv.writer(line, lineterminator="\r\n").writerow(found)  # only so are names with line ends quoted
+    return line.getvalue().removesuffix("\r\n")
 
 
 def names_in(text: str) -> list[str]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+import hdmole  # noqa: E402
 from app import tour  # noqa: E402
 from app.model import device_name, load_model  # noqa: E402
 from app.texts import choose_language, t  # noqa: E402
@@ -40,7 +41,14 @@ with st.sidebar:
     choose_language()
     with st.spinner(t("Loading the model …")):
         asr = load_model()
-    st.caption(t("Model **{model}** on **{device}**", model=asr.folder.name, device=device_name(asr)))
+    st.caption(
+        t(
+            "Model **{model}** on **{device}**, HDMoLE {version}",
+            model=asr.folder.name,
+            device=device_name(asr),
+            version=hdmole.__version__,
+        )
+    )
 tour.presentation()
 tour.bar()
 page.run()

@@ -10,6 +10,7 @@ import numpy as np
 import streamlit as st
 
 from app.texts import t
+from hdmole.errors import UserError
 from hdmole.figures.utterance import mel_spectrogram
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def load_model() -> ASR:
     model = os.environ.get("HDMOLE_MODEL", "demo")
     try:
         return _load(model)
-    except (ValueError, OSError) as error:
-        st.error(str(error))
+    except (UserError, OSError) as error:
+        st.error(t(error) if isinstance(error, UserError) else str(error))
         if model == "demo":
             st.info(
                 t(

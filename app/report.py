@@ -105,7 +105,7 @@ def html(job: Job, reference: str, layer: str, summary: Results | None, about: d
         for claim in summary.claims:
             low, high = claim.interval
             answer = t(
-                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(t(claim.text)),
+                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(texts.claim(claim, summary)),
                 answer=t("yes" if claim.holds else "no"), points=f"{claim.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
             )  # fmt: skip
             parts.append(f"<p>{answer}</p>")
@@ -129,7 +129,7 @@ def _table(summary: Results) -> str:
     labels, rows = summary.labels, []
     for method in dict.fromkeys(result_figures.error_rate_data(summary).method):
         entry = summary.methods[method]
-        row = {t("Method"): t(labels[method]), t("Trainable"): f"{entry.trainable or 0:,}"}
+        row = {t("Method"): texts.label(labels[method]), t("Trainable"): f"{entry.trainable or 0:,}"}
         for domain, rate in entry.domains.items():
             name = t("WER {speech} (%)", speech=Text(domain.replace("_", " ")))
             row[name] = rate.mean_text() if domain == "accent" else rate.text()

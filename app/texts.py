@@ -2,8 +2,8 @@
 
 * `t` looks a text up where it is shown; one without a Chinese text stays English
 * values stand in both languages as `{name}`
-* a text that is written before it is shown, such as a constant or a worker's step, is a `Text`
-* what the library puts together of words and numbers is taken apart by `MADE`
+* a text that is written before it is shown, such as a constant, a worker's step or what the library says, is a `Text`; an error
+  that the visitor's input caused is translated in the same way, by its sentence and values
 """
 
 from __future__ import annotations
@@ -20,69 +20,16 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES, accent_label
-from hdmole.study.results import Results
+from hdmole.study.claims import claims
+from hdmole.study.results import Claim, Results
 from hdmole.study.tables import markdown_table
+from hdmole.texts import Text
 
 Language = Literal["en", "zh"]
 FILE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "texts.json"
 LANGUAGES: dict[Language, str] = {"en": "English", "zh": "中文"}
 _FONT = "Noto Sans CJK SC, Microsoft YaHei, PingFang SC, Arial, sans-serif"
-_PLACE = re.compile(r"(?<!%)\{(\w+)\}")  # of a value; plotly's own begin with %
 
-
-class Text(str):
-    """An English text for `t` to translate later; it remembers the values in it."""
-
-    text: str
-    values: dict[str, Any]
-
-    def __new__(cls, text: str, /, **values: Any) -> Text:
-        made = super().__new__(cls, text.format(**values) if values else text)
-        made.text, made.values = text, values
-        return made
-
-    @classmethod
-    def of(cls, error: UserError) -> Text:
-        """What an error says; errors among its values are translated too."""
-        return cls(error.sentence, **{k: cls.of(v) if isinstance(v, UserError) else v for k, v in error.values.items()})
-
-
-MADE = (
-    Text("{method} against {against}: {said}, {points} points [{interval}]"),
-    Text("word errors, {method}"),
-    Text("Global, τ = {tau}"),
-    Text("Local, τ = {tau}"),
-    Text("gate over τ = {tau}"),
-    Text("{method}<br>general %{x:.1f} %<br>accents %{y:.1f} %<extra></extra>"),
-    Text("%{y}, {run}: %{x:.2f} experts<extra></extra>"),
-    Text("Accents as well as full fine-tuning with {share} % of its trainable parameters"),
-    Text("Better than LoRA of equal parameters and accent mass on {speech}"),
-    Text("LoRA, rank {rank}"),
-    Text("LoRA times accent mass, rank {rank}"),
-    Text("{method}, a tenth of the speech"),
-    Text("HDMoLE, {variant}"),
-    Text("it repeats itself: the same word {times} times in a row"),
-    Text("it repeats itself: the same {size} words {times} times in a row"),
-    Text("{count} words a second are more than anybody says"),
-    Text("{name} is not audio that can be read; give a WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM file."),
-    Text("{name} has no sound track; give a file that holds speech."),
-    Text("The sound in {name} is in a coding that is not known here; convert it to WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM."),
-    Text("{name} is damaged or cut off and nothing in it can be decoded; export or record it again."),
-    Text("{name} is longer than the {seconds} seconds allowed; cut it into shorter pieces."),
-    Text("{name} needs more than the {size} MB of memory allowed to decode; convert it to WAV or cut it."),
-    Text("{name} could not be decoded within {seconds} seconds; convert it to WAV or cut it into shorter pieces."),
-    Text("{name} could not be decoded ({reason}); convert it to WAV and try again."),
-    Text("{name} is empty (0 bytes); record or export it again."),
-    Text("{name} is too short ({length} s); give at least {seconds} seconds of speech."),
-    Text("{name} is silent (nothing above -60 dBFS); check the microphone and record it again."),
-    Text("There is no manifest {name}; give a JSON-lines file with audio, text and accent on each line."),
-    Text("{name} is not text in UTF-8; a manifest is a JSON-lines file."),
-    Text("Line {number} of {name} is not valid JSON."),
-    Text("Line {number} of {name} has no {missing}; each line needs {needed}."),
-    Text("Line {number} of {name} names {audio}, which does not exist beside the manifest."),
-    Text("{name} is empty; give a JSON-lines file with audio, text and accent on each line."),
-    Text("None of the {count} recordings of {name} could be read; the first says: {reason}"),
-)
 
 ADAPTED = {
     "encoder": Text("Every method adapts the linear layers of the encoder."),
@@ -112,14 +59,14 @@ def choose_language() -> None:
         st.query_params["lang"] = chosen
 
 
-def t(text: str, /, **values: Any) -> str:
-    """The text in the visitor's language, with its values."""
-    if isinstance(text, Text):
+def t(text: str | UserError, /, **values: Any) -> str:
+    """The text, or what an error says, in the visitor's language, with its values."""
+    if isinstance(text, Text | UserError):
         values = {**text.values, **values}
-        text = text.text
+        text = text.sentence
     if language() == "zh":
-        text = _chinese().get(text) or _taken_apart(text)
-        values = {name: t(value) if isinstance(value, Text) else value for name, value in values.items()}
+        text = _chinese().get(text, text)
+        values = {name: t(value) if isinstance(value, Text | UserError) else value for name, value in values.items()}
     return text.format(**values) if values else text
 
 
@@ -129,22 +76,17 @@ def _chinese() -> dict[str, str]:
     return texts
 
 
-def _taken_apart(text: str) -> str:
-    """The Chinese of a text that is one of `MADE` with its values, which are translated too; others stay as they are."""
-    for pattern, regex in _patterns().items():
-        if found := regex.fullmatch(text):
-            return _PLACE.sub(lambda place: t(found[place[1]]), _chinese().get(pattern, pattern))
-    return text
+def label(name: str) -> str:
+    """What results call a method: "HDMoLE, top-1" is translated part by part where there is no text for the whole."""
+    head, comma, last = name.rpartition(", ")
+    if language() == "en" or name in _chinese() or not comma:
+        return t(name)
+    return f"{label(head)}，{t(last)}"
 
 
-@cache
-def _patterns() -> dict[str, re.Pattern[str]]:
-    """Each of `MADE` as an expression with its places as groups."""
-    pieces = {made.text: _PLACE.split(made.text) for made in MADE}  # text and names of places in turn
-    return {
-        text: re.compile("".join(f"(?P<{piece}>.+?)" if k % 2 else re.escape(piece) for k, piece in enumerate(parts)))
-        for text, parts in pieces.items()
-    }
+def claim(judged: Claim, summary: Results) -> str:
+    """What a claim says; results keep it as an English sentence, and making it anew gives the sentence and its values."""
+    return t(next((made.text for made in claims(summary) if made.text == judged.text), judged.text))
 
 
 def method(name: str) -> str:
@@ -203,7 +145,9 @@ def drawn(plot: go.Figure) -> go.Figure:
     for note in plot.layout.annotations:
         note.text = t(note.text)
     for trace in plot.data:
-        for part in ("name", "text", "hovertemplate"):
+        for part in ("text", "hovertemplate"):
             if part in trace and isinstance(trace[part], str):
                 trace[part] = t(trace[part])
+        if trace.name:
+            trace.name = label(trace.name)
     return plot.update_layout(font_family=_FONT)

@@ -7,12 +7,14 @@ import streamlit as st
 from app import results
 from app.model import load_model, model_card
 from app.texts import t
+from hdmole import __version__
 
 asr = load_model()
 folder = asr.folder
 summary = results.summary_of(folder / "results")
 
 st.title(t("What the model can hear, and what it cannot"))
+st.caption(t("This is HDMoLE {version}.", version=__version__))
 if summary and summary.accent_recogniser:
     results.confusion(summary.accent_recogniser)
 card = folder / "README.md"

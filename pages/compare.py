@@ -29,14 +29,14 @@ def kind(domain: str) -> str:
 st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
 folder, summary = results.choose(asr)
 ours = folder.resolve().is_relative_to(ROOT / "assets")
-labels = {name: t(label) for name, label in summary.labels.items()}
+labels = {name: texts.label(label) for name, label in summary.labels.items()}
 
 results.headline(summary)
 for claim in summary.claims:
     low, high = claim.interval
     icon = ":material/check_circle:" if claim.holds else ":material/cancel:"
     answer = t(
-        "**{claim}: {answer}**, {points} points [{interval}]", claim=t(claim.text), answer=t("yes" if claim.holds else "no"),
+        "**{claim}: {answer}**, {points} points [{interval}]", claim=texts.claim(claim, summary), answer=t("yes" if claim.holds else "no"),
         points=f"{claim.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
     )  # fmt: skip
     st.markdown(f"{icon} {answer}")
@@ -63,7 +63,7 @@ with plane:
             t("Accents against"), ["general", "parameters"], default="general", required=True, key="plane",
             format_func={"general": t("Cost on general speech"), "parameters": t("Trained parameters")}.__getitem__,
         )  # fmt: skip
-        named = cost.assign(label=cost.label.map(t))
+        named = cost.assign(label=cost.label.map(texts.label))
         if against_what == "general":
             plots.show(
                 result_figures.forgetting(named), "accents-against-general", cost,
@@ -114,7 +114,7 @@ for difference in [d for d in summary.differences if (d.method, d.against) == (m
             )
         )  # fmt: skip
     else:
-        said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=Text(verdict(difference, labels))))
+        said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=verdict(difference, labels)))
 st.markdown("\n".join(said))
 accent_rates = {name: summary.methods[name].domains.get("accent") for name in (str(method), str(against))}
 by_seed = {name: rate.per_seed or {} if rate else {} for name, rate in accent_rates.items()}
@@ -151,7 +151,7 @@ if file.is_file():
 if len(names) > len(main):
     variants = result_figures.variant_data(summary, str(method))
     plots.show(
-        result_figures.variants(variants.assign(label=variants.label.map(t))), "variants", variants,
+        result_figures.variants(variants.assign(label=variants.label.map(texts.label))), "variants", variants,
         t("left of zero a method is better than {method}; a ring says that no difference is established.", method=label(method)),
         "variants",
     )  # fmt: skip

@@ -102,7 +102,7 @@ if summary.failed:
             hide_index=True,
             column_config={"audio": t("audio"), "error": t("error")},
         )
-labels = {name: t(label) for name, label in summary.labels.items()}
+labels = {name: texts.label(label) for name, label in summary.labels.items()}
 rates = result_figures.error_rate_data(summary)
 plots.show(
     result_figures.error_rates(rates), "corpus-error-rates", rates,

@@ -574,5 +574,5 @@ def test_accents_and_methods_of_the_results_are_named_in_chinese(monkeypatch: py
     monkeypatch.setattr(texts, "language", lambda: "zh")
     rows = pd.read_parquet(ROOT / "assets" / "results" / "main" / "utterances.parquet", columns=["accent"])
     assert [name for name in rows.accent.unique() if texts.accent_name(name).isascii()] == []
-    labels = [texts.t(method.label) for method in known_methods({"r": 2}).values()]
+    labels = [texts.label(method.label) for method in known_methods({"r": 2}).values()]
     assert [label for label in labels if "," in label] == []

@@ -93,7 +93,7 @@ def test_gate_heatmap_shows_the_gates_and_leaves_experts_that_are_off_empty() ->
     np.testing.assert_allclose(shown.x, (np.arange(10) + 0.5) * STEP)  # middles of the frames
     assert "(s)" in figure.layout.xaxis.title.text
     assert shown.colorbar.title.text == "gate"
-    assert heatmap(figures.gate_heatmap(data, tau=0.08)).colorbar.title.text == "gate over τ = 0.080"
+    assert heatmap(figures.gate_heatmap(data, tau=0.08)).meta == {"tau": "0.080"}
 
 
 def test_gate_heatmap_has_a_mark_that_can_be_clicked_on_every_cell() -> None:

@@ -21,7 +21,7 @@ ROOMS = {
     "figures": {"study"},
     "demo": {"method", "models", "speech", "training", "study"},
 }
-OPEN = {"names", "errors", "_torchaudio"}
+OPEN = {"names", "errors", "texts", "_torchaudio"}
 
 
 def module_of(file: Path) -> str:

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 from driver import assert_no_exception, settle
 from streamlit.testing.v1 import AppTest
 
 from app import texts
-from app.texts import Text, drawn, t
+from app.texts import drawn, t
 from hdmole.figures import utterance as figures
-from hdmole.speech.audio import AudioError, decode
-from hdmole.speech.manifest import ManifestError, read_manifest
+from hdmole.speech.audio import AudioError
+from hdmole.speech.domain import flags
+from hdmole.speech.manifest import ManifestError
 from hdmole.study.claims import verdict
-from hdmole.study.results import Difference, Results, provenance
+from hdmole.study.config import known_methods
+from hdmole.study.results import Difference, Results, load, provenance
+from hdmole.texts import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 CHINESE = json.loads(texts.FILE.read_text(encoding="utf-8"))
 APP = sorted([*(ROOT / "app").glob("*.py"), *(ROOT / "pages").glob("*.py")])
-LIBRARY = [
-    ROOT / "hdmole" / f
-    for f in (
-        "names.py", "demo/synth.py", "figures/results.py", "figures/utterance.py", "speech/domain.py", "study/claims.py",
-        "study/bootstrap.py", "study/compare.py", "study/config.py", "study/results.py", "study/routing_table.py", "study/tables.py",
-    )
-]  # fmt: skip
+LIBRARY = [  # what the app shows of it
+    *(ROOT / "hdmole" / "names.py", ROOT / "hdmole" / "demo" / "synth.py"),
+    *(file for room in ("figures", "speech", "study") for file in sorted((ROOT / "hdmole" / room).glob("*.py"))),
+]
 HAN = re.compile("[\u4e00-\u9fff]")
 PAGES = ("home", "transcribe", "routing", "thresholds", "correspondence", "compare", "corpus", "report", "about")
 
@@ -53,7 +50,7 @@ def given(argument: ast.expr) -> list[str]:
 def test_every_text_has_its_chinese() -> None:
     wanted = {
         text
-        for file in APP
+        for file in (*APP, *LIBRARY)
         for node in nodes(file)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("t", "Text") and node.args
         for text in given(node.args[0])
@@ -71,6 +68,7 @@ def test_no_text_is_left_over() -> None:
     literals |= {
         n.target.id for f in LIBRARY for n in nodes(f) if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
     }
+    literals |= {part for method in known_methods({"r": 2}).values() for part in method.label.split(", ")}
     literals |= {node.arg for file in LIBRARY for node in nodes(file) if isinstance(node, ast.keyword) and node.arg}
     drawing = re.findall(r">([^<>]+)</text>", (ROOT / "assets" / "ui" / "method.svg").read_text())
     used = {*literals, *map(figures.accent_label, literals), *(text.replace("_", " ") for text in literals), *drawing}
@@ -102,26 +100,70 @@ def test_texts_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown["运行秒数"] == 3 and shown["设备"] == "cpu" and len(shown) == 9  # neither configuration nor hours
 
 
-def test_what_the_library_says_of_bad_files_is_translated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def wav(samples: np.ndarray) -> bytes:
-        content = io.BytesIO()
-        soundfile.write(content, samples, 16_000, format="WAV")
-        return content.getvalue()
+def sentences() -> Iterator[str]:
+    """The sentence of every error that the app may show: written in its place, in a variable, or in a dictionary of sentences."""
+    for file in (
+        *APP,
+        *(ROOT / "hdmole" / "speech").glob("*.py"),
+        *(ROOT / "hdmole" / "study" / name for name in ("evaluate.py", "results.py")),
+    ):
+        written: dict[str, set[str]] = {}
+        for node in nodes(file):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                constants = {c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+                written.setdefault(node.targets[0].id, set()).update(text for text in constants if text.endswith("."))
+        for node in nodes(file):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "AudioError",
+                "ManifestError",
+                "ModelError",
+                "ResultsError",
+            ):
+                sentence = node.args[1]
+                if isinstance(sentence, ast.Constant):
+                    yield str(sentence.value)
+                else:
+                    name = sentence.value if isinstance(sentence, ast.Subscript) else sentence
+                    assert isinstance(name, ast.Name) and written[name.id], f"{file.name}:{node.lineno}"
+                    yield from written[name.id]
 
-    said = []
-    for data in (b"", b"no audio at all", wav(np.zeros(16_000)), wav(np.ones(100) * 0.1), wav(np.ones(32_000) * 0.1)):
-        with pytest.raises(AudioError) as error:
-            decode(data, "clip.wav", max_seconds=1)
-        said.append(str(error.value))
-    manifest = tmp_path / "m.jsonl"
-    for content in (None, b"", b"{", b"{}", b"\xff", b'{"audio": "a.wav", "text": "", "accent": "b"}'):
-        if content is not None:
-            manifest.write_bytes(content)
-        with pytest.raises(ManifestError) as refused:
-            read_manifest(manifest)
-        said.append(str(refused.value))
+
+def test_every_error_of_audio_manifests_models_and_results_has_its_chinese() -> None:
+    found = set(sentences())
+    assert len(found) > 30 and "{name} is longer than the {seconds} seconds allowed; cut it into shorter pieces." in found
+    assert not found - set(CHINESE)
+
+
+def test_an_error_is_translated_with_the_errors_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = AudioError(
+        "audio.silent",
+        "{name} is silent (nothing above -60 dBFS); check the microphone and record it again.",
+        name="a {b}.wav",
+    )
+    sentence = "None of the {count} recordings of {name} could be read; the first says: {reason}"
+    nothing = ManifestError("manifest.nothing_read", sentence, count=2, name="list.jsonl", reason=silent)
+    assert t(nothing) == str(nothing)
     monkeypatch.setattr(texts, "language", lambda: "zh")
-    assert len(set(said)) == 11 and all(re.search("[\u4e00-\u9fff]", t(sentence)) for sentence in said), said
+    said = "list.jsonl 的 2 条录音都无法读取；第一条的原因：a {b}.wav 没有声音（全部低于 -60 dBFS）；请检查麦克风后重新录制。"
+    assert t(nothing) == said == t(Text(nothing.sentence, **nothing.values))
+
+
+def test_what_the_library_puts_together_is_translated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "language", lambda: "zh")
+    assert t(flags("no " * 6, "no", 9.0)[0]) == "出现重复：同一个词连续出现 6 次"
+    assert t(flags("turn it on " * 4, "turn it on", 9.0)[0]) == "出现重复：同样的 3 个词连续出现 4 次"
+    assert [t(flag) for flag in flags("a b c d e f g h i j", "a b c d e f g h i j", 1.0)] == ["每秒 10 个词，没有人能说得这么快"]
+    results = load(ROOT / "assets" / "results" / "main")
+    said = [texts.claim(claim, results) for claim in results.claims]
+    assert len(said) == 4 and all(HAN.search(claim) for claim in said)
+    assert any(re.fullmatch(r"仅用 \d+\.\d% 的可训练参数，口音上不逊于全参数微调", claim) for claim in said)
+
+
+def test_a_methods_label_is_translated_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert texts.label("HDMoLE, rank 4") == "HDMoLE, rank 4"
+    monkeypatch.setattr(texts, "language", lambda: "zh")
+    assert texts.label("LoRA, equal parameters, a tenth of the speech") == "LoRA，参数量相同，十分之一的语音"
+    assert texts.label("HDMoLE, rank 1, shared 18") == "HDMoLE，秩 1，共享专家秩 18"
 
 
 def test_figures_are_translated_and_their_data_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +175,7 @@ def test_figures_are_translated_and_their_data_is_not(monkeypatch: pytest.Monkey
     words, dots = drawn(english), drawn(figures.change_dots(changes, 3))
     assert words.layout.xaxis.ticktext == ("German",) and words.layout.yaxis.ticktext == ("德国",)
     assert words.data[0].y == ("german",) and words.data[0].colorbar.title.text == "门控"
-    assert dots.data[-1].name == "更改后" and "，更改后：" in dots.data[-1].hovertemplate
+    assert dots.data[-1].name == "更改后" and dots.data[-1].hovertemplate.startswith("%{y}，%{fullData.name}：")
     assert dots.layout.xaxis.title.text == "工作专家数（平均）" and "CJK" in dots.layout.font.family
 
 

@@ -121,7 +121,7 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
             marker=dict(size=13, color=METHOD_COLOURS.get(row["method"])),
             error_x=dict(symmetric=False, array=[row["general_high"] - row["general"]], arrayminus=[row["general"] - row["general_low"]]),
             error_y=dict(symmetric=False, array=[row["accents_high"] - row["accents"]], arrayminus=[row["accents"] - row["accents_low"]]),
-            hovertemplate=f"{name}<br>general %{{x:.1f}} %<br>accents %{{y:.1f}} %<extra></extra>",
+            hovertemplate="%{fullData.name}<br>general %{x:.1f} %<br>accents %{y:.1f} %<extra></extra>",
         )  # fmt: skip
     figure.update_traces(error_x=dict(thickness=1, width=3, color=GREY), error_y=dict(thickness=1, width=3, color=GREY))
     base = data[data.method == "base"]
@@ -393,8 +393,9 @@ def pair_scatter(
     )  # fmt: skip
     most = int(max(data.mine.max(), data.theirs.max(), 1))
     figure.add_shape(type="line", x0=0, y0=0, x1=most, y1=most, line=dict(color=GREY, dash="dot", width=1))
-    figure.update_xaxes(title=f"word errors, {theirs}", range=[-0.7, most + 0.7])
-    figure.update_yaxes(title=f"word errors, {mine}", range=[-0.7, most + 0.7])
+    figure.update_layout(meta={"mine": mine, "theirs": theirs})
+    figure.update_xaxes(title="word errors, %{meta.theirs}", range=[-0.7, most + 0.7])
+    figure.update_yaxes(title="word errors, %{meta.mine}", range=[-0.7, most + 0.7])
     return figure.update_layout(**LAYOUT, height=340)
 
 

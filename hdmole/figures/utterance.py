@@ -4,6 +4,7 @@
 * figure functions only draw what they are given; they know nothing of models, pages or files
 * a colour means one thing everywhere: `METHOD_COLOURS` for methods, `accent_colours` for accents and their experts
 * times are seconds, frequencies hertz, levels decibels under the loudest cell
+* texts are constants, so that they can be translated: plotly puts numbers (`meta`) and names (`fullData.name`) into them
 * heatmaps go out as float32 or int8 arrays, and long audio is averaged down to `MAX_COLUMNS` or `MEL_COLUMNS` columns
 * a plotly heatmap returns no clicks, so an invisible scatter lies over each one that can be clicked
 """
@@ -262,7 +263,8 @@ def gate_heatmap(
         go.Heatmap(
             x=times, y=accents, z=np.where(values > 0, values, np.nan).astype(np.float32), colorscale=GATE_SCALE, zmin=0,
             zmax=max(0.05, float(np.nanmax(values, initial=0))), hoverongaps=False, hoverinfo="skip",
-            colorbar=dict(title=dict(text="gate" if tau is None else f"gate over τ = {tau:.3f}", side="right"), thickness=10),
+            colorbar=dict(title=dict(text="gate" if tau is None else "gate over τ = %{meta.tau}", side="right"), thickness=10),
+            meta=None if tau is None else {"tau": f"{tau:.3f}"},
         )
     )  # fmt: skip
     _clickable(figure, times, accents, values, "expert %{y}<br>%{x:.2f} s<br>gate %{customdata:.3f}<extra></extra>")
@@ -320,9 +322,9 @@ def threshold_bars(data: pd.DataFrame, dynamic: bool = True) -> go.Figure:
     Where experts are not chosen by thresholds (`dynamic` is false), none is drawn, and full are those on in half of the frames.
     """
     tau = data.groupby("router").threshold.mean()
-    routers = ("global", "local")
-    titles = [f"{r.capitalize()}, τ = {tau.get(r, np.nan):.3f}" if dynamic else r.capitalize() for r in routers]
+    titles = ["Global, τ = %{meta.global}", "Local, τ = %{meta.local}"] if dynamic else ["Global", "Local"]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, shared_yaxes=True)
+    figure.update_layout(meta={router: f"{tau.get(router, np.nan):.3f}" for router in ("global", "local")})
     figure.update_annotations(font_size=13)
     colours = accent_colours(data.accent.unique())
     for column, router in enumerate(("global", "local"), start=1):
@@ -391,7 +393,7 @@ def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
         )  # fmt: skip
     for run, symbol in (("as trained", "circle-open"), ("changed", "circle")):
         figure.add_scatter(
-            x=wide[run], y=wide.index, mode="markers", name=run, hovertemplate=f"%{{y}}, {run}: %{{x:.2f}} experts<extra></extra>",
+            x=wide[run], y=wide.index, mode="markers", name=run, hovertemplate="%{y}, %{fullData.name}: %{x:.2f} experts<extra></extra>",
             marker=dict(symbol=symbol, size=11, color=METHOD_COLOURS["hdmole"], line_width=2),
         )  # fmt: skip
     figure.update_xaxes(title="experts at work (mean)", range=[-0.2, experts + 0.2])

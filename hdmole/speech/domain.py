@@ -19,6 +19,7 @@ from rapidfuzz.distance import Levenshtein
 
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.words import character_disagreement
+from hdmole.texts import Text
 
 DIGIT_WORDS = {"zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "double", "triple"}
 # feature -> (what is said where it speaks against the audio, whether a high or a low value is meant)
@@ -43,7 +44,8 @@ def flags(text: str, ctc_text: str, seconds: float) -> list[str]:
 
     An LLM that lost the sound repeats itself, says everything twice, or writes on although little was heard.
     """
-    words, found = text.split(), []
+    words = text.split()
+    found: list[str] = []
     for size in range(1, 7):
         same, most = 0, 0
         for i in range(size, len(words)):
@@ -51,7 +53,11 @@ def flags(text: str, ctc_text: str, seconds: float) -> list[str]:
             most = max(most, same)
         times = most // size + 1
         if times >= (5 if size == 1 else 3) and not set(words) <= DIGIT_WORDS:
-            found.append(f"it repeats itself: the same {f'{size} words' if size > 1 else 'word'} {times} times in a row")
+            found.append(
+                Text("it repeats itself: the same word {times} times in a row", times=times)
+                if size == 1
+                else Text("it repeats itself: the same {size} words {times} times in a row", size=size, times=times)
+            )
             break
     half = len(words) // 2
     sounded = ctc_text.split()
@@ -60,7 +66,7 @@ def flags(text: str, ctc_text: str, seconds: float) -> list[str]:
     if len(words) >= 4 and len(sounded) <= len(words) / 3:
         found.append("most of it is invented: the sounds hold far fewer words")
     elif len(words) > 8 and len(words) / max(0.1, seconds) > 6:
-        found.append(f"{len(words) / seconds:.0f} words a second are more than anybody says")
+        found.append(Text("{count} words a second are more than anybody says", count=f"{len(words) / seconds:.0f}"))
     return found
 
 

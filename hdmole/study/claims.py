@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from hdmole.names import GENERAL
 from hdmole.study.results import Claim, Difference, Results
+from hdmole.texts import Text
 
 MARGIN = 0.3  # points of WER that HDMoLE may be worse than the frozen base on general speech, as the claim says
 
@@ -24,14 +25,17 @@ def claims(results: Results) -> list[Claim]:
     found = {(d.domain, d.against): d for d in results.differences if d.method == "hdmole"}
     if difference := found.get(("accent", "full")):
         mine, full = methods["hdmole"].trainable, methods["full"].trainable
-        share = f" with {100 * mine / full:.1f} % of its trainable parameters" if mine is not None and full else ""
-        made.append(_claim(f"Accents as well as full fine-tuning{share}", difference, difference.interval[0] <= 0))
+        text = Text("Accents as well as full fine-tuning")
+        if mine is not None and full:
+            share = f"{100 * mine / full:.1f}"
+            text = Text("Accents as well as full fine-tuning with {share} % of its trainable parameters", share=share)
+        made.append(_claim(text, difference, difference.interval[0] <= 0))
     for domain, speech in (("accent", "the accents"), (GENERAL, "general speech")):
         if difference := found.get((domain, "gated_lora")):
-            text = f"Better than LoRA of equal parameters and accent mass on {speech}"
+            text = Text("Better than LoRA of equal parameters and accent mass on {speech}", speech=Text(speech))
             made.append(_claim(text, difference, difference.interval[1] < 0))
     if difference := found.get((GENERAL, "base")):
-        text = "At most 0.3 points worse than the frozen base on general speech (by the estimate)"
+        text = Text("At most 0.3 points worse than the frozen base on general speech (by the estimate)")
         made.append(_claim(text, difference, difference.points <= MARGIN))
     return made
 
@@ -40,7 +44,7 @@ def _claim(text: str, difference: Difference, holds: bool) -> Claim:
     return Claim(text=text, holds=holds, points=difference.points, interval=difference.interval)
 
 
-def verdict(difference: Difference, labels: Mapping[str, str]) -> str:
+def verdict(difference: Difference, labels: Mapping[str, str]) -> Text:
     """A difference as a sentence: "HDMoLE against LoRA: no difference established, +0.2 points [-0.4, +0.9]".
 
     Points are percentage points of WER. The method is better where its whole interval lies below zero, worse where it lies
@@ -49,4 +53,7 @@ def verdict(difference: Difference, labels: Mapping[str, str]) -> str:
     low, high = difference.interval
     said = "better" if high < 0 else "worse" if low > 0 else "no difference established"
     method, against = labels.get(difference.method, difference.method), labels.get(difference.against, difference.against)
-    return f"{method} against {against}: {said}, {difference.points:+z.1f} points [{low:+z.1f}, {high:+z.1f}]"
+    return Text(
+        "{method} against {against}: {said}, {points} points [{interval}]", method=method, against=against, said=Text(said),
+        points=f"{difference.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
+    )  # fmt: skip

@@ -103,7 +103,7 @@ def evaluate(
             "None of the {count} recordings of {name} could be read; the first says: {reason}",
             count=len(lines),
             name=manifest.name,
-            reason=failed.error.iloc[0],
+            reason=_why(lines[0].audio, failed.error.iloc[0]),
         )
     table = _gather(unfinished, "utterances")
     origin = provenance(
@@ -124,6 +124,15 @@ def evaluate(
     if done == len(lines):
         shutil.rmtree(unfinished)
     return results
+
+
+def _why(audio: Path, said: str) -> AudioError | str:
+    """Why a recording cannot be read, as an error that can be translated; what was `said` before where it can be read now."""
+    try:
+        decode(audio)
+    except AudioError as error:
+        return error
+    return said
 
 
 def _open_unfinished(out: Path, asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int) -> Path:
