@@ -13,7 +13,7 @@ import streamlit as st
 from app import links, plots, texts
 from app.model import ROOT
 from app.session import session
-from app.texts import Text, t
+from app.texts import t
 from hdmole.figures import results as result_figures
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.study.results import RecogniserResult, Results, ResultsError, base_digest, load
@@ -121,7 +121,7 @@ def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
     try:
         summary = load(folder)
     except ResultsError as error:
-        st.error(t(Text.of(error)))
+        st.error(t(error))
         st.stop()
     if not given and (note := other_base(asr, folder, summary)):
         st.caption(note)

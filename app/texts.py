@@ -20,7 +20,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES, accent_label
-from hdmole.study.claims import claims
+from hdmole.study.claims import claim_texts
 from hdmole.study.results import Claim, Results
 from hdmole.study.tables import markdown_table
 from hdmole.texts import Text
@@ -85,8 +85,8 @@ def label(name: str) -> str:
 
 
 def claim(judged: Claim, summary: Results) -> str:
-    """What a claim says; results keep it as an English sentence, and making it anew gives the sentence and its values."""
-    return t(next((made.text for made in claims(summary) if made.text == judged.text), judged.text))
+    """What a claim says."""
+    return t(claim_texts(summary).get(judged.text, judged.text))
 
 
 def method(name: str) -> str:

@@ -168,8 +168,8 @@ if file.is_file():
     table = result_figures.pair_data(results.read_table(file), method, against)
     seeds = sorted(set(table.seed))
     several = len(seeds) > 1
-    of = table.accent.where(table.domain.isin(["accent", GENERAL]), table.domain + "/" + table.accent)
-    accents = dict(sorted(zip(of, zip(table.accent, table.domain, strict=True), strict=True)))
+    spoken = table.accent.where(table.domain.isin(["accent", GENERAL]), table.domain + "/" + table.accent)
+    accents = dict(sorted(zip(spoken, zip(table.accent, table.domain, strict=True), strict=True)))
     links.set_widget(linked, "compared_accent", "accent", list(accents), None)
     accent = middle.selectbox(
         t("Accent"), list(accents), index=None, placeholder=t("all"), key="compared_accent",
@@ -178,7 +178,7 @@ if file.is_file():
         }.__getitem__,
     )  # fmt: skip
     address["accent"] = accent or ""
-    table = table.loc[of == accent].reset_index(drop=True) if accent else table
+    table = table.loc[spoken == accent].reset_index(drop=True) if accent else table
     if table.empty:
         st.info(t("The two methods have no utterance in common of one training seed."))
         links.write(**address)

@@ -15,7 +15,7 @@ from app.cards import LEGEND_DIFFERENCE, text_card
 from app.corpus import Evaluation
 from app.model import load_model
 from app.session import session
-from app.texts import Text, t
+from app.texts import t
 from hdmole.figures import results as result_figures
 from hdmole.study.results import ResultsError, load
 
@@ -86,7 +86,7 @@ for name in ("summary.json", "recordings.parquet", "utterances.parquet"):
 try:
     summary = load(out)
 except ResultsError as error:
-    st.error(t(Text.of(error)))
+    st.error(t(error))
     st.stop()
 
 done, of = summary.provenance.recordings or 0, summary.provenance.of or 0

@@ -21,6 +21,16 @@ MARGIN = 0.3  # points of WER that HDMoLE may be worse than the frozen base on g
 
 def claims(results: Results) -> list[Claim]:
     """The paper's claims about HDMoLE that the results can judge, each with its verdict."""
+    return [Claim(text=text, holds=holds, points=d.points, interval=d.interval) for text, d, holds in _judged(results)]
+
+
+def claim_texts(results: Results) -> dict[str, Text]:
+    """The sentences of these claims as texts that can be translated; results keep them as they read in English."""
+    return {str(text): text for text, _, _ in _judged(results)}
+
+
+def _judged(results: Results) -> list[tuple[Text, Difference, bool]]:
+    """Each claim with the difference that decides it, and whether it holds."""
     methods, made = results.methods, []
     found = {(d.domain, d.against): d for d in results.differences if d.method == "hdmole"}
     if difference := found.get(("accent", "full")):
@@ -29,19 +39,15 @@ def claims(results: Results) -> list[Claim]:
         if mine is not None and full:
             share = f"{100 * mine / full:.1f}"
             text = Text("Accents as well as full fine-tuning with {share} % of its trainable parameters", share=share)
-        made.append(_claim(text, difference, difference.interval[0] <= 0))
+        made.append((text, difference, difference.interval[0] <= 0))
     for domain, speech in (("accent", "the accents"), (GENERAL, "general speech")):
         if difference := found.get((domain, "gated_lora")):
             text = Text("Better than LoRA of equal parameters and accent mass on {speech}", speech=Text(speech))
-            made.append(_claim(text, difference, difference.interval[1] < 0))
+            made.append((text, difference, difference.interval[1] < 0))
     if difference := found.get((GENERAL, "base")):
         text = Text("At most 0.3 points worse than the frozen base on general speech (by the estimate)")
-        made.append(_claim(text, difference, difference.points <= MARGIN))
+        made.append((text, difference, difference.points <= MARGIN))
     return made
-
-
-def _claim(text: str, difference: Difference, holds: bool) -> Claim:
-    return Claim(text=text, holds=holds, points=difference.points, interval=difference.interval)
 
 
 def verdict(difference: Difference, labels: Mapping[str, str]) -> Text:
