@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import AutoPeftModel, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
 from tiny import TARGETS, tiny_speech_llm
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMultimodalLM, GenerationConfig, Trainer, TrainingArguments
@@ -275,3 +277,41 @@ def test_a_typed_peft_model_hears_the_accent_without_the_padding(monkeypatch: py
             model(input_features=features, attention_mask=mask, labels=torch.ones(2, 3, dtype=torch.long))
         heard = torch.from_numpy(t.arrays(t.layer_names[0], 1)["posterior"][0])
         torch.testing.assert_close(heard, recogniser.eval().posterior(features, mask)[1, 1:])
+
+
+def test_adapters_saved_before_version_0_2_load(tmp_path: Path) -> None:
+    """Their configuration names the module `hdmole.speech_llm`; those of the demo model are such."""
+    torch.manual_seed(0)
+    base = tiny_speech_llm()
+    base.save_pretrained(tmp_path / "base")
+    adapted: Any = get_peft_model(base, HDMoLEConfig(accents=ACCENTS, target_modules=TARGETS)).eval()
+    for name, parameter in adapted.named_parameters():
+        if "hdmole_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["auto_mapping"] = {"base_model_class": "SpeechLLM", "parent_library": "hdmole.speech_llm"}
+    file.write_text(json.dumps(config))
+    given: dict[str, Any] = dict(
+        input_features=torch.randn(1, 80, 80), attention_mask=torch.ones(1, 80), labels=torch.ones(1, 3, dtype=torch.long),
+        accent_posterior=torch.tensor([[0.1, 0.2, 0.3, 0.4]]),
+    )  # fmt: skip
+    loaded = AutoPeftModel.from_pretrained(tmp_path / "adapter", import_allowlist=["hdmole.speech_llm"]).eval()
+    assert isinstance(loaded.get_base_model(), SpeechLLM)
+    with torch.no_grad():
+        expected = adapted(**given).logits
+        assert torch.equal(loaded(**given).logits, expected)
+        with intervene(loaded, mask=ACCENTS):
+            assert not torch.equal(loaded(**given).logits, expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "hdmole"])
+def test_the_demo_models_adapters_load(method: str) -> None:
+    demo = Path(__file__).resolve().parent.parent / "assets" / "demo"
+    base = SpeechLLM.from_pretrained(demo, dtype=torch.float32)
+    adapter: Any = PeftModel.from_pretrained(base, demo / "adapters" / method)
+    stored = load_file(demo / "adapters" / method / "adapter_model.safetensors")
+    state = get_peft_model_state_dict(adapter)
+    assert set(state) == set(stored) and all(torch.equal(state[name], stored[name].to(state[name])) for name in stored)
