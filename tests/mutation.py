@@ -22,21 +22,27 @@ TARGETS = {  # what is mutated, and the tests that hold it
     "gate": ("hdmole/method/gate.py", ["tests/test_gate.py"]),
     "layer": ("hdmole/method/tuner/layer.py", ["tests/test_layer.py"]),
     "alignment": ("hdmole/speech/alignment.py", ["tests/test_alignment.py"]),
-    "loop": ("hdmole/training/loop.py", ["tests/test_training.py"]),
+    "results": ("hdmole/study/results.py", ["tests/test_results.py"]),
+    "claims": ("hdmole/study/claims.py", ["tests/test_bootstrap.py"]),
+    "bootstrap": ("hdmole/study/bootstrap.py", ["tests/test_bootstrap.py"]),
+    "loop": ("hdmole/training/loop.py", ["tests/test_loop.py", "tests/test_training.py"]),
 }
+LEFT_OUT = ["published", "conditions", "order_of_rows", "differ_from_itself"]  # need large files, or take long and kill no more
+COPIED = ["hdmole", "tests", "app", "assets/ui"]
 KILLED = {"killed", "timeout", "segfault"}
 
 
 def mutate(target: str, folder: Path) -> None:
     """Run mutmut on one of `TARGETS` in an empty `folder` and print what came of it."""
     module, tests = TARGETS[target]
-    for name in ("hdmole", "tests"):
+    for name in COPIED:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     settings = {
         "source_paths": ["hdmole"],
         "only_mutate": [module],
+        "also_copy": COPIED[2:],
         "pytest_add_cli_args_test_selection": tests,
-        "pytest_add_cli_args": ["-p", "no:cacheprovider", "--timeout=60"],
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "--timeout=60", "-k", f"not ({' or '.join(LEFT_OUT)})"],
         "timeout_multiplier": 3.0,
     }
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
@@ -46,7 +52,8 @@ def mutate(target: str, folder: Path) -> None:
     command = [Path(sys.executable).with_name("mutmut"), "run", "--max-children", "1"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=7200)
     if done.returncode:
-        sys.exit(f"mutmut failed on {target}:\n{done.stdout[-5000:]}{done.stderr}")
+        said = [line for line in done.stdout.splitlines() if "Running" not in line and "Generating" not in line]
+        sys.exit("\n".join([f"mutmut failed on {target}:", *said[-40:], done.stderr]))
     os.chdir(folder)
     codes = json.loads(Path("mutants", f"{module}.meta").read_text())["exit_code_by_key"]
     others = {name: status for name, code in codes.items() if (status := status_by_exit_code[code]) not in KILLED}
