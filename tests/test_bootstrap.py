@@ -140,6 +140,35 @@ def test_few_speakers_are_those_of_the_method_that_has_fewest() -> None:
     assert results.few_speakers("accent") == 3
 
 
+def test_everything_keeps_the_order_of_the_rows() -> None:
+    rows = table(
+        *(row(method, f"s{k}", k, 3 if accent == "z" else 10, accent, domain) for method in ("lora", "base")
+          for domain, accent in (("unseen", "y"), ("accent", "z"), ("accent", "b"), ("accent", "c"), ("accent", "a")) for k in (0, 1)),
+    )  # fmt: skip
+    results = summarise(rows, ORIGIN)
+    assert list(results.methods) == ["lora", "base"] and list(results.methods["base"].domains) == ["unseen", "accent"]
+    assert list(results.methods["base"].domains["accent"].accents) == ["z", "b", "c", "a"]
+    assert [(d.domain, d.method) for d in results.differences] == [
+        ("unseen", "lora"), ("unseen", "base"), ("accent", "lora"), ("accent", "base"),
+    ]  # fmt: skip
+    assert results.methods["base"].domains["accent"].mean_over_accents == 7.92  # of 16.67, 5, 5 and 5: 7.9175
+    rows = rows[(rows.accent != "y") | (rows.method == "base")]  # the first accent lacks a method, the others are compared
+    assert list(accent_differences(rows, "lora", "base").accent) == ["z", "b", "c", "a"]
+
+
+def test_the_interval_of_one_accent_is_that_of_a_domain_with_this_accent_alone() -> None:
+    errors = [0, 1, 3, 7, 15, 31, 9, 4, 22, 12, 2, 5]
+    rows = table(
+        *(row("lora", f"s{k}", e, 40, "a", "general") for k, e in enumerate(errors)),
+        *(row("base", f"s{k}", e, 40, "a", "general") for k, e in enumerate(reversed(errors))),
+    )
+    found = accent_differences(rows, "lora", "base")
+    assert (round(found.low[0], 2), round(found.high[0], 2)) == differences(rows)[0].interval
+    rows = rows.assign(accent=["a" if k % 3 else "b" for k in range(24)])
+    interval = differences(rows)[0].interval  # of all words, whatever their accents
+    assert interval == differences(rows.assign(accent="a"))[0].interval != differences(rows.assign(domain="accent"))[0].interval
+
+
 ROWS = st.lists(
     st.tuples(st.sampled_from(["base", "hdmole"]), st.integers(0, 5), st.sampled_from("abc"), st.integers(0, 9), st.integers(1, 9)),
     min_size=1, max_size=20,
@@ -196,6 +225,10 @@ def test_a_verdict_needs_the_whole_interval_on_one_side(points: float, low: floa
     assert verdict(difference(points, low, high), LABELS) == said
 
 
+def test_a_method_without_a_label_goes_by_its_name() -> None:
+    assert verdict(difference(-1.5, -2.0, -1.0), {}).startswith("hdmole against lora: better")
+
+
 def judged(*found: Difference, **trainable: int) -> list[Claim]:
     methods = {name: MethodResult(domains={}, trainable=trainable.get(name)) for name in ("hdmole", "full", "gated_lora", "base")}
     return claims(Results(methods=methods, differences=list(found), provenance=ORIGIN))
@@ -208,7 +241,10 @@ def test_as_well_as_full_fine_tuning_is_not_established_to_be_worse(low: float, 
         text="Accents as well as full fine-tuning with 4.5 % of its trainable parameters", holds=holds, points=0.3,
         interval=(low, high),
     )  # fmt: skip
-    assert judged(difference(0.3, low, high, against="full"))[0].text == "Accents as well as full fine-tuning"
+    for trainable in ({}, {"full": 200}, {"hdmole": 9}):
+        assert judged(difference(0.3, low, high, against="full"), **trainable)[0].text == "Accents as well as full fine-tuning"
+    half = judged(difference(0.3, low, high, against="full"), hdmole=100, full=200)[0].text
+    assert half == "Accents as well as full fine-tuning with 50.0 % of its trainable parameters"
 
 
 @pytest.mark.parametrize(("domain", "speech"), [("accent", "the accents"), ("general", "general speech")])
