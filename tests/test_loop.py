@@ -27,30 +27,46 @@ class Layers(nn.Module):
         self.head = nn.Linear(2, 1)
 
 
-def test_what_the_trainer_and_the_optimiser_are_told(tmp_path: Path) -> None:
-    seen: dict[str, Any] = {}
+class Stop(TrainerCallback):
+    """Keeps what the training was told and ends it before its first step."""
 
-    class Look(TrainerCallback):
-        def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
-            seen.update(vars(args) | {"group": optimizer.param_groups[0]})
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        self.seen = vars(args) | {"group": optimizer.param_groups[0]}
+        raise InterruptedError
 
-    fit(
-        nn.Linear(2, 1), [{"x": torch.ones(1, 2)}] * 120, lambda model, batch: model(batch["x"]).mean(), tmp_path / "fit", epochs=1,
-        rate=0.1, report=lambda line: None, callbacks=[Look()],
-    )  # fmt: skip
+
+@pytest.mark.parametrize(("steps", "save", "log"), [(333, 55, 33), (4000, 300, 50), (9, 20, 1)])
+def test_what_the_trainer_and_the_optimiser_are_told(tmp_path: Path, steps: int, save: int, log: int) -> None:
+    stop, batches = Stop(), [{"x": torch.ones(1, 2)}]
+    with pytest.raises(InterruptedError):
+        fit(
+            nn.Linear(2, 1), batches, lambda model, batch: model(batch["x"]).mean(), tmp_path / "fit", epochs=steps, rate=0.1,
+            report=print, callbacks=[stop],
+        )  # fmt: skip
     told = (
         "max_steps",
         "save_steps",
         "logging_steps",
         "save_total_limit",
         "seed",
-        "bf16",
         "max_grad_norm",
         "per_device_train_batch_size",
     )
-    assert [seen[name] for name in told] == [120, 20, 12, 1, 0, True, 1.0, 1]
-    assert (seen["dataloader_pin_memory"], seen["remove_unused_columns"]) == (False, False)
-    assert (seen["group"]["betas"], seen["group"]["weight_decay"]) == ((0.9, 0.98), 0.01)
+    assert [stop.seen[name] for name in told] == [steps, save, log, 1, 0, 1.0, 1]
+    told = ("bf16", "disable_tqdm", "dataloader_pin_memory", "remove_unused_columns")
+    assert [stop.seen[name] for name in told] == [True, True, False, False]
+    assert (stop.seen["group"]["betas"], stop.seen["group"]["weight_decay"]) == ((0.9, 0.98), 0.01)
+
+
+def test_a_cpu_trains_the_fast_way(tmp_path: Path) -> None:
+    fast: list[bool] = []
+
+    def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        fast.append(not torch.backends.cuda.flash_sdp_enabled())
+        return model(batch["x"]).float().mean()
+
+    fit(nn.Linear(2, 1), [{"x": torch.ones(1, 2)}], objective, tmp_path / "fit", epochs=1, rate=0.1, report=print)
+    assert fast == [not torch.cuda.is_available()]
 
 
 def test_muon_and_adamw_have_the_published_settings() -> None:

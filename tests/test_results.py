@@ -164,7 +164,9 @@ def test_provenance_says_how_and_where() -> None:
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=x", "-c", "user.email=x@example.com"]
-    return subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.strip()
 
 
 def test_only_a_commit_of_this_repository_is_recorded_and_changed_code_is_marked(tmp_path: Path) -> None:
