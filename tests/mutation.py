@@ -22,7 +22,7 @@ TARGETS = {  # what is mutated, and the tests that hold it
     "gate": ("hdmole/method/gate.py", ["tests/test_gate.py"]),
     "layer": ("hdmole/method/tuner/layer.py", ["tests/test_layer.py"]),
     "alignment": ("hdmole/speech/alignment.py", ["tests/test_alignment.py"]),
-    "results": ("hdmole/study/results.py", ["tests/test_results.py"]),
+    "results": ("hdmole/study/results.py", ["tests/test_results.py", "tests/test_bootstrap.py"]),
     "claims": ("hdmole/study/claims.py", ["tests/test_bootstrap.py"]),
     "bootstrap": ("hdmole/study/bootstrap.py", ["tests/test_bootstrap.py"]),
     "loop": ("hdmole/training/loop.py", ["tests/test_loop.py", "tests/test_training.py"]),

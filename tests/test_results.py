@@ -149,6 +149,9 @@ def test_results_without_a_version_are_read(tmp_path: Path) -> None:
     assert results.methods["lora"].domains["accent"].per_seed == {0: 5.0} and results.provenance.base_sha256 is None
     assert [found.text for found in results.claims] == [f"{claim} (by the estimate)"] * 2 + ["Better than LoRA"]
     assert results.routing is not None and list(results.routing.routers) == ["gate", "global_gate", "local_probability"]
+    least = {"methods": {"lora": {"domains": {"accent": domain}}}, "differences": [], "provenance": ORIGIN.to_dict()}
+    (tmp_path / "summary.json").write_text(json.dumps(least))
+    assert load(tmp_path).claims == load(tmp_path).trials == []
 
 
 # -- where results come from ----------------------------------------------------------------------------------------------
@@ -160,6 +163,24 @@ def test_provenance_says_how_and_where() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", origin.date) and re.search(r", \d+ cores$", origin.machine)
     with pytest.raises(ValidationError):
         provenance(3, "cpu", odd=1)
+
+
+def test_provenance_names_files_without_their_folders_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/hdmole", "evaluate", "/data/m.jsonl", "--out", "b/c"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:1": "Fast One"}.get)
+    origin = provenance(0, "cuda:1")
+    assert (origin.command, origin.device) == ("hdmole evaluate m.jsonl --out b/c", "cuda:1, Fast One")
+
+
+def test_the_processor_is_the_one_that_linux_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {Path("/proc/cpuinfo"): "flags: a\nmodel name : Chip 3: the fast: one\nmodel name : Other\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path: files[path])
+    assert record._processor() == "Chip 3: the fast: one"
+    files[Path("/proc/cpuinfo")] = "flags: a\n"
+    monkeypatch.setattr("platform.machine", lambda: "some machine")
+    for named, expected in (("", "some machine"), ("some processor", "some processor")):
+        monkeypatch.setattr("platform.processor", lambda named=named: named)
+        assert record._processor() == expected
 
 
 def git(folder: Path, *arguments: str) -> str:
