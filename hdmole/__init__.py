@@ -14,6 +14,7 @@ _EXPORTS = {
     "HDMoLEModel": "hdmole.method.tuner",
     "HDMoLELinear": "hdmole.method.tuner",
     "AccentRecogniser": "hdmole.method.recogniser",
+    "auxiliary_losses": "hdmole.method.routing",
     "export_lora": "hdmole.method.tuner",
     "route": "hdmole.method.tuner",
     "warm_start": "hdmole.method.tuner",

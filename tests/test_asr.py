@@ -158,7 +158,7 @@ def test_every_method_in_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
     base: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
     place = r"audio_tower\.encoder\.layers\..*(linear1|q_proj|k_proj)"
     recogniser = AccentRecogniser(["general", *ACCENTS], channels=16)
-    config = HDMoLEConfig(r=2, accents=ACCENTS, target_modules=place, recogniser=recogniser.arguments)
+    config = HDMoLEConfig.extended(ACCENTS, target_modules=place, recogniser=recogniser.arguments)
     adapter: Any = get_peft_model(copy.deepcopy(base), config)
     for name, parameter in adapter.named_parameters():
         if "_B" in name:
@@ -191,7 +191,7 @@ def test_every_method_in_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
 def test_an_hdmole_adapter_without_recogniser_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     base = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
-    adapter: Any = get_peft_model(base, HDMoLEConfig(accents=["indian"], target_modules=r"multi_modal_projector\..*fc1"))
+    adapter: Any = get_peft_model(base, HDMoLEConfig.extended(["indian"], target_modules=r"multi_modal_projector\..*fc1"))
     shutil.rmtree(folder / "adapters" / "hdmole")
     adapter.save_pretrained(folder / "adapters" / "hdmole")
     with pytest.raises(ModelError, match="no accent recogniser"):
@@ -203,7 +203,7 @@ def test_the_routing_of_an_adapter_in_the_llm_is_that_of_the_tokens(tiny_model: 
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     known = ASR.load(tiny_model).models["hdmole"].base_model.hdmole_recogniser["default"]
     base = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
-    config = HDMoLEConfig(accents=known.labels[1:], target_modules=r"language_model.*q_proj", recogniser=known.arguments)
+    config = HDMoLEConfig.extended(known.labels[1:], target_modules=r"language_model.*q_proj", recogniser=known.arguments)
     adapter: Any = get_peft_model(base, config)
     adapter.base_model.set_recogniser(known)
     shutil.rmtree(folder / "adapters" / "hdmole")

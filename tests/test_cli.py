@@ -248,7 +248,7 @@ def test_bench_times_everything_side_by_side(tiny_model: Path) -> None:
 
 
 def test_the_loop_that_is_timed_computes_what_the_layer_does() -> None:
-    config = HDMoLEConfig(accents=["a", "b", "c"], r=2, target_modules=["0"])
+    config = HDMoLEConfig.extended(["a", "b", "c"], r=2, target_modules=["0"])
     model: Any = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), config)
     layer = next(m for m in model.modules() if isinstance(m, HDMoLELinear))
     torch.nn.init.normal_(layer.hdmole_B["default"])

@@ -26,7 +26,7 @@ def both() -> tuple[ASR, ASR]:
 
 def test_the_layer_is_the_loop_over_experts_and_what_a_cpu_computes() -> None:
     torch.manual_seed(0)
-    model = get_peft_model(nn.Sequential(nn.Linear(64, 48)), HDMoLEConfig(accents=["a", "b", "c"], target_modules=["0"]))
+    model = get_peft_model(nn.Sequential(nn.Linear(64, 48)), HDMoLEConfig.extended(["a", "b", "c"], target_modules=["0"]))
     for name, parameter in model.named_parameters():
         if "hdmole_" in name and "threshold" not in name:
             nn.init.normal_(parameter, std=0.3)

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainingArguments
 from two_layers import ACCENTS, Two, adapted, posteriors
 
 from hdmole import AccentRecogniser, HDMoLEConfig, export_lora, intervene, route, trace, warm_start
-from hdmole.method.gate import act
+from hdmole.method.gate import relu
 from hdmole.method.routing import RoutingError, checkpoint_contexts
 from hdmole.method.tuner import HDMoLELinear
 from hdmole.method.tuner.config import HDMoLEConfig as Config
@@ -46,7 +46,7 @@ def by_the_equations(layer: HDMoLELinear, x: Tensor, pi: Tensor, config: Config)
         logits = layer.hdmole_router["default"] @ read
         if config.router_accent is not None:
             logits = logits + layer.hdmole_accent["default"] * torch.log(pi[1:].clamp_min(1e-6))
-    if config.thresholds == "dynamic":
+    if config.thresholds == "relu":
         tau = layer.hdmole_threshold["default"]
         if config.threshold_parametrisation == "input":
             tau = tau + layer.hdmole_threshold_weight["default"] @ read
@@ -107,9 +107,9 @@ def by_the_equations(layer: HDMoLELinear, x: Tensor, pi: Tensor, config: Config)
 @settings(max_examples=150, deadline=None)
 @given(
     experts=st.integers(1, 6), rank=st.integers(1, 3), size=st.integers(2, 9), rows=st.integers(1, 3), frames=st.integers(1, 4),
-    seed=st.integers(0, 10_000), thresholds=st.sampled_from(["dynamic", "top_k", "top_p", "dense"]),
+    seed=st.integers(0, 10_000), thresholds=st.sampled_from(["relu", "top_k", "top_p", "dense"]),
     routing=st.sampled_from(["hierarchical", "global", "local"]), combination=st.sampled_from(["sum", "convex", "product"]),
-    parametrisation=st.sampled_from(["layer", "input"]), router_input=st.sampled_from(["ax", "x"]), general=st.booleans(),
+    parametrisation=st.sampled_from(["sigmoid", "input"]), router_input=st.sampled_from(["ax", "x"]), general=st.booleans(),
     shared=st.integers(0, 2), accent=st.sampled_from([None, 0.7]), maximum=st.sampled_from([1.0, 2.0]),
     thresholds_up=st.sampled_from([0.0, 0.0, 4.0]), layout=st.sampled_from(["batch", "packed", "index", "padded"]),
     dtype=st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]),
@@ -175,7 +175,7 @@ def test_identity_at_the_start_and_wherever_all_gates_are_zero() -> None:
 
 
 @pytest.mark.parametrize("combination", ["sum", "convex", "product"])
-@pytest.mark.parametrize("parametrisation", ["layer", "input"])
+@pytest.mark.parametrize("parametrisation", ["sigmoid", "input"])
 def test_gradients_equal_finite_differences_and_reach_nothing_else(combination: str, parametrisation: str) -> None:
     model = adapted(
         seed=3, combination=combination, threshold_parametrisation=parametrisation, shared_expert_rank=1, router_accent=0.4, r=1
@@ -363,7 +363,7 @@ def test_a_half_precision_base_gets_its_adapter(tmp_path: Path) -> None:
         half(x, accent_posterior=posteriors(2))
     pi = posteriors(2)[0, 1:]
     tau = 2 / 3 * torch.sigmoid(half.base_model.model.first.hdmole_threshold["default"].float()[0])
-    torch.testing.assert_close(torch.tensor(t.arrays("first")["gate"][0]), pi.sum() * act(pi / pi.sum(), tau))  # gates in float32
+    torch.testing.assert_close(torch.tensor(t.arrays("first")["gate"][0]), pi.sum() * relu(pi / pi.sum(), tau))  # gates in float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = adapted(Two())(x.float(), accent_posterior=posteriors(2))
     assert torch.isfinite(again).all()
@@ -466,7 +466,7 @@ def test_gradient_checkpointing_sees_the_routing() -> None:
     assert torch.equal(*grads)
 
 
-@pytest.mark.parametrize("thresholds", ["dynamic", "top_k", "top_p", "dense"])
+@pytest.mark.parametrize("thresholds", ["relu", "top_k", "top_p", "dense"])
 def test_a_global_mixture_is_one_lora(tmp_path: Path, thresholds: str) -> None:
     base, x = Two().eval(), torch.randn(2, 3, 6)
     model = adapted(copy.deepcopy(base), routing="global", thresholds=thresholds)

@@ -49,7 +49,7 @@ def build(kind: str, targets: str = r".*(linear_[12]|language_model.*[qv]_proj)"
     for parameter in base.parameters():  # transformers' initialisation makes all tokens nearly equal
         nn.init.normal_(parameter, std=0.3)
     recogniser = AccentRecogniser(["general", *ACCENTS], n_mels=8, channels=8, feature_layout="mel_first")
-    config = HDMoLEConfig(accents=ACCENTS, target_modules=targets, recogniser=recogniser.arguments, **switches)
+    config = HDMoLEConfig.extended(ACCENTS, target_modules=targets, recogniser=recogniser.arguments, **switches)
     model: Any = get_peft_model(base, config)
     model.base_model.set_recogniser(recogniser)
     for name, parameter in model.named_parameters():
@@ -235,7 +235,7 @@ def test_checkpointing_switched_on_before_the_adapter() -> None:
         )
     )
     base.gradient_checkpointing_enable()
-    model: Any = get_peft_model(base, HDMoLEConfig(accents=ACCENTS, target_modules=r".*language_model.*[qv]_proj")).train()
+    model: Any = get_peft_model(base, HDMoLEConfig.extended(ACCENTS, target_modules=r".*language_model.*[qv]_proj")).train()
     batch = inputs("glmasr", 2)
     model(**batch, labels=batch["input_ids"], accent_posterior=torch.full((2, 4), 0.25)).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -270,7 +270,7 @@ def test_a_typed_peft_model_hears_the_accent_without_the_padding(monkeypatch: py
     recogniser = AccentRecogniser(["general", *ACCENTS], n_mels=80, channels=8)
     features, mask = torch.randn(2, 80, 80), torch.arange(80) < torch.tensor([[80], [40]])
     for task in (None, "CAUSAL_LM"):
-        config = HDMoLEConfig(accents=ACCENTS, target_modules=TARGETS, recogniser=recogniser.arguments, task_type=task)
+        config = HDMoLEConfig.extended(ACCENTS, target_modules=TARGETS, recogniser=recogniser.arguments, task_type=task)
         model: Any = get_peft_model(tiny_speech_llm(), config)
         model.base_model.set_recogniser(recogniser)
         with trace(model.eval()) as t:

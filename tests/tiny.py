@@ -84,7 +84,7 @@ def build_tiny_model(folder: Path) -> Path:
     recogniser = AccentRecogniser(["general", *ACCENTS], channels=16)
     adapters = {
         "lora": LoraConfig(r=4, target_modules=TARGETS),
-        "hdmole": HDMoLEConfig(r=2, accents=ACCENTS, target_modules=TARGETS, recogniser=recogniser.arguments),
+        "hdmole": HDMoLEConfig.extended(ACCENTS, target_modules=TARGETS, recogniser=recogniser.arguments),
     }
     for name, config in adapters.items():
         model = get_peft_model(base(), config)

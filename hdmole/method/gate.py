@@ -1,20 +1,26 @@
 """The method: how much of each LoRA expert a frame gets.
 
-    y      = W0 x + b + (alpha / r) * B ( repeat(G, r) * (A x) )
-    act(q, tau)_i = relu(q_i - tau) / sum_j relu(q_j - tau)        (0 for all i where none survives)
-    g      = act(pi_1..N / m, tau_g)                               global, one per utterance
-    l      = act(p, tau_l)                                         local, one per frame
-    G      = m * ( g + l )                                         combination 'sum'
-             m * ( lambda * g + (1 - lambda) * l )                 'convex'
-             m * ( g_i l_i / sum_j g_j l_j )                       'product'
+The paper (arXiv 2409.19878), with its equation numbers; `HDMoLEConfig()` is exactly this:
 
-pi is the posterior of the accent recogniser, whose class 0 is the general domain. m = 1 - pi_0 is
-the accent mass, and p = softmax(W_r x) is the local router. tau_g and tau_l are the global and the
-local threshold.
+    P_g   = pi_1..N / sum_j pi_j                                                       (4)
+    P_l   = softmax(W_l x)                                                             (5)
+    P_ga  = tau_g * 1[P_g >= tau_g] P_g / sum_i 1[P_g >= tau_g] P_g                    (6)
+    P_la  = tau_l * 1[P_l >= tau_l] P_l / sum_i 1[P_l >= tau_l] P_l                    (7)
+    G     = P_ga + P_la                                                                (8)
+    y     = W0 x + b + (alpha / r) * sum_i G_i B_i A_i x                               (9)
 
-Source: arXiv 2409.19878 describes LoRA experts, hierarchical routing and dynamic thresholds in its
-abstract. The formulas are this project's reading of it; docs/method.md says which part comes from
-the paper.
+The global router P_g is the accent posterior of the utterance, the local router P_l is one linear
+layer. The selection is hard and has no gradient. A threshold learns as the scale of its branch,
+whose weights sum to it. Where no expert reaches the threshold, the branch is zero; the paper leaves
+0 / 0 open.
+
+Our variant (`HDMoLEConfig.extended()`) selects softly, and the accent mass m = 1 - pi_0 scales the
+whole gate. pi_0 is the posterior of the general domain.
+
+    relu(q, tau)_i = max(q_i - tau, 0) / sum_j max(q_j - tau, 0)
+    G              = m * (relu(P_g, tau_g) + relu(P_l, tau_l))
+
+docs/method.md lists every switch, whose choice it is and why.
 
 * The functions here are pure functions of tensors. They know of no models, audio or files.
 * Every shape ends in N, the number of experts. Leading dimensions broadcast:
@@ -24,29 +30,48 @@ the paper.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-THRESHOLDS = ("dynamic", "top_k", "top_p", "dense")
+THRESHOLDS = ("dynamic", "relu", "sparsegen", "top_k", "top_p", "dense")
+LEARNED = ("dynamic", "relu", "sparsegen")  # those that read tau
 ROUTINGS = ("hierarchical", "global", "local")
 COMBINATIONS = ("sum", "convex", "product")
 
 
-def act(q: Tensor, tau: Tensor | float) -> Tensor:
+def dynamic(q: Tensor, tau: Tensor | float) -> Tensor:
+    """A branch of the paper's gate, (6) and (7), of `q` (..., N) and a threshold (...) or ().
+
+    The weights (..., N) of the experts that reach the threshold sum to it; the others are 0.
+    """
+    tau = _wide(tau)
+    return tau * _normalise(q * (q >= tau))
+
+
+def relu(q: Tensor, tau: Tensor | float) -> Tensor:
     """Weights (..., N) in proportion to how far `q` (..., N) exceeds `tau`, of shape (...) or ().
 
-    They sum to 1. All of them are 0 where no `q` exceeds the threshold.
+    They sum to 1. All of them are 0 where no `q` exceeds the threshold. This is our selection, and
+    with thresholds of the input that of AdaMoLE (arXiv 2405.00361).
     """
-    excess = torch.relu(q - (tau[..., None] if isinstance(tau, Tensor) else tau))
-    return _normalise(excess)
+    return _normalise(torch.relu(q - _wide(tau)))
 
 
-def _normalise(weight: Tensor) -> Tensor:
-    """`weight` (..., N) divided by its sum; 0 where the sum is 0."""
-    total = weight.sum(-1, keepdim=True)
-    return torch.where(total > 0, weight / torch.where(total > 0, total, 1), 0)
+def sparsegen(logits: Tensor, sparsity: Tensor) -> Tensor:
+    """Sparsegen (Laha et al. 2018), by which LD-MoLE (arXiv 2509.25684) routes.
+
+    The distribution p (..., N) over experts with the least |p - logits|^2 - sparsity * |p|^2.
+    `sparsity` (...) is below 1; the larger it is, the fewer experts are on. One is always on.
+    """
+    z = logits / (1 - sparsity)[..., None]
+    ordered = z.sort(-1, descending=True).values
+    count = torch.arange(1, z.shape[-1] + 1, device=z.device)
+    excess = ordered.cumsum(-1) - 1
+    support = (count * ordered > excess).sum(-1, keepdim=True)  # how many experts are on
+    return torch.relu(z - excess.gather(-1, support - 1) / support)
 
 
 def top_k(q: Tensor, k: int) -> Tensor:
@@ -66,19 +91,49 @@ def top_p(q: Tensor, p: float) -> Tensor:
     return _normalise(q * kept)
 
 
-def select(q: Tensor, tau: Tensor | float, thresholds: str = "dynamic", k: int = 2, p: float = 0.9) -> Tensor:
-    """Weights (..., N) of the experts that are kept of a distribution `q` (..., N).
+def _wide(tau: Tensor | float) -> Tensor | float:
+    """A threshold (...) as (..., 1)."""
+    return tau[..., None] if isinstance(tau, Tensor) else tau
 
-    `thresholds`, one of `THRESHOLDS`, says which: "dynamic" keeps those above `tau`, "top_k" the
-    `k` largest, "top_p" the fewest that together reach `p`, and "dense" all.
+
+def _normalise(weight: Tensor) -> Tensor:
+    """`weight` (..., N) divided by its sum; 0 where the sum is 0."""
+    total = weight.sum(-1, keepdim=True)
+    return torch.where(total > 0, weight / torch.where(total > 0, total, 1), 0)
+
+
+def select(
+    q: Tensor, tau: Tensor | float, thresholds: str = "dynamic", k: int = 2, p: float = 0.9, logits: Tensor | None = None
+) -> Tensor:
+    """One branch of the gate (..., N) of a distribution `q` (..., N) over experts.
+
+    `thresholds`, one of `THRESHOLDS`, says how experts are chosen: "dynamic" and "relu" by the
+    threshold `tau`, "sparsegen" by `logits` (..., N) and `tau` as its sparsity, "top_k" the `k`
+    largest, "top_p" the fewest that together reach `p`, and "dense" all.
     """
     if thresholds == "dynamic":
-        return act(q, tau)
+        return dynamic(q, tau)
+    if thresholds == "relu":
+        return relu(q, tau)
+    if thresholds == "sparsegen":
+        assert logits is not None and isinstance(tau, Tensor)
+        return sparsegen(logits, tau)
     if thresholds == "top_k":
         return top_k(q, k)
     if thresholds == "top_p":
         return top_p(q, p)
     return q  # dense
+
+
+def entropy(q: Tensor) -> Tensor:
+    """Entropy (...) of distributions `q` (..., N) over log N: 1 for the uniform one, 0 for N = 1."""
+    return -torch.xlogy(q, q).sum(-1) / math.log(max(2, q.shape[-1]))
+
+
+def among_accents(posterior: Tensor) -> Tensor:
+    """P_g (..., N) of a `posterior` (..., N + 1); zero where the general domain is certain."""
+    experts = posterior[..., 1:]
+    return experts / experts.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
 @dataclass(frozen=True)
@@ -87,8 +142,8 @@ class Gates:
 
     | field | shape | symbol |
     |---|---|---|
-    | `gate`, `local_gate`, `probabilities` | (..., N) | G, l, p |
-    | `global_gate` | (..., N), one for all frames of an utterance | g |
+    | `gate`, `local_gate`, `probabilities` | (..., N) | G, P_la, P_l |
+    | `global_gate` | (..., N), one for all frames of an utterance | P_ga |
     | `posterior` | (..., N + 1), likewise | pi |
     | `tau_global`, `tau_local` | () or (...) | tau_g, tau_l |
     | `mass` | (...) | m; 1 where `general_class` is off |
@@ -105,6 +160,11 @@ class Gates:
     mass: Tensor
     mixing: Tensor
 
+    @property
+    def accents(self) -> Tensor:
+        """P_g (..., N), one for all frames of an utterance."""
+        return among_accents(self.posterior)
+
 
 def gates(
     posterior: Tensor,
@@ -118,7 +178,7 @@ def gates(
     p: float = 0.9,
     routing: str = "hierarchical",
     combination: str = "sum",
-    general_class: bool = True,
+    general_class: bool = False,
 ) -> Gates:
     """The gate G of every frame.
 
@@ -126,20 +186,19 @@ def gates(
     ----------
     posterior : (..., N + 1), pi of the utterance that each frame belongs to
     logits : (..., N), the local router's logits of each frame
-    tau_global, tau_local : () or (...), thresholds; read where `thresholds` is "dynamic"
+    tau_global, tau_local : () or (...), thresholds; read where `thresholds` is one of `LEARNED`
     mixing : (), lambda of the convex combination
     thresholds, k, p : how experts are chosen, as in `select`
     routing : one of `ROUTINGS`: both routers, or one of them alone
-    combination : how two gates become one, one of `COMBINATIONS`
+    combination : how two branches become one gate, one of `COMBINATIONS`
     general_class : whether the accent mass scales the gate; where it does not, m is 1
     """
-    experts = posterior[..., 1:]
-    mass = experts.sum(-1)  # m = 1 - pi_0
-    among = experts / mass[..., None].clamp_min(1e-9)  # pi_1..N / m
+    accents = among_accents(posterior)
+    mass = posterior[..., 1:].sum(-1)  # m = 1 - pi_0
     mass = mass if general_class else torch.ones_like(mass)
     probabilities = logits.softmax(-1)
-    g = select(among, tau_global, thresholds, k, p)
-    l = select(probabilities, tau_local, thresholds, k, p)  # noqa: E741  (the symbol of the equations)
+    g = select(accents, tau_global, thresholds, k, p, logits=accents)  # sparsegen routes locally
+    l = select(probabilities, tau_local, thresholds, k, p, logits=logits)  # noqa: E741
     if routing == "global":
         gate = g.expand_as(l)
     elif routing == "local":
@@ -151,3 +210,19 @@ def gates(
     else:
         gate = _normalise(g * l)
     return Gates(mass[..., None] * gate, g, l, probabilities, posterior, tau_global, tau_local, mass, mixing)
+
+
+def auxiliary_loss(gates: Gates, kind: str, delta: float = 0.5) -> Tensor:
+    """A loss () on the local router, of the probabilities of all frames of a call.
+
+    "balance" is LoRAMoE's localised balancing constraint (arXiv 2312.09979): the variance over the
+    mean of the probabilities, each weighted by 1 + `delta` where the expert is the accent's and by
+    1 - `delta` where it is not. The accent posterior stands for the accent. "accent" is the routing
+    loss of MoA (arXiv 2403.03432): the cross-entropy of the router with the accent. Frames of
+    padding count as well, because a layer does not know them.
+    """
+    p, accents = torch.broadcast_tensors(gates.probabilities, gates.accents)
+    if kind == "accent":
+        return -(accents * p.clamp_min(1e-9).log()).sum(-1).mean()
+    importance = p * (1 + delta * (2 * accents - 1))
+    return importance.var(unbiased=False) / importance.mean()

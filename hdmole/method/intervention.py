@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hdmole.method.gate import THRESHOLDS, Gates
+from hdmole.method.gate import LEARNED, THRESHOLDS, Gates
 from hdmole.method.routing import adapter_of, current, layers_of, use
 from hdmole.names import GENERAL
 
@@ -42,17 +42,17 @@ class Intervention:
             tau_local = torch.full_like(tau_local, self.tau_local)
         return tau_global * self.scale, tau_local * self.scale
 
-    def change_gate(self, gates: Gates, most: float) -> Gates:
+    def change_gate(self, gates: Gates, most: Tensor) -> Gates:
         """The gates with the gate G after the change.
 
-        `most` is the largest sum of G over experts; forced experts share it equally.
+        `most` (...) is the sum of G where every branch has experts on; forced experts share it.
         """
         gate = gates.gate
         if self.gate is not None:
             gate = self.gate.to(gate).expand_as(gate)
         if self.force:
             gate = torch.zeros_like(gate)
-            gate[..., list(self.force)] = most / len(self.force)
+            gate[..., list(self.force)] = (most / len(self.force))[..., None]
         if self.mask:
             gate = gate.clone()
             gate[..., list(self.mask)] = 0
@@ -90,7 +90,7 @@ def intervene(
     mask : experts that are switched off; the others keep their weight
     tau_global, tau_local : thresholds, 0 to 1
     scale_thresholds : factor on both thresholds
-    thresholds, top_k, top_p : another way of choosing experts: dynamic, top_k, top_p or dense
+    thresholds, top_k, top_p : another way of choosing experts, one of `hdmole.method.gate.THRESHOLDS`
     gate : the gate itself (N,)
 
     Raises
@@ -123,18 +123,20 @@ def intervene(
             raise ValueError("An accent posterior is probabilities that sum to 1.")
     if thresholds is not None and thresholds not in THRESHOLDS:
         raise ValueError(f"thresholds is one of {', '.join(THRESHOLDS)}; not {thresholds!r}.")
+    if thresholds == "sparsegen" != config.thresholds:
+        raise ValueError("thresholds='sparsegen' needs an adapter that was trained with it.")
     if any(t is not None and not 0 <= t <= 1 for t in (tau_global, tau_local)) or not 0 <= scale_thresholds < math.inf:
         raise ValueError("Thresholds lie between 0 and 1, and their scale is not negative.")
     if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError("top_k is at least 1, and top_p above 0 and at most 1.")
     choice = thresholds or config.thresholds
     for names, given, needed in (
-        ("top_k", top_k is not None, "top_k"),
-        ("top_p", top_p is not None, "top_p"),
-        ("tau_global, tau_local and scale_thresholds", (tau_global, tau_local, scale_thresholds) != (None, None, 1.0), "dynamic"),
+        ("top_k", top_k is not None, ("top_k",)),
+        ("top_p", top_p is not None, ("top_p",)),
+        ("tau_global, tau_local and scale_thresholds", (tau_global, tau_local, scale_thresholds) != (None, None, 1.0), LEARNED),
     ):
-        if given and choice != needed:
-            raise ValueError(f"{names} change nothing with thresholds={choice!r}; add thresholds={needed!r}.")
+        if given and choice not in needed:
+            raise ValueError(f"{names} change nothing with thresholds={choice!r}; add thresholds={needed[0]!r}.")
     fixed = None if gate is None else torch.as_tensor(gate, dtype=torch.float32)
     if fixed is not None and fixed.shape != (len(experts),):
         raise ValueError(f"A gate has {len(experts)} numbers, one for each expert.")

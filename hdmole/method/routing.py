@@ -85,6 +85,7 @@ class Context:
     routing: Routing | None = None
     interventions: tuple[Any, ...] = ()
     recorders: tuple[Any, ...] = ()
+    losses: list[Tensor] | None = None  # of layers with an auxiliary loss, where they are collected
 
 
 _context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa: B039  (immutable)
@@ -127,6 +128,17 @@ def route(posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, 
         yield
 
 
+@contextmanager
+def auxiliary_losses() -> Iterator[list[Tensor]]:
+    """Collect the auxiliary loss () of every HDMoLE layer that runs in the block (`HDMoLEConfig.auxiliary_loss`).
+
+    Add their sum, times a weight, to the loss of a training step. Empty where no layer has one.
+    """
+    losses: list[Tensor] = []
+    with use(replace(current(), losses=losses)):
+        yield losses
+
+
 def checkpoint_contexts() -> tuple[Any, Any]:
     """`context_fn` for torch.utils.checkpoint: recomputation sees the routing of the forward pass.
 
@@ -136,7 +148,7 @@ def checkpoint_contexts() -> tuple[Any, Any]:
     `{"use_reentrant": False, "context_fn": checkpoint_contexts}`.
     """
     context = current()
-    return use(context), use(replace(context, recorders=()))
+    return use(context), use(replace(context, recorders=(), losses=None))
 
 
 def adapter_of(model: nn.Module) -> tuple[str, Any]:

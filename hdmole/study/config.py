@@ -134,12 +134,12 @@ def read_config(path: Path) -> Comparison:
         for method in methods.values():
             options = dict(method.options)
             if method.kind == "hdmole":
-                HDMoLEConfig(accents=["any"], **options)
+                HDMoLEConfig.extended(["any"], **options)
             elif method.kind in ("lora", "gated_lora"):
                 rank = options.pop("r", None)
                 if rank != "equal" and (not isinstance(rank, int) or rank < 1):
                     raise ValueError(f'{method.label} needs options.r, a rank from 1 or "equal"')
-                (LoraConfig if method.kind == "lora" else partial(HDMoLEConfig, accents=["any"]))(**options)
+                (LoraConfig if method.kind == "lora" else partial(HDMoLEConfig.extended, ["any"]))(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             "config.bad_method",

@@ -166,12 +166,12 @@ def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentReco
         config: Any = LoraConfig(r=rank, lora_alpha=2 * rank, **shared, **options)
     elif adaptation.kind == "gated_lora":  # one expert for all accents, always on, times m: LoRA gated by the accent mass
         rank = options.pop("r")
-        config = HDMoLEConfig(
-            accents=["accented"], r=rank, alpha=2 * rank, routing="global", thresholds="dense", **shared, **options
+        config = HDMoLEConfig.extended(
+            ["accented"], r=rank, alpha=2 * rank, routing="global", thresholds="dense", **shared, **options
         )
     else:
         assert recogniser is not None
-        config = HDMoLEConfig(accents=recogniser.labels[1:], recogniser=recogniser.arguments, **shared, **options)
+        config = HDMoLEConfig.extended(recogniser.labels[1:], recogniser=recogniser.arguments, **shared, **options)
     model: Any = get_peft_model(base, config)
     if adaptation.kind == "hdmole":
         model.base_model.set_recogniser(recogniser)

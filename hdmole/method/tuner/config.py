@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from hdmole.method.gate import COMBINATIONS, ROUTINGS, THRESHOLDS
+from hdmole.method.gate import COMBINATIONS, LEARNED, ROUTINGS, THRESHOLDS
 from hdmole.names import GENERAL
 
 
@@ -30,19 +30,27 @@ class _PeftType(str):
 HDMOLE = _PeftType("HDMOLE")
 
 
+FORMAT = 2  # of saved configurations; files of version 0.1 have none, and other defaults
+PARAMETRISATIONS = ("scalar", "sigmoid", "input")
+AUXILIARY = ("balance", "accent")
+SHARED_WEIGHTS = ("mass", "entropy")
+
+
 @dataclass
 class HDMoLEConfig(PeftConfig):
     """Configuration of a mixture of LoRA experts with hierarchical routing and dynamic thresholds.
 
-    Every field has its meaning in `metadata["help"]`; docs/method.md has all of them in one table.
-    Raises ValueError where no accent is named, or a switch has a value that it does not know.
+    Without further switches it is the method of the paper, equations (4) to (9) of arXiv 2409.19878 (see
+    `hdmole.method.gate`). `HDMoLEConfig.extended` is this project's own variant.
+
+    Raises ValueError where a switch has a value it does not know, or no accent is named.
     """
 
     accents: list[str] = field(
         default_factory=list, metadata={"help": "Accents of experts 1..N, the general domain not among them."}
     )
-    r: int = field(default=2, metadata={"help": "Rank of each expert."})
-    alpha: float | None = field(default=None, metadata={"help": "Scale of the experts' sum is alpha / r; 8 * r where not given."})
+    r: int = field(default=8, metadata={"help": "Rank of each expert."})
+    alpha: float = field(default=8.0, metadata={"help": "The experts' sum is scaled by alpha / r."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the nn.Linear modules to adapt, or a regular expression, as in LoRA."}
     )
@@ -50,35 +58,66 @@ class HDMoLEConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained in full beside the experts."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Layer numbers to adapt, as in LoRA."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the layer list, as in LoRA."})
-    thresholds: str = field(default="dynamic", metadata={"help": "How experts are chosen: dynamic, top_k, top_p or dense."})
+    init_weights: str = field(
+        default="gaussian", metadata={"help": "How A starts: 'gaussian' (std 1 / r) or 'kaiming'. B starts at zero."}
+    )
+    thresholds: str = field(
+        default="dynamic",
+        metadata={
+            "help": "How experts are chosen. 'dynamic': hard at tau, weights that sum to tau, as in the paper; 'relu': soft, in "
+            "proportion to what exceeds tau; 'sparsegen': as in LD-MoLE; 'top_k'; 'top_p'; 'dense': all of them."
+        },
+    )
     threshold_parametrisation: str = field(
-        default="layer", metadata={"help": "'layer': a learned number per layer and router; 'input': tau_max * sigmoid(w.x + c)."}
+        default="scalar",
+        metadata={
+            "help": "'scalar': one free number per layer and router, as in the paper; 'sigmoid': tau_max * sigmoid of one; "
+            "'input': tau_max * sigmoid(w.x + c), one per frame."
+        },
     )
     threshold_max: float = field(
         default=2.0, metadata={"help": "tau_max in units of 1/N; above 1 a router can switch all experts off."}
     )
-    threshold_init: float = field(default=0.5, metadata={"help": "Thresholds at the start, in units of 1/N."})
+    threshold_init: float = field(default=1.0, metadata={"help": "Thresholds at the start, in units of 1/N."})
     top_k: int = field(default=2, metadata={"help": "Experts kept by top_k."})
     top_p: float = field(default=0.9, metadata={"help": "Mass kept by top_p."})
     routing: str = field(default="hierarchical", metadata={"help": "hierarchical, global or local."})
-    combination: str = field(default="sum", metadata={"help": "sum, convex or product of the two gates."})
+    combination: str = field(default="sum", metadata={"help": "sum, convex or product of the two branches."})
     general_class: bool = field(
-        default=True, metadata={"help": "Scale gates by the accent mass m, so that general speech keeps the base model."}
+        default=False, metadata={"help": "Scale gates by the accent mass m, so that general speech keeps the base model."}
     )
-    shared_expert_rank: int = field(default=0, metadata={"help": "Rank of an expert that is always on (times m); 0 for none."})
-    router_input: str = field(default="ax", metadata={"help": "The local router reads 'ax' (A x, cheap) or 'x'."})
+    shared_expert_rank: int = field(default=0, metadata={"help": "Rank of one more expert that every frame gets; 0 for none."})
+    shared_expert_weight: str = field(
+        default="mass",
+        metadata={
+            "help": "Weight of the shared expert: 'mass', the accent mass m (1 without a general class), or 'entropy', the "
+            "entropy of the accent posterior over log N, as in EAR: the less sure the accent, the more of it."
+        },
+    )
+    router_input: str = field(default="x", metadata={"help": "The local router reads 'x', or 'ax' (A x, cheaper)."})
     router_accent: float | None = field(
         default=None,
         metadata={
             "help": "Start of the learned c in local logits + c * log(pi); None: the local router does not see the accent."
         },
     )
+    auxiliary_loss: str | None = field(
+        default=None,
+        metadata={
+            "help": "Loss on the local router that `hdmole.auxiliary_losses` collects: 'balance' as in LoRAMoE, or 'accent', "
+            "the cross-entropy with the utterance's accent, as in MoA; None for none."
+        },
+    )
     recogniser: dict[str, Any] | None = field(
         default=None, metadata={"help": "Configuration of the accent recogniser that travels with the adapter."}
     )
+    format: int | None = field(default=None, metadata={"help": "Version of the saved configuration; set by itself."})
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.format is None and self.peft_type is not None:  # PEFT hands on what a file says; a new one has no type yet
+            self._read_first_format()
+        self.format = self.format or FORMAT
         self.peft_type = HDMOLE
         if isinstance(self.target_modules, list):
             self.target_modules = sorted(set(self.target_modules))
@@ -86,15 +125,28 @@ class HDMoLEConfig(PeftConfig):
             raise ValueError("HDMoLEConfig needs accents: one name an expert, the general domain not among them.")
         for name, allowed in (
             ("thresholds", THRESHOLDS),
-            ("threshold_parametrisation", ("layer", "input")),
+            ("threshold_parametrisation", PARAMETRISATIONS),
+            ("init_weights", ("gaussian", "kaiming")),
             ("routing", ROUTINGS),
             ("combination", COMBINATIONS),
             ("router_input", ("ax", "x")),
+            ("shared_expert_weight", SHARED_WEIGHTS),
+            ("auxiliary_loss", (None, *AUXILIARY)),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"HDMoLEConfig.{name} is one of {', '.join(allowed)}; not {getattr(self, name)!r}.")
-        if not 0 < self.threshold_init < self.threshold_max:
-            raise ValueError("HDMoLEConfig.threshold_init must lie between 0 and threshold_max.")
+                known = ", ".join(map(str, allowed))
+                raise ValueError(f"HDMoLEConfig.{name} is one of {known}; not {getattr(self, name)!r}.")
+        if not self.threshold_init > 0 or (self.bounded and not self.threshold_init < self.threshold_max):
+            raise ValueError("HDMoLEConfig.threshold_init must lie above 0, and below threshold_max where that bounds it.")
+        if self.thresholds == "sparsegen" and (self.routing != "local" or self.threshold_parametrisation == "sigmoid"):
+            raise ValueError(
+                "HDMoLEConfig.thresholds='sparsegen' cuts the local router's logits: give routing='local', and 'scalar' or 'input' "
+                "as threshold_parametrisation."
+            )
+        if self.auxiliary_loss and self.routing == "global":
+            raise ValueError("HDMoLEConfig.auxiliary_loss is one of the local router; with routing='global' there is none.")
+        if self.format != FORMAT:
+            raise ValueError(f"This adapter was saved in format {self.format} by a later version; update hdmole to read it.")
         if len({GENERAL, *self.accents}) != len(self.accents) + 1:
             raise ValueError("HDMoLEConfig.accents names each accent once; the general domain has no expert.")
         if self.r < 1 or self.top_k < 1 or not 0 < self.top_p <= 1 or self.shared_expert_rank < 0:
@@ -105,6 +157,36 @@ class HDMoLEConfig(PeftConfig):
                 f"then {', '.join(self.accents)}, in this order."
             )
 
+    @classmethod
+    def extended(cls, accents: list[str], r: int = 2, **switches: Any) -> HDMoLEConfig:
+        """This project's own variant, what `HDMoLEConfig()` was before version 0.3; docs/method.md gives the reasons.
+
+        Soft selection under bounded thresholds, weights that sum to 1 a branch, a gate scaled by the accent mass, local
+        routers that read A x, and a scale of 8. `switches` are further fields, and come before these.
+        """
+        ours = dict(
+            thresholds="relu", threshold_parametrisation="sigmoid", threshold_init=0.5, general_class=True, router_input="ax",
+            alpha=8.0 * r, init_weights="kaiming",
+        )  # fmt: skip
+        return cls(accents=accents, r=r, **{**ours, **switches})  # type: ignore[arg-type]
+
+    def _read_first_format(self) -> None:
+        """Give the names of version 0.1, whose files hold every field but `format`, their present meaning."""
+        self.thresholds = {"dynamic": "relu"}.get(self.thresholds, self.thresholds)
+        self.threshold_parametrisation = {"layer": "sigmoid"}.get(self.threshold_parametrisation, self.threshold_parametrisation)
+        self.alpha = 8.0 * self.r if self.alpha is None else self.alpha
+        self.init_weights = "kaiming"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether thresholds are tau_max times a sigmoid, not free numbers."""
+        return self.thresholds in ("dynamic", "relu") and self.threshold_parametrisation != "scalar"
+
+    @property
+    def learned(self) -> bool:
+        """Whether experts are chosen by thresholds that are learned."""
+        return self.thresholds in LEARNED
+
     @property
     def experts(self) -> int:
         """N, the number of routed experts."""
@@ -112,5 +194,5 @@ class HDMoLEConfig(PeftConfig):
 
     @property
     def scale(self) -> float:
-        """Scale of the experts' sum: alpha / r, or 8 where no alpha is given."""
-        return 8.0 if self.alpha is None else self.alpha / self.r
+        """alpha / r."""
+        return self.alpha / self.r

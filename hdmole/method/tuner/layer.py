@@ -18,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hdmole.method.gate import gates
+from hdmole.method.gate import Gates, auxiliary_loss, entropy, gates
 from hdmole.method.routing import RoutingError, current
 from hdmole.method.tuner.config import HDMoLEConfig
 
@@ -34,7 +34,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     | `hdmole_A`, `hdmole_B` | (N * r, d_in), (d_out, N * r) | LoRA factors of all experts |
     | `hdmole_router` | (N, d) | local router W_r |
     | `hdmole_accent` | (1,) | c in the local logits + c * log(pi) |
-    | `hdmole_threshold` | (2,) | logits of the global and the local threshold |
+    | `hdmole_threshold` | (2,) | global and local threshold, or their logits |
     | `hdmole_threshold_weight` | (2, d) | how the thresholds depend on the input |
     | `hdmole_lambda` | (1,) | logit of lambda in the convex combination |
     | `hdmole_shared_A`, `hdmole_shared_B` | (s, d_in), (d_out, s) | shared expert of rank s |
@@ -78,10 +78,9 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         """
         n, size = config.experts, config.experts * config.r
         self.configs[adapter_name] = config
-        a = torch.empty(size, self.in_features)
-        nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        a = _started(size, self.in_features, config)
         width = size if config.router_input == "ax" else self.in_features
-        share = config.threshold_init / config.threshold_max
+        share = config.threshold_init / config.threshold_max  # only of bounded thresholds
         parameters = {
             "hdmole_A": a,
             "hdmole_B": torch.zeros(self.out_features, size),
@@ -90,16 +89,16 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
             parameters["hdmole_router"] = torch.randn(n, width) * 0.1 / math.sqrt(width)
             if config.router_accent is not None:
                 parameters["hdmole_accent"] = torch.full((1,), float(config.router_accent))  # FSDP shards no scalar
-        if config.thresholds == "dynamic":
-            parameters["hdmole_threshold"] = torch.full((2,), math.log(share / (1 - share)))
+        if config.learned:
+            start = math.log(share / (1 - share)) if config.bounded else config.threshold_init / n
+            start = 0.0 if config.thresholds == "sparsegen" else start
+            parameters["hdmole_threshold"] = torch.full((2,), start)
             if config.threshold_parametrisation == "input":
                 parameters["hdmole_threshold_weight"] = torch.zeros(2, width)
         if config.combination == "convex" and config.routing == "hierarchical":
             parameters["hdmole_lambda"] = torch.zeros(1)
         if config.shared_expert_rank:
-            shared = torch.empty(config.shared_expert_rank, self.in_features)
-            nn.init.kaiming_uniform_(shared, a=math.sqrt(5))
-            parameters["hdmole_shared_A"] = shared
+            parameters["hdmole_shared_A"] = _started(config.shared_expert_rank, self.in_features, config)
             parameters["hdmole_shared_B"] = torch.zeros(self.out_features, config.shared_expert_rank)
         for name, value in parameters.items():
             getattr(self, name)[adapter_name] = nn.Parameter(value)
@@ -109,13 +108,16 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     def thresholds(self, adapter: str, read: Tensor) -> tuple[Tensor, Tensor]:
         """tau_g and tau_l: () each, or (...) where they depend on the router's input (..., d)."""
         config, wide = self.configs[adapter], self._wide(adapter)
-        if adapter not in self.hdmole_threshold:  # not dynamic: only an intervention reads them
+        if adapter not in self.hdmole_threshold:  # not learned: only an intervention reads them
             tau = torch.full((2,), config.threshold_init / config.experts, dtype=wide, device=read.device)
             return tau[0], tau[1]
-        logits = self.hdmole_threshold[adapter].to(wide)
+        free = self.hdmole_threshold[adapter].to(wide)
         if adapter in self.hdmole_threshold_weight:
-            logits = logits + functional.linear(read, self.hdmole_threshold_weight[adapter]).to(wide)
-        tau = config.threshold_max / config.experts * torch.sigmoid(logits)
+            free = free + functional.linear(read, self.hdmole_threshold_weight[adapter]).to(wide)
+        if config.thresholds == "sparsegen":
+            tau = 1 - torch.exp(-free)  # lambda, below 1
+        else:
+            tau = config.threshold_max / config.experts * torch.sigmoid(free) if config.bounded else free
         return tau[..., 0], tau[..., 1]
 
     def _wide(self, adapter: str) -> torch.dtype:
@@ -134,6 +136,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
             )
         change = next((i for i in reversed(context.interventions) if i.adapter == adapter and id(self) in i.layers), None)
         posterior = context.routing.posterior
+        if posterior.shape[1] == config.experts and not config.general_class:  # no general domain among the classes
+            posterior = functional.pad(posterior, (1, 0))
         if posterior.shape[1] != config.experts + 1:
             raise RoutingError(
                 f"The accent posterior has {posterior.shape[1]} classes; adapter {adapter!r} has {config.experts} experts and "
@@ -166,15 +170,18 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
             tau_global, tau_local = change.change_thresholds(tau_global, tau_local)
             switches.update(change.switches)
         result = gates(pi, logits, tau_global, tau_local, mixing, **switches)
+        if context.losses is not None and config.auxiliary_loss:
+            context.losses.append(auxiliary_loss(result, config.auxiliary_loss))
         if change is not None:
-            result = change.change_gate(result, 2.0 if config.combination == "sum" and config.routing == "hierarchical" else 1.0)
+            result = change.change_gate(result, _most(result, switches))
         for recorder in context.recorders:
             if recorder.adapter == adapter and id(self) in recorder.layers:
                 recorder.record(id(self), result, rows, x)
         y = functional.linear(ax * result.gate.repeat_interleave(config.r, -1).to(ax.dtype), b) * config.scale
         if config.shared_expert_rank:
             shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
-            y = y + shared * (config.scale * result.mass[..., None]).to(shared.dtype)
+            weight = result.mass if config.shared_expert_weight == "mass" else entropy(result.accents)
+            y = y + shared * (config.scale * weight[..., None]).to(shared.dtype)
         return y
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -200,3 +207,25 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Always raises ValueError, as no adapter is ever merged."""
         raise ValueError("An HDMoLE adapter is never merged, so there is nothing to unmerge.")
+
+
+def _started(rank: int, size: int, config: HDMoLEConfig) -> Tensor:
+    """How A (rank, size) starts: PEFT's "gaussian", with a standard deviation of 1 / r, or its default."""
+    if config.init_weights == "gaussian":
+        return torch.randn(rank, size) / config.r
+    a = torch.empty(rank, size)
+    nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+    return a
+
+
+def _most(gates: Gates, switches: dict[str, Any]) -> Tensor:
+    """The sum (...) of a gate whose branches all have experts on, which forced experts share."""
+    both = switches["combination"] == "sum" and switches["routing"] == "hierarchical"
+    if switches["thresholds"] != "dynamic":
+        return gates.gate.new_tensor(2.0 if both else 1.0)
+    of = {"global": gates.tau_global, "local": gates.tau_local}.get(switches["routing"])
+    if of is not None:
+        return of
+    if switches["combination"] == "convex":
+        return gates.mixing * gates.tau_global + (1 - gates.mixing) * gates.tau_local
+    return gates.tau_global + gates.tau_local if both else gates.gate.new_tensor(1.0)

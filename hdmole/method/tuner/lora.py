@@ -77,7 +77,7 @@ def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter
         a posterior that is none
     """
     config: Any = model.peft_config[adapter_name]
-    per_input = config.thresholds == "dynamic" and config.threshold_parametrisation == "input"
+    per_input = config.learned and config.threshold_parametrisation == "input"
     if config.routing != "global" or per_input or config.shared_expert_rank:
         raise ValueError(
             "Only an adapter with routing='global', thresholds per layer and no shared expert is one LoRA; this one's gate "
