@@ -171,7 +171,7 @@ class Job(Task):
     @property
     def dynamic(self) -> bool:
         """Whether HDMoLE's experts are chosen by thresholds, as it was trained; else a layer has none to show."""
-        return bool(self._asr.models["hdmole"].peft_config["default"].thresholds == "dynamic")
+        return bool(self._asr.models["hdmole"].peft_config["default"].learned)
 
     def routing(self, segment: int = 0) -> pd.DataFrame | None:
         """Tidy trace of HDMoLE in one stretch of the audio; None where the model has no such adapter or is not done."""

@@ -76,7 +76,7 @@ with controls:
             kept.thresholds.pop(place, None)
             if value != trained:
                 kept.thresholds[place] = value
-                change |= {name: value, "thresholds": how}
+                change |= {name: value} if job.dynamic else {name: value, "thresholds": "relu"}
                 link[name] = f"{value:g}"
     else:
         change["thresholds"], link["choose"] = how, str(how)

@@ -38,7 +38,7 @@ def speech_of(folder: Path, rows: list[tuple[str, str, str]], posteriors: np.nda
 
 def two_experts() -> Any:
     """A linear layer from (1, 0) to a number: 2 times the weight of expert a less 1 times that of expert b."""
-    config = HDMoLEConfig(
+    config = HDMoLEConfig.extended(
         accents=["a", "b"], r=1, alpha=1, routing="global", thresholds="dense", shared_expert_rank=0, target_modules=["0"]
     )
     model: Any = get_peft_model(nn.Sequential(nn.Linear(2, 1, bias=False)), config)  # type: ignore[arg-type]
@@ -130,8 +130,8 @@ def test_the_recognisers_balanced_accuracy_is_the_mean_over_accents(tmp_path: Pa
     speech = speech_of(tmp_path, [(accent, "s", "x") for accent in ("a", "a", "a", "b", "c")])
     posteriors = np.array([[0, 0.75, 0.25], [0, 1, 0], [0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 1]])
     found = recogniser_results(speech.corpus, ["general", "a", "b"], posteriors)
-    assert found["confusion"] == [[0, 0, 0], [1, 2, 0], [0, 1, 0]]  # rows are what was spoken
-    assert found["balanced_accuracy"] == pytest.approx(1 / 3, abs=1e-4) and found["mean_confidence"] == 0.8125
+    assert found.confusion == [[0, 0, 0], [1, 2, 0], [0, 1, 0]]  # rows are what was spoken
+    assert found.balanced_accuracy == pytest.approx(1 / 3, abs=1e-4) and found.mean_confidence == 0.8125
 
 
 def test_the_first_utterances_of_each_accent_are_analysed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdmole.method.gate import act, gates, select, top_k, top_p
+from hdmole.method.gate import gates, relu, select, top_k, top_p
 
 Q = torch.tensor([[[0.5, 0.375, 0.125]], [[0.0, 0.25, 0.75]]])  # (2, 1, 3)
 
@@ -18,14 +18,14 @@ def close(got: Tensor, expected: Any) -> None:
 
 
 def test_what_exceeds_the_threshold_is_shared_out_in_proportion() -> None:
-    close(act(Q, 0.25), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])  # excess 0.25, 0.125, 0; and 0, 0, 0.5
-    close(act(Q, torch.tensor(0.25)), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])
-    close(act(Q, torch.tensor([[0.25], [0.0]])), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.25, 0.75]]])  # a threshold a row
+    close(relu(Q, 0.25), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])  # excess 0.25, 0.125, 0; and 0, 0, 0.5
+    close(relu(Q, torch.tensor(0.25)), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])
+    close(relu(Q, torch.tensor([[0.25], [0.0]])), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.25, 0.75]]])  # a threshold a row
 
 
 def test_where_nothing_exceeds_the_threshold_all_is_zero_and_so_is_the_gradient() -> None:
     q, tau = Q.clone().requires_grad_(), torch.tensor(0.5, requires_grad=True)
-    gate = act(q, tau)
+    gate = relu(q, tau)
     close(gate.detach(), [[[0.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]])  # 0.5 does not exceed 0.5
     gate[0].sum().backward()
     assert q.grad is not None and tau.grad is not None
@@ -35,7 +35,7 @@ def test_where_nothing_exceeds_the_threshold_all_is_zero_and_so_is_the_gradient(
 def test_a_higher_threshold_takes_from_the_weaker_expert() -> None:
     """d/dtau of (0.5 - tau) / (0.875 - 2 tau) is 0.125 / (0.875 - 2 tau)^2: 0.125 / 0.140625 at 0.25."""
     tau = torch.tensor(0.25, requires_grad=True)
-    act(Q, tau)[0, 0, 0].backward()
+    relu(Q, tau)[0, 0, 0].backward()
     assert tau.grad is not None
     close(tau.grad, 0.125 / 0.140625)
 
@@ -54,8 +54,9 @@ def test_the_fewest_that_reach_p() -> None:
 
 
 def test_each_way_of_choosing_has_its_name_and_its_default() -> None:
-    close(select(Q, 0.25), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])
-    close(select(Q, 0.25, "dynamic"), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])
+    close(select(Q, 0.25), [[[1 / 7, 0.75 / 7, 0.0]], [[0.0, 0.0625, 0.1875]]])  # 0.25 in all, a tie among them
+    close(select(Q, 0.25, "dynamic"), [[[1 / 7, 0.75 / 7, 0.0]], [[0.0, 0.0625, 0.1875]]])
+    close(select(Q, 0.25, "relu"), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])
     close(select(Q, 0.25, "top_k"), [[[4 / 7, 3 / 7, 0.0]], [[0.0, 0.25, 0.75]]])  # two
     close(select(Q, 0.25, "top_k", k=1), [[[1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]])
     close(select(Q, 0.25, "top_p", p=0.5), [[[1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0]]])
@@ -71,7 +72,8 @@ G, L = [2 / 3, 1 / 3, 0.0], [[0.0, 0.8, 0.2], [0.125, 0.125, 0.75]]
 
 
 def gate_of(posterior: Tensor = POSTERIOR, **switches: Any) -> Any:
-    return gates(posterior, LOGITS, torch.tensor(0.25), torch.tensor(0.2), torch.tensor(0.25), **switches)
+    ours = {"thresholds": "relu", "general_class": True, **switches}
+    return gates(posterior, LOGITS, torch.tensor(0.25), torch.tensor(0.2), torch.tensor(0.25), **ours)
 
 
 def test_a_gate_is_the_mass_times_global_and_local() -> None:
@@ -83,9 +85,13 @@ def test_a_gate_is_the_mass_times_global_and_local() -> None:
     close(found.mass, [[0.8]])
     assert torch.equal(found.posterior, POSTERIOR)
     assert (found.tau_global, found.tau_local, found.mixing) == (0.25, torch.tensor(0.2), 0.25)
-    assert torch.equal(
-        gate_of(routing="hierarchical", combination="sum", thresholds="dynamic", general_class=True).gate, found.gate
-    )
+    assert torch.equal(gate_of(routing="hierarchical", combination="sum").gate, found.gate)
+    # the paper's, without switches: P_g = 0.5, 0.375, 0.125 at 0.25, and p at 0.2, each with its threshold as sum
+    paper = gates(POSTERIOR, LOGITS, torch.tensor(0.25), torch.tensor(0.2), torch.tensor(0.25))
+    close(paper.mass, [[1.0]])
+    close(paper.global_gate, [[[1 / 7, 0.75 / 7, 0.0]]])
+    close(paper.local_gate, [[[0.0, 0.4 / 3, 0.2 / 3], [0.05, 0.05, 0.1]]])
+    close(paper.gate, [[[1 / 7, 0.75 / 7 + 0.4 / 3, 0.2 / 3], [1 / 7 + 0.05, 0.75 / 7 + 0.05, 0.1]]])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_where_global_and_local_choose_different_experts_their_product_is_zero_a
     posterior = torch.tensor([[[0.0, 1.0, 0.0]]])
     logits = torch.tensor([[[0.0, 9.0]]], requires_grad=True)
     tau = torch.tensor(0.5, requires_grad=True)
-    gate = gates(posterior, logits, tau, tau, torch.tensor(0.5), combination="product").gate
+    gate = gates(posterior, logits, tau, tau, torch.tensor(0.5), combination="product", thresholds="relu").gate
     close(gate.detach(), [[[0.0, 0.0]]])
     gate.sum().backward()
     assert logits.grad is not None and tau.grad is not None

@@ -32,7 +32,7 @@ def logit(share: float) -> float:
 
 
 def model_of(**switches: Any) -> Any:
-    config = HDMoLEConfig(**{"accents": ["a", "b"], "r": 2, "alpha": 1.0, "target_modules": ["0"], **switches})
+    config = HDMoLEConfig.extended(**{"accents": ["a", "b"], "r": 2, "alpha": 1.0, "target_modules": ["0"], **switches})
     model = get_peft_model(nn.Sequential(nn.Linear(2, 2)), config).eval()
     layer = model.base_model.model[0]
     narrow = config.router_input == "x"
@@ -111,7 +111,7 @@ def test_thresholds_that_nothing_learned_are_those_of_the_configuration() -> Non
     tau_global, tau_local = model.base_model.model[0].thresholds("default", X)
     assert (float(tau_global), float(tau_local)) == (pytest.approx(0.15), pytest.approx(0.15))
     assert tau_global.dtype == torch.float32
-    with intervene(model, thresholds="dynamic"):  # 0.6 and 0.1; 0.6 and 0.1
+    with intervene(model, thresholds="relu"):  # 0.6 and 0.1; 0.6 and 0.1
         close(added(model), [[0.8 * 12 / 7, 0.8 * 2 / 7]])
 
 
@@ -144,7 +144,7 @@ def test_every_frame_is_gated_by_itself_and_every_utterance_by_its_posterior() -
 
 def test_it_starts_as_no_change_at_the_published_values() -> None:
     torch.manual_seed(0)
-    config = HDMoLEConfig(accents=["a", "b"], r=25, router_accent=0.7, shared_expert_rank=40, combination="convex",
+    config = HDMoLEConfig.extended(["a", "b"], r=25, router_accent=0.7, shared_expert_rank=40, combination="convex",
                           threshold_parametrisation="input", threshold_init=0.5, threshold_max=2.0)  # fmt: skip
     base = nn.Linear(100, 30)
     layer = HDMoLELinear(base, "default", config, "place")
@@ -171,7 +171,9 @@ def test_it_starts_as_no_change_at_the_published_values() -> None:
 @pytest.mark.parametrize(("router_input", "width"), [("ax", 400), ("x", 900)])
 def test_the_router_starts_small(router_input: str, width: int) -> None:
     torch.manual_seed(0)
-    config = HDMoLEConfig(accents=[str(k) for k in range(100)], r=4, router_input=router_input, threshold_parametrisation="input")
+    config = HDMoLEConfig.extended(
+        [str(k) for k in range(100)], r=4, router_input=router_input, threshold_parametrisation="input"
+    )
     layer = HDMoLELinear(nn.Linear(900, 1), "default", config, "layer")
     assert layer.hdmole_router["default"].shape == (100, width) and layer.hdmole_threshold_weight["default"].shape == (2, width)
     assert float(layer.hdmole_router["default"].detach().std()) == pytest.approx(0.1 / math.sqrt(width), rel=0.03)
@@ -190,8 +192,8 @@ def test_thresholds_have_the_dtype_of_the_gates(own: torch.dtype, wide: torch.dt
 
 
 def test_a_second_adapter_waits_until_it_is_chosen() -> None:
-    layer = HDMoLELinear(nn.Linear(2, 2).bfloat16(), "default", HDMoLEConfig(accents=["a", "b"]), "layer")
-    layer.update_layer("other", HDMoLEConfig(accents=["z"], combination="convex", routing="local", r=3))
+    layer = HDMoLELinear(nn.Linear(2, 2).bfloat16(), "default", HDMoLEConfig.extended(["a", "b"]), "layer")
+    layer.update_layer("other", HDMoLEConfig.extended(["z"], combination="convex", routing="local", r=3))
     assert {p.requires_grad for n, p in layer.named_parameters() if n.endswith("default")} == {True}
     assert {p.requires_grad for n, p in layer.named_parameters() if n.endswith("other")} == {False}
     assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}  # that of the base layer

@@ -119,7 +119,7 @@ def test_layer_equals_the_loop(
     parametrisation: str, router_input: str, general: bool, shared: int, accent: float | None, maximum: float,
     thresholds_up: float, layout: str, dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    config = HDMoLEConfig(
+    config = HDMoLEConfig.extended(
         accents=[f"e{i}" for i in range(experts)], r=rank, thresholds=thresholds, routing=routing, combination=combination,
         threshold_parametrisation=parametrisation, router_input=router_input, general_class=general, shared_expert_rank=shared,
         router_accent=accent, threshold_max=maximum, top_k=2, top_p=0.6,
@@ -161,7 +161,7 @@ def test_identity_at_the_start_and_wherever_all_gates_are_zero() -> None:
     base = Two().eval()
     x = torch.randn(2, 3, 6)
     expected = base(x)
-    model = get_peft_model(copy.deepcopy(base), HDMoLEConfig(accents=ACCENTS, target_modules=["first", "second"]))
+    model = get_peft_model(copy.deepcopy(base), HDMoLEConfig.extended(accents=ACCENTS, target_modules=["first", "second"]))
     assert torch.equal(model(x, accent_posterior=posteriors(2)), expected)
     model = adapted(copy.deepcopy(base))
     assert not torch.equal(model(x, accent_posterior=posteriors(2)), expected)
@@ -284,7 +284,7 @@ def test_several_adapters_on_one_model(tmp_path: Path, low_memory: bool) -> None
     expected = model(x, accent_posterior=pi)
     other = AccentRecogniser(["general", "z"], n_mels=6, channels=4)
     nn.init.constant_(other.norms[0].running_mean, 0.5)
-    config = HDMoLEConfig(accents=["z"], target_modules=["second"], r=1, recogniser=other.arguments)
+    config = HDMoLEConfig.extended(accents=["z"], target_modules=["second"], r=1, recogniser=other.arguments)
     model.add_adapter("other", config)
     model.base_model.set_recogniser(other, "other")
     assert torch.equal(model(x, accent_posterior=pi), expected)
@@ -323,7 +323,7 @@ def test_several_adapters_on_one_model(tmp_path: Path, low_memory: bool) -> None
     assert list(model.base_model.hdmole_recogniser) == ["default"]
     assert torch.equal(model(x, accent_posterior=pi), expected)
     both = adapted(copy.deepcopy(base))
-    both.add_adapter("again", HDMoLEConfig(accents=ACCENTS, target_modules=["first"]))
+    both.add_adapter("again", HDMoLEConfig.extended(accents=ACCENTS, target_modules=["first"]))
     both.base_model.set_adapter(["default", "again"])
     with trace(both) as t:
         both(x, accent_posterior=pi)
@@ -357,13 +357,15 @@ def test_a_half_precision_base_gets_its_adapter(tmp_path: Path) -> None:
     model = adapted(base)
     y = model(x, accent_posterior=posteriors(2))
     assert y.dtype == torch.bfloat16 and {p.dtype for n, p in model.named_parameters() if "hdmole" in n} == {torch.float32}
-    config = HDMoLEConfig(accents=ACCENTS, target_modules=["first"], routing="global")
+    config = HDMoLEConfig.extended(accents=ACCENTS, target_modules=["first"], routing="global")
     half = get_peft_model(Two().bfloat16(), config, autocast_adapter_dtype=False).eval()
     with trace(half) as t:
         half(x, accent_posterior=posteriors(2))
     pi = posteriors(2)[0, 1:]
     tau = 2 / 3 * torch.sigmoid(half.base_model.model.first.hdmole_threshold["default"].float()[0])
-    torch.testing.assert_close(torch.tensor(t.arrays("first")["gate"][0]), pi.sum() * relu(pi / pi.sum(), tau))  # gates in float32
+    torch.testing.assert_close(
+        torch.tensor(t.arrays("first")["gate"][0]), pi.sum() * relu(pi / pi.sum(), tau)
+    )  # gates in float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = adapted(Two())(x.float(), accent_posterior=posteriors(2))
     assert torch.isfinite(again).all()
@@ -379,7 +381,7 @@ def test_a_half_precision_base_gets_its_adapter(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_wrong_configuration_is_refused(switches: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        HDMoLEConfig(**{"accents": ACCENTS, **switches})
+        HDMoLEConfig.extended(**{"accents": ACCENTS, **switches})
 
 
 def test_warm_start_makes_each_expert_the_lora_of_its_accent(tmp_path: Path) -> None:
@@ -393,7 +395,9 @@ def test_warm_start_makes_each_expert_the_lora_of_its_accent(tmp_path: Path) -> 
                 nn.init.normal_(parameter, std=0.5)
         lora.save_pretrained(str(tmp_path / accent))
         loras[accent] = lora.eval()
-    model = get_peft_model(copy.deepcopy(base), HDMoLEConfig(accents=ACCENTS, target_modules=["first", "second"], r=2)).eval()
+    model = get_peft_model(
+        copy.deepcopy(base), HDMoLEConfig.extended(accents=ACCENTS, target_modules=["first", "second"], r=2)
+    ).eval()
     warm_start(model, {accent: tmp_path / accent for accent in loras})
     for i, lora in enumerate(loras.values()):
         with intervene(model, gate=torch.eye(3)[i]):
@@ -404,7 +408,7 @@ def test_warm_start_makes_each_expert_the_lora_of_its_accent(tmp_path: Path) -> 
         warm_start(model, {"z": tmp_path / "a"})
     with pytest.raises(ValueError, match="of rank 1"):
         warm_start(adapted(r=1), {"a": tmp_path / "a"})
-    fewer = get_peft_model(copy.deepcopy(base), HDMoLEConfig(accents=ACCENTS, target_modules=["first"]))
+    fewer = get_peft_model(copy.deepcopy(base), HDMoLEConfig.extended(accents=ACCENTS, target_modules=["first"]))
     with pytest.raises(ValueError, match="same modules"):
         warm_start(fewer, {"a": tmp_path / "a"})
 

@@ -31,7 +31,7 @@ class Two(nn.Module):
 def adapted(model: nn.Module | None = None, seed: int = 0, **switches: Any) -> PeftModel:
     """`Two` with an adapter whose every parameter is random."""
     torch.manual_seed(seed)
-    peft: Any = get_peft_model(model or Two(), HDMoLEConfig(accents=ACCENTS, target_modules=["first", "second"], **switches))  # type: ignore[arg-type]
+    peft: Any = get_peft_model(model or Two(), HDMoLEConfig.extended(ACCENTS, target_modules=["first", "second"], **switches))  # type: ignore[arg-type]
     for name, parameter in peft.named_parameters():
         if "hdmole_" in name and "threshold" not in name:
             nn.init.normal_(parameter, std=0.5)

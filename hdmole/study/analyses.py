@@ -18,7 +18,7 @@ from torch import nn
 
 from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import AccentRecogniser
-from hdmole.method.routing import route
+from hdmole.method.routing import adapter_of, route
 from hdmole.names import GENERAL
 from hdmole.speech.words import count_errors
 from hdmole.study.bootstrap import ROUTING_RESAMPLES
@@ -106,8 +106,9 @@ def routing(subject: Subject) -> dict[str, Any]:
 
 def frontier(subject: Subject) -> list[dict[str, Any]]:
     """Word error rate against mean active experts: thresholds scaled, and top-k and top-p in their place."""
+    learned = {} if adapter_of(subject.model)[1].learned else {"thresholds": "relu"}
     settings: list[tuple[str, float, dict[str, Any]]] = [
-        ("thresholds", s, {"thresholds": "dynamic", "scale_thresholds": s}) for s in SCALES
+        ("thresholds", s, learned | {"scale_thresholds": s}) for s in SCALES
     ]
     experts = len(_recogniser(subject.speech).labels) - 1
     settings += [("top_k", k, {"thresholds": "top_k", "top_k": k}) for k in TOP_K if k <= experts]
