@@ -221,7 +221,7 @@ def auxiliary_loss(gates: Gates, kind: str, delta: float = 0.5) -> Tensor:
     loss of MoA (arXiv 2403.03432): the cross-entropy of the router with the accent. Frames of
     padding count as well, because a layer does not know them.
     """
-    p, accents = torch.broadcast_tensors(gates.probabilities, gates.accents)
+    p, accents = gates.probabilities, gates.accents.expand_as(gates.probabilities)
     if kind == "accent":
         return -(accents * p.clamp_min(1e-9).log()).sum(-1).mean()
     importance = p * (1 + delta * (2 * accents - 1))

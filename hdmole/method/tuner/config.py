@@ -159,7 +159,7 @@ class HDMoLEConfig(PeftConfig):
 
     @classmethod
     def extended(cls, accents: list[str], r: int = 2, **switches: Any) -> HDMoLEConfig:
-        """This project's own variant, what `HDMoLEConfig()` was before version 0.3; docs/method.md gives the reasons.
+        """This project's own variant, what `HDMoLEConfig()` was before version 0.2; docs/method.md gives the reasons.
 
         Soft selection under bounded thresholds, weights that sum to 1 a branch, a gate scaled by the accent mass, local
         routers that read A x, and a scale of 8. `switches` are further fields, and come before these.
@@ -168,7 +168,7 @@ class HDMoLEConfig(PeftConfig):
             thresholds="relu", threshold_parametrisation="sigmoid", threshold_init=0.5, general_class=True, router_input="ax",
             alpha=8.0 * r, init_weights="kaiming",
         )  # fmt: skip
-        return cls(accents=accents, r=r, **{**ours, **switches})  # type: ignore[arg-type]
+        return cls(accents=accents, r=r, **{**ours, **switches})
 
     def _read_first_format(self) -> None:
         """Give the names of version 0.1, whose files hold every field but `format`, their present meaning."""
