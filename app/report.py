@@ -21,6 +21,7 @@ from app.jobs import Job
 from app.texts import Text, drawn, language, t
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
+from hdmole.names import layer_label
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.study.results import Results
 
@@ -50,7 +51,7 @@ def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFra
         found["accent"] = t("The accent it hears"), figures.accent_posterior(best.accent), accents
     table = job.routing()
     if table is not None:
-        name = figures.layer_label(layer)
+        name = layer_label(layer)
         gates, active = figures.gate_data(table, layer), figures.active_data(table)
         cut, overview = figures.threshold_data(table, layer), figures.overview_data(table)
         heat = figures.gate_heatmap(gates, words=words)

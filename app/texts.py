@@ -23,7 +23,7 @@ from hdmole.names import METHOD_NAMES, accent_label
 from hdmole.study.claims import claim_texts
 from hdmole.study.results import Claim, Results
 from hdmole.study.tables import markdown_table
-from hdmole.texts import Text
+from hdmole.texts import Text as Text
 
 Language = Literal["en", "zh"]
 FILE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "texts.json"

@@ -13,7 +13,7 @@ from app.model import load_model
 from app.texts import t
 from app.utterance import choose, samples
 from hdmole.figures import results as result_figures
-from hdmole.figures import utterance as figures
+from hdmole.names import layer_label
 from hdmole.study.results import FEW_SPEAKERS, Measure
 from hdmole.study.routing_table import ROUTERS
 
@@ -57,7 +57,7 @@ if summary.routing is None or not file.is_file():
 
 measured = summary.routing
 routing = results.read_table(file)
-layers = {figures.layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
+layers = {layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
 
 
 speakers = routing[routing.domain == "accent"].speaker.nunique()
@@ -143,7 +143,7 @@ if len(worth):
 per_layer = pd.DataFrame(
     [
         {
-            "layer": figures.layer_label(name),
+            "layer": layer_label(name),
             **{
                 f"{label}: {kind}": number(measure)
                 for router, label in ROUTERS.items()

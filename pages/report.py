@@ -13,6 +13,7 @@ from app.texts import t
 from app.utterance import choose_linked, chosen_utterance, reference_input, sample_select, samples
 from app.watch import heard_job
 from hdmole.figures import utterance as figures
+from hdmole.names import layer_label
 
 asr = load_model()
 clips = samples(asr.folder)
@@ -37,11 +38,11 @@ if table is not None:
     links.set_once("layer", layers)
     layer = str(
         layer_box.selectbox(
-            t("Layer whose routing is shown"), layers, key="layer", format_func=figures.layer_label, persist_state="session"
+            t("Layer whose routing is shown"), layers, key="layer", format_func=layer_label, persist_state="session"
         )
     )
 folder, summary = results.chosen(asr) or (Path(), None)
-links.write(sample=chosen.sample, layer=figures.layer_label(layer), results=session().results if summary else "")
+links.write(sample=chosen.sample, layer=layer_label(layer), results=session().results if summary else "")
 about = {"model": asr.folder.name, "device": device_name(asr), "methods": ", ".join(job.methods)}
 written = report.html(job, reference, layer, summary, about)
 with st.container(horizontal=True):

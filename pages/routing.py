@@ -12,6 +12,7 @@ from app.session import session
 from app.texts import Text, t
 from app.utterance import choose_linked, choose_stretch, routed_utterance, sample_select, samples
 from hdmole.figures import utterance as figures
+from hdmole.names import layer_label
 
 SHORT = {"gate": Text("Combined"), "global_gate": Text("Global"), "local_gate": Text("Local")}
 
@@ -43,7 +44,7 @@ layers = figures.layer_names(table)
 links.set_once("layer", layers)
 links.set_once("gate", list(figures.GATES))
 with layer_box:
-    layer = st.selectbox(t("Layer"), layers, key="layer", format_func=figures.layer_label, persist_state="session")
+    layer = st.selectbox(t("Layer"), layers, key="layer", format_func=layer_label, persist_state="session")
 with gate_box:
     picked = st.segmented_control(
         t("Gate"),
@@ -54,7 +55,7 @@ with gate_box:
         persist_state="session",
     )
 which = picked or "gate"
-links.write(sample=chosen.sample, layer=figures.layer_label(layer), gate=which)
+links.write(sample=chosen.sample, layer=layer_label(layer), gate=which)
 links.show_notes()
 warn_if_outside(job)
 
@@ -64,7 +65,7 @@ timed = bool(table[table.layer == layer].time.notna().all())
 moment = clicked_moment(chosen.key, words, stretch.start, stretch.end) if timed else None
 show_moment(moment, job.audio, table, layer, which)
 span = (moment.start, moment.end) if moment else None
-label, gate = figures.layer_label(layer), t(figures.GATES[which])
+label, gate = layer_label(layer), t(figures.GATES[which])
 st.header(t("{gate} of {layer}, over time", gate=gate, layer=label))
 if not timed:
     st.caption(
@@ -101,7 +102,7 @@ with right:
 
     def choose_layer() -> None:
         points = st.session_state[f"overview-{key}"].selection.points
-        names = {figures.layer_label(name): name for name in layers}
+        names = {layer_label(name): name for name in layers}
         if points and points[0]["y"] in names:
             st.session_state.layer = names[points[0]["y"]]
 

@@ -15,6 +15,7 @@ from app.texts import Text, t
 from app.utterance import choose_linked, reference_of, routed_utterance, sample_select, samples
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
+from hdmole.names import layer_label
 from hdmole.speech.words import count_errors, normalise
 from hdmole.training.adapt import PLACES
 
@@ -34,7 +35,7 @@ if "hdmole" not in job.transcripts:
     st.stop()
 
 untouched = job.transcripts["hdmole"]
-layers = {figures.layer_label(entry["name"]): entry for entry in untouched.layers}
+layers = {layer_label(entry["name"]): entry for entry in untouched.layers}
 experts = asr.accents[1:]
 controls, outcome = st.columns([1, 1.9], gap="medium")
 kept = session()

@@ -36,6 +36,7 @@ from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
 from hdmole.speech.loading import ModelError
+from hdmole.study.results import Results
 from hdmole.training.adapt import Adaptation, Speech, adapt, load_base, pad
 from hdmole.training.data import Corpus, States, mel_batches
 from hdmole.training.loop import ATTENTION, ctc_objective, embedding_objective, fit, language_objective, smoothed_objective
@@ -149,7 +150,7 @@ class Build:
             )
             train = corpus.index[(corpus.index.split == "train") & (corpus.index.domain != "accent")]
             bpe.train_from_iterator(train.text, trainer)
-            PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            PreTrainedTokenizerFast(
                 tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", sep_token="<sep>",
                 clean_up_tokenization_spaces=False,
             ).save_pretrained(folder)  # fmt: skip
@@ -169,7 +170,7 @@ class Build:
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
             config = ParakeetCTCConfig(vocab_size=len(tokenizer), pad_token_id=0, encoder_config=self.recipe.encoder)
-            model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)  # type: ignore[no-untyped-call]
+            model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)
             everything = corpus.select("train", GENERAL, "real_digits", "real_sentences")
             digits = [i for i in everything if is_digit_string(corpus.index.text[i])]
             # ten words first: CTC leaves its plateau on them within minutes, on the whole vocabulary it rests there
@@ -200,7 +201,7 @@ class Build:
                 vocab_size=len(tokenizer), tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
                 max_position_embeddings=1024, attention_dropout=0.0, **self.recipe.llm,
             )  # fmt: skip
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).to(self.device)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).to(self.device)
             rng = np.random.default_rng(self.seed)
             texts = sentences(self.recipe.llm_sentences, self.seed + 1, "train")
             ids = []
@@ -380,7 +381,7 @@ def build(
     work: Path | None = None,
     report: Callable[[str], None] = print,
     released: Path | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Train everything and write the released model to `out`; returns the results' summary.
 
     Parameters

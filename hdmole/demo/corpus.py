@@ -68,7 +68,7 @@ class Sizes:
 
 @cache
 def _extractor() -> ParakeetFeatureExtractor:
-    return ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=SAMPLE_RATE)  # type: ignore[no-untyped-call]
+    return ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=SAMPLE_RATE)
 
 
 def mel(samples: np.ndarray) -> np.ndarray:

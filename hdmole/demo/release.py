@@ -93,7 +93,7 @@ def weights(work: Path, out: Path) -> None:
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(work / "tokenizer" / file, out / file)
-    ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=SAMPLE_RATE).save_pretrained(out)  # type: ignore[no-untyped-call]
+    ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=SAMPLE_RATE).save_pretrained(out)
     for name in ("lora", "hdmole", "full"):
         folder = out / "adapters" / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -213,7 +213,8 @@ def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -
 def frame_at(rows: pd.DataFrame, time: float) -> pd.DataFrame:
     """Those of a routing table's rows whose frame lasts over `time` (s): the last frame that has begun by then."""
     begun = rows.time[rows.time <= time + 1e-6]
-    return rows[rows.time == (rows.time.min() if begun.empty else begun.max())]
+    frame: pd.DataFrame = rows[rows.time == (rows.time.min() if begun.empty else begun.max())]
+    return frame
 
 
 def overview_data(table: pd.DataFrame, which: str = "gate") -> pd.DataFrame:

@@ -315,7 +315,8 @@ class ASR:
             with route(posterior):
                 out = self.models["hdmole"](encoder_states=states[None], encoder_mask=mask, labels=labels)
             log_probs = out.logits[0, -len(result.ids) - 1 : -1].float().log_softmax(-1)
-            return log_probs.gather(1, labels[0][:, None])[:, 0]
+            found: Tensor = log_probs.gather(1, labels[0][:, None])[:, 0]
+            return found
 
         whole, changes = scores(), {}
         for expert in self.accents[1:]:

@@ -86,13 +86,14 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
             ctc=sizes[0],
             llm=sizes[1],
         )
-    base = SpeechLLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False).to(device)
+    loaded: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+    base: SpeechLLM = loaded.eval().requires_grad_(False).to(device)
     models: dict[str, Any] = {"base": base}
     if (folder / "adapters" / "lora").is_dir():
         models["lora"] = _adapted(base, folder / "adapters" / "lora")
     if (folder / FULL).is_file():
         weights = load_file(folder / FULL)
-        full = _with_own(base, weights)
+        full: Any = _with_own(base, weights)
         full.load_state_dict(weights, strict=False)
         models["full"] = full.float().eval()
     if (folder / "adapters" / "hdmole").is_dir():
@@ -126,4 +127,4 @@ def _adapted(base: SpeechLLM, folder: Path) -> Any:
     names = [n for n, _ in base.named_modules() if n]
     saved = set(getattr(config, "modules_to_save", None) or ())
     changed = [n for n in names if check_target_module_exists(config, n) or saved & set(n.split("."))]
-    return PeftModel.from_pretrained(_with_own(base, changed), folder).eval()  # type: ignore[arg-type]
+    return PeftModel.from_pretrained(_with_own(base, changed), folder).eval()

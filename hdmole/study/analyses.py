@@ -107,9 +107,7 @@ def routing(subject: Subject) -> dict[str, Any]:
 def frontier(subject: Subject) -> list[dict[str, Any]]:
     """Word error rate against mean active experts: thresholds scaled, and top-k and top-p in their place."""
     learned = {} if adapter_of(subject.model)[1].learned else {"thresholds": "relu"}
-    settings: list[tuple[str, float, dict[str, Any]]] = [
-        ("thresholds", s, learned | {"scale_thresholds": s}) for s in SCALES
-    ]
+    settings: list[tuple[str, float, dict[str, Any]]] = [("thresholds", s, learned | {"scale_thresholds": s}) for s in SCALES]
     experts = len(_recogniser(subject.speech).labels) - 1
     settings += [("top_k", k, {"thresholds": "top_k", "top_k": k}) for k in TOP_K if k <= experts]
     settings += [("top_p", p, {"thresholds": "top_p", "top_p": p}) for p in TOP_P]

@@ -39,7 +39,7 @@ def side_by_side(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[
 def expert_loop(layer: HDMoLELinear, x: Tensor, gate: Tensor, adapter: str = "default") -> Tensor:
     """The layer's routed part by a plain loop over experts: what stacking them is measured against."""
     config = layer.configs[adapter]
-    y = layer.base_layer(x)
+    y: Tensor = layer.base_layer(x)
     for i in range(config.experts):
         rows = slice(i * config.r, (i + 1) * config.r)
         y = y + config.scale * gate[..., i, None] * (x @ layer.hdmole_A[adapter][rows].T @ layer.hdmole_B[adapter][:, rows].T)
@@ -57,9 +57,9 @@ def layer(experts: int, rank: int, width: int, frames: int, batch: int, rounds: 
         return nn.Sequential(nn.Linear(width, width)).to(device)
 
     frozen = model().requires_grad_(False)
-    lora: Any = get_peft_model(model(), LoraConfig(r=experts * rank, target_modules=["0"]))  # type: ignore[arg-type]
+    lora: Any = get_peft_model(model(), LoraConfig(r=experts * rank, target_modules=["0"]))
     config = HDMoLEConfig(accents=[f"a{i}" for i in range(experts)], r=rank, target_modules=["0"])
-    mixed: Any = get_peft_model(model(), config)  # type: ignore[arg-type]
+    mixed: Any = get_peft_model(model(), config)
     inner = next(m for m in mixed.modules() if isinstance(m, HDMoLELinear))
 
     def step(forward: Callable[[Tensor], Tensor], routed: bool = False) -> Callable[[], None]:

@@ -209,12 +209,12 @@ def _hear(
                 routing.append(table[table.utterance.isin({owners[i].name for i in part if owners[i].number in routed})])
         spoken = list(dict.fromkeys(owners))
         texts = [" ".join(heard[i] for i, owner in enumerate(owners) if owner is line) for line in spoken]
-        found = score([line.text for line in spoken], texts)
+        scored = score([line.text for line in spoken], texts)
         for k, line in enumerate(spoken):
             about = {k: v for k, v in _about(line).items() if k != "spoken"}
             rows.append(
                 {**about, "accent": line.accent, "method": method, "seed": seed, "reference": line.text,
-                 **{name: values[k] for name, values in found.items()}}
+                 **{name: values[k] for name, values in scored.items()}}
             )  # fmt: skip
     tables = {"utterances": pd.DataFrame(rows)} if rows else {}
     if routing:

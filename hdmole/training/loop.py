@@ -196,7 +196,7 @@ def fit(
         callbacks=[_Report(report, folder.name, batches), *callbacks],
     )
     trainer.objective = objective
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None  # type: ignore[no-untyped-call]
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     with nullcontext() if gpu else fast_on_cpu(model):
         trainer.train(resume_from_checkpoint=checkpoint)
     model.eval()
