@@ -1,11 +1,15 @@
-"""The child process of `hdmole.speech.audio.decode`: audio on standard input, samples on standard output.
+"""The child process of `hdmole.speech.audio.decode`.
 
-Strangers' files are decoded here, away from the process that serves everybody else: a decoder that hangs, crashes or
-eats memory takes only this process with it. Run as a script, so that neither torch nor the rest of hdmole is imported.
+It reads audio on standard input and writes samples to standard output.
 
-Arguments: longest audio in seconds, CPU time in seconds, memory in MB (beyond what the libraries take), rate in Hz.
-Output: one line of JSON (`error`, or `format`, `codec`, `rate`, `channels`, `clipped`), then float32 mono samples at
-that rate, in the machine's byte order.
+Files from unknown sources are decoded here. If a decoder hangs, crashes or takes too much memory,
+only this process ends, and the one that serves all users goes on. It is run as a script, so that
+neither torch nor the rest of hdmole is imported.
+
+Arguments: longest audio in seconds, CPU time in seconds, memory in MB (beyond what the libraries
+take), rate in Hz.
+Output: one line of JSON (`error`, or `format`, `codec`, `rate`, `channels`, `clipped`), then
+float32 mono samples at that rate, in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -22,19 +26,20 @@ from typing import Any
 import av
 import numpy as np
 
-CLIPPED = 0.999  # of full scale; what reaches it counts as clipped
+CLIPPED = 0.999  # of full scale; a sample at or above it counts as clipped
 
-# Only containers that hold one recording. Playlists (HLS, concat, DASH) stay out: they open other files and addresses.
+# Only containers that hold one recording. Playlists (HLS, concat, DASH) are refused, because they
+# open other files and addresses.
 CONTAINERS = "wav,w64,flac,mp3,aac,ogg,mov,mp4,m4a,matroska,webm,amr,aiff,caf,au"
 NAMES = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "webm"}
 
 
 class Refused(Exception):
-    """The reason why nothing is returned, as a key of `hdmole.speech.audio`'s sentences."""
+    """Raised with the reason of a refusal, a key of the sentences in `hdmole.speech.audio`."""
 
 
 class Input:
-    """Standard input without a file name, so that FFmpeg can go by content alone."""
+    """Standard input without a file name, so that FFmpeg goes by the content alone."""
 
     name = ""
 
@@ -52,7 +57,10 @@ class Input:
 
 
 def limit(cpu_seconds: int, memory_mb: int) -> None:
-    """Limits on this process; called once the libraries are loaded, so that memory is what the file itself needs."""
+    """Set the limits of this process.
+
+    Call it after the libraries are loaded, because `memory_mb` comes on top of the memory in use.
+    """
     with open("/proc/self/statm") as statm:
         loaded = int(statm.read().split()[0]) * resource.getpagesize()
     for kind, value in (
@@ -66,7 +74,10 @@ def limit(cpu_seconds: int, memory_mb: int) -> None:
 
 
 def channels_first(frame: Any) -> np.ndarray:
-    """(channels, samples) float32 in [-1, 1] from a decoded frame of any sample format; NaN becomes 0."""
+    """A decoded frame of any sample format as (channels, samples) float32 in [-1, 1].
+
+    NaN becomes 0.
+    """
     data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(-1, frame.layout.nb_channels).T
@@ -80,7 +91,7 @@ def channels_first(frame: Any) -> np.ndarray:
 
 
 def frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; damaged packets are passed over and a broken end is the end."""
+    """Decoded frames. Damaged packets are skipped; at a broken end the frames simply stop."""
     try:
         for packet in container.demux(stream):
             try:
@@ -92,18 +103,22 @@ def frames(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def declared_seconds(container: Any, stream: Any, size: int) -> float:
-    """The length that the file claims, 0 where it claims none; uncompressed audio cannot be longer than its bytes."""
+    """The length in seconds that the file declares; 0 where it declares none.
+
+    For uncompressed audio it is at most what `size` bytes can hold.
+    """
     if stream.duration is not None and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
     else:
         seconds = (container.duration or 0) / av.time_base
     if stream.codec_context.name.startswith("pcm_") and stream.codec_context.bit_rate:
-        seconds = min(seconds, size * 8 / stream.codec_context.bit_rate)  # a WAV written to a pipe claims hours
+        # a WAV written to a pipe declares hours
+        seconds = min(seconds, size * 8 / stream.codec_context.bit_rate)
     return seconds
 
 
 class Resampler:
-    """Mono at any rate, which may change on the way, to mono at `target` Hz."""
+    """Resamples mono audio to `target` Hz. The rate of the input may change from frame to frame."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -175,7 +190,8 @@ def decode(max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]
         "clipped": clipped / total,
     }
     mono, left = (np.concatenate([*each.parts, np.zeros(0, np.float32)]) for each in (resampler, first))
-    if np.abs(left).max(initial=0.0) > 30 * np.abs(mono).max(initial=0.0):  # channels in opposite phase cancel each other
+    # channels in opposite phase cancel out
+    if np.abs(left).max(initial=0.0) > 30 * np.abs(mono).max(initial=0.0):
         mono = left
     return about, np.clip(mono, -1.0, 1.0)
 

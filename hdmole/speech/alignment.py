@@ -9,17 +9,19 @@ from torch import Tensor
 
 
 def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tuple[int, int]], float] | None:
-    """The most probable alignment of tokens to frames (Viterbi over the CTC states of Graves et al. 2006).
+    """The most probable alignment of tokens to frames.
+
+    It is found by Viterbi search over the CTC states of Graves et al. (2006).
 
     Args:
         log_probs: (T, vocabulary) log-probabilities of a CTC head.
-        tokens: what was said; none of them is the blank.
-        blank: the CTC head's blank.
+        tokens: ids of the tokens that were said; none of them is the blank.
+        blank: id of the CTC head's blank.
 
     Returns:
-        The first and the last frame of each token, and the mean log-probability per frame (nats) of the path. None where
-        there is no path: no tokens, more tokens than frames (equal neighbours need a blank between them), or tokens outside
-        the vocabulary.
+        The first and the last frame of each token, and the mean log-probability per frame (nats) of
+        the path. None if there is no path: there are no tokens, there are too few frames for them
+        (equal neighbours need a blank between them), or a token lies outside the vocabulary.
     """
     scores = log_probs.detach().float().cpu().numpy()
     frames, count = len(scores), len(tokens)
@@ -28,11 +30,13 @@ def align(log_probs: Tensor, tokens: list[int], blank: int = 0) -> tuple[list[tu
         return None
     states = np.full(2 * count + 1, blank)  # blank, token, blank, token, ..., blank
     states[1::2] = tokens
-    skip = np.zeros(len(states), bool)  # a token may follow the one before it directly, unless it is the same
+    # a token may follow the one before it directly, unless it is the same
+    skip = np.zeros(len(states), bool)
     skip[3::2] = states[3::2] != states[1:-2:2]
     best = np.full(len(states), -np.inf)  # score of the best path that ends in each state
     best[:2] = scores[0, states[:2]]
-    back = np.zeros((frames, len(states)), np.int8)  # how many states the best path came forward
+    # how many states the best path advanced to get here
+    back = np.zeros((frames, len(states)), np.int8)
     for t in range(1, frames):
         options = np.full((3, len(states)), -np.inf)
         options[0] = best

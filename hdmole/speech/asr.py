@@ -1,10 +1,12 @@
 """`ASR`: the one object that transcribes. The command line, the app and the evaluation all use it.
 
-* `segment` takes a recording apart into segments and encodes each once: mel features, encoder states, CTC posteriors, accent
-  posterior. Every method (frozen base, LoRA, full fine-tuning, HDMoLE) then decodes from these
-* a method whose adapter changes the encoder encodes a segment for itself when it decodes
-* word times come from the CTC head, word confidence from the LLM
-* nothing that is handed in is written to: what the frozen base hears comes back in new `Encoded` records
+* `segment` cuts a recording into segments and encodes each of them once: mel features, encoder
+  states, CTC posteriors and accent posterior. Every method (frozen base, LoRA, full fine-tuning,
+  HDMoLE) then decodes from these.
+* A method whose adapter changes the encoder encodes each segment again with its own encoder when it
+  decodes.
+* Word times come from the CTC head, word confidences from the LLM.
+* No argument is modified. Transcripts of the frozen base are returned in new `Encoded` records.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ from hdmole.speech.segments import cut, framed, heard_whole
 
 @dataclass
 class Transcript:
-    """What was heard, and why. `seconds` is the audio's length; `rtf` is decoding time divided by it."""
+    """What one method heard in a recording, with its words, accent and routing.
+
+    `seconds` is the length of the audio. `rtf` is the time of decoding divided by it.
+    """
 
     text: str
     words: list[Word]
@@ -50,10 +55,13 @@ class Transcript:
     method: str
     ctc_text: str
     layers: list[dict[str, Any]] = field(default_factory=list)
-    timing: str = "ctc"  # where the words' times come from; "uniform" where a segment's tokens do not fit into its frames
-    flags: list[str] = field(default_factory=list)  # what looks wrong with the text: loops, echoes, invention
+    # where the words' times come from; "uniform" if a segment's tokens do not fit into its frames
+    timing: str = "ctc"
+    # what looks wrong with the text: loops, echoes, invention
+    flags: list[str] = field(default_factory=list)
     trace: Trace | None = field(default=None, repr=False)
-    encoded: list[Encoded] = field(default_factory=list, repr=False)  # the segments, with what the frozen base hears
+    # the segments, with what the frozen base hears
+    encoded: list[Encoded] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -62,7 +70,7 @@ class Transcript:
 
 
 class ASR:
-    """A loaded model with all its methods; safe to use from several threads at once."""
+    """A loaded model with all its methods. Several threads may use it at once."""
 
     def __init__(self, folder: Path, device: str | None = None) -> None:
         self.folder = folder
@@ -80,13 +88,22 @@ class ASR:
 
     @classmethod
     def load(cls, model: str | Path = "demo", device: str | None = None) -> ASR:
-        """Load "demo", a folder or a hub name, onto the GPU where there is one. Raises ModelError."""
+        """Load a model onto the GPU, or onto the CPU if there is none.
+
+        Args:
+            model: "demo", a folder, or the name of a repository on the Hugging Face hub.
+            device: a torch device in place of the default.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be loaded.
+        """
         folder = find_model(model)
         try:
             return cls(folder, device)
         except ModelError:
             raise
-        except Exception as error:  # a damaged folder: every library that reads a part of it has its own classes
+        # each library that reads a part of the folder has error classes of its own
+        except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise ModelError(
                 "model.damaged",
@@ -102,20 +119,20 @@ class ASR:
 
     @property
     def seconds_per_frame(self) -> dict[str, float]:
-        """Seconds between two frames that a layer sees, by the part of the model in which the layer lies.
+        """Seconds between two frames that a layer sees, by the part of the model it lies in.
 
-        The layers for relative positions see no frames of audio; theirs is NaN.
+        The layers for relative positions see no frames of audio, so their value is NaN.
         """
         step = float(self.models["base"].config.seconds_per_frame)
         return {"multi_modal_projector": step, "relative_k_proj": float("nan"), "audio_tower": step}
 
     @property
     def blank(self) -> int:
-        """The CTC head's blank."""
+        """Id of the CTC head's blank."""
         return int(self.models["base"].config.audio_config.pad_token_id)
 
     def trainable(self, method: str) -> int:
-        """Parameters that the method trained."""
+        """Number of parameters that the method trained."""
         model = self.models[method]
         if method == "base":
             return 0
@@ -130,19 +147,20 @@ class ASR:
             raise ModelError("model.no_such_method", sentence, method=repr(method), methods=", ".join(self.methods))
 
     def check_accent(self, accent: str) -> None:
-        """Raise ModelError where no expert of this model has such an accent."""
+        """Raise ModelError unless `accent` is "auto", "general" or the accent of an expert."""
         if accent != "auto" and accent not in self.accents:
             sentence = "There is no accent {accent}; give auto or one of {accents}."
             raise ModelError("model.no_such_accent", sentence, accent=repr(accent), accents=", ".join(self.accents))
 
-    # -- encoding -----------------------------------------------------------------------------------------------------
+    # -- encoding ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def segment(self, audio: Audio | np.ndarray) -> list[Encoded]:
-        """Take a recording apart into segments, each encoded for every method.
+        """Cut a recording into segments and encode each of them for every method.
 
-        There is one segment where the sound is short, or where CTC head and LLM agree on all of it. Otherwise the recording is
-        cut at its pauses.
+        There is one segment if the sound is short, or if it is of medium length and the CTC head
+        and the LLM of the frozen base agree on it. Otherwise the recording is cut at its pauses.
+        `audio` may be samples (S,) at 16 kHz.
         """
         samples, config = _samples(audio), self.models["base"].config
         sound, start = framed(samples)
@@ -161,8 +179,10 @@ class ASR:
         """Encode one segment for every method; nothing is decoded.
 
         Args:
-            sound: (S,) samples at 16 kHz without quiet around them, as `hdmole.speech.segments.framed` gives them.
-            start: the recording's sample with which they begin; below 0 where silence was added before it.
+            sound: (S,) samples at 16 kHz without the quiet around them, as
+                `hdmole.speech.segments.framed` returns them.
+            start: index in the recording of the first sample; negative if silence was added before
+                the recording.
             length: number of samples in the recording.
         """
         base = self.models["base"]
@@ -183,29 +203,39 @@ class ASR:
         )
 
     def posterior_of(self, segment: Encoded, accent: str) -> Tensor:
-        """The posterior (N + 1,) that routes: what was heard ("auto") or certainty of a named accent."""
+        """The posterior (N + 1,) to route by.
+
+        It is the recognised one for "auto". Otherwise `accent` has probability 1. Raises ModelError
+        if the model has no such accent.
+        """
         if accent == "auto":
             return segment.posterior
         self.check_accent(accent)
         return torch.eye(len(self.accents), device=self.device)[self.accents.index(accent)]
 
-    # -- decoding -----------------------------------------------------------------------------------------------------
+    # -- decoding ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def decode_batch(self, segments: list[Encoded], method: str, accent: str = "auto") -> list[Decoded]:
-        """Greedy transcripts of many segments at once, with the log-probability of every token."""
+        """Greedy transcripts of several segments at once, with the log-probability of every token.
+
+        Raises ModelError if the model has no such method or accent.
+        """
         self.check_method(method)
         posterior = torch.stack([self.posterior_of(s, accent) for s in segments]) if method == "hdmole" else None
         return greedy(self.models[method], self._states(segments, method, posterior), self.tokenizer, posterior)
 
     def _states(self, segments: list[Encoded], method: str, posterior: Tensor | None) -> list[Tensor]:
-        """What the encoder, shared or the method's own, says of the segments."""
+        """Encoder states (T, d_encoder) of each segment, by the method's encoder if it has one."""
         if method not in self.own_encoder:
             return [s.states for s in segments]
         return encode_all(self.models[method], [s.features for s in segments if s.features is not None], posterior)
 
     def ask_base(self, segments: Sequence[Encoded]) -> list[Encoded]:
-        """The segments with what the frozen base hears in each; only those are decoded for which it is not known yet."""
+        """The segments with the transcripts of the frozen base.
+
+        Only segments without such a transcript are decoded.
+        """
         return [self._asked(segment)[0] for segment in segments]
 
     def _asked(self, segment: Encoded) -> tuple[Encoded, Decoded]:
@@ -239,9 +269,11 @@ class ASR:
             accent: "auto", or the name of an accent to route by.
             want_trace: keep the full trace of the routing (HDMoLE only).
             intervention: keywords of `hdmole.intervene`, for this call.
-            encoded: segments of this audio, from `segment` or from the `encoded` of another method's transcript. They are then
-                not encoded again. Those of a transcript also spare decoding by the base, which the in-domain score needs.
-            progress: called after each segment with the share that is done; what it raises ends the work.
+            encoded: segments of this audio, from `segment` or from the `encoded` of another
+                method's transcript. They are not encoded again. Those of a transcript already hold
+                what the base heard, which the in-domain score needs.
+            progress: called after each segment with the share that is done. An error that it raises
+                ends the work.
 
         Raises:
             ModelError: the model has no such method or accent.
@@ -266,7 +298,8 @@ class ASR:
             timing = kind if kind != "ctc" else timing
             words += timed
             if recorded is not None:
-                layers.append(recorded.shifted(segment.offset))  # below 0 in the quiet that was put before the recording
+                # times are negative in silence added before the recording
+                layers.append(recorded.shifted(segment.offset))
             if progress:
                 progress(number / len(segments))
         full_trace = Trace.join(layers) if layers else None
@@ -297,8 +330,9 @@ class ASR:
         """What each expert was worth to each word that HDMoLE heard in a segment.
 
         Returns:
-            One entry for each word: `word`; `start` and `end` in seconds; and `change`. That is, for each expert, the change in
-            the word's log-probability (nats) when this expert alone is left out; below zero where it helped.
+            One entry for each word: `word`, `start` and `end` in seconds, and `change`. For each
+            expert, `change` is how much the word's log-probability (nats) changes when this expert
+            alone is left out. It is negative where the expert helped.
 
         Raises:
             ModelError: the model has no HDMoLE adapter, or no such accent.
@@ -330,11 +364,14 @@ class ASR:
         ]  # fmt: skip
 
     def in_domain(self, segments: Sequence[Encoded]) -> dict[str, Any]:
-        """Whether the audio is inside what the model was made for, by what the frozen base hears in its segments.
+        """Whether the audio is of the kind that the model was made for.
+
+        It is judged by what the frozen base hears in the segments.
 
         Returns:
-            `score` from 0 to 1, `verdict` (true: inside), `reasons` in words; for several segments also `outside`, the spans
-            in seconds of those that are outside. Score and verdict are None for a model without such a score.
+            `score` from 0 to 1, `verdict` (true: in domain) and `reasons` in words. For several
+            segments also `outside`, the spans in seconds of the segments that are out of domain.
+            Score and verdict are None if the model has no such score.
         """
         if self.domain is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
@@ -343,7 +380,7 @@ class ASR:
         return found[0] if len(found) == 1 else verdict_of_all(found, spans)
 
     def domain_features(self, segment: Encoded, base: Decoded) -> dict[str, float]:
-        """What the in-domain score looks at, by name: of one segment, and of what the frozen base hears in it."""
+        """The features of the in-domain score, by name. `base` is the base's transcript."""
         tokens, _ = word_tokens(base.ids, self.tokenizer)
         aligned = align(segment.ctc, [base.ids[k] for k in tokens], self.blank)
         return domain_features(

@@ -1,9 +1,9 @@
-"""Audio in: the one function through which the command line, the app and the tests read sound.
+"""Reading audio. The command line, the app and the tests all use `decode`.
 
-`decode` takes a file or its bytes (wav, flac, mp3, ogg/opus, m4a, mp4, webm; any rate, any channels) and returns
-16 kHz mono float32. The content decides, never the extension. The decoding is done by PyAV in a child process with
-limits on time, memory and duration: some files hang or crash the best of decoders (a WAV of 157 bytes hangs
-libsndfile 1.2.2), and a shared process has to outlive them.
+`decode` takes a file or its bytes (wav, flac, mp3, ogg/opus, m4a, mp4, webm; any rate, any number
+of channels) and returns 16 kHz mono float32. The format is recognised by the content, not by the
+extension. PyAV decodes in a child process with limits on time, memory and duration, because some
+files make decoders hang or crash (a WAV of 157 bytes hangs libsndfile 1.2.2).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ SHORTEST = 0.1  # seconds
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 
 _CHILD = Path(__file__).with_name("_decode.py")
-_SENTENCES = {  # by the second half of the code; the child process names the first five and "memory"
+# by the second half of the error code; the child process gives the first five and "memory"
+_SENTENCES = {
     "not_audio": "{name} is not audio that can be read; give a WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM file.",
     "no_sound_track": "{name} has no sound track; give a file that holds speech.",
     "unknown_codec": (
@@ -50,8 +51,9 @@ class Audio:
 
     samples: np.ndarray = field(repr=False)  # (seconds * 16000,) float32, mono, in [-1, 1]
     seconds: float
-    source: str  # name of the file, or as given to decode
-    format: str  # container by content: wav, flac, mp3, ogg, mp4 (also m4a), webm (also matroska), ...
+    source: str  # name of the file, or the name given to decode
+    # container by content: wav, flac, mp3, ogg, mp4 (also m4a), webm (also matroska), ...
+    format: str
     codec: str  # pcm_s16le, flac, mp3float, opus, vorbis, aac, ...
     original_rate: int  # Hz
     channels: int  # in the file, before they were averaged
@@ -70,18 +72,18 @@ def decode(
 
     Args:
         source: path of the file, or its content.
-        name: what to call it in messages; the file's name if not given.
+        name: what messages call it; by default the name of the file.
         max_seconds: longest audio accepted, in seconds.
         timeout: longest time the decoding may take, in seconds.
         memory_mb: most memory that the decoding may take, in MB.
 
     Returns:
-        The audio; `samples` has shape (seconds * 16000,). A file that is cut off gives what there is of it, NaN in
-        floating-point audio becomes 0.
+        The audio; `samples` has shape (seconds * 16000,). Of a file that is cut off, what is there
+        is decoded. NaN in floating-point audio becomes 0.
 
     Raises:
-        AudioError: the file is missing, empty, not audio, broken, silent (peak below -60 dBFS), shorter than 0.1 s,
-            too long, or takes too much time or memory.
+        AudioError: the file is missing, empty, not audio, broken, silent (peak below -60 dBFS),
+            shorter than 0.1 s, too long, or takes too much time or memory.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = _printable(name or "The recording")
@@ -104,7 +106,7 @@ def _open(path: Path, name: str) -> IO[bytes]:
         if path.is_dir():
             raise AudioError("audio.folder", "{name} is a folder; give an audio file.", name=name)
         size = path.stat().st_size
-        if not path.is_file():  # a pipe would block, a device never ends
+        if not path.is_file():  # reading a pipe would block, and a device never ends
             raise AudioError("audio.not_a_file", "{name} is not a regular file; give an audio file.", name=name)
         if size == 0:
             raise _empty(name)
@@ -115,7 +117,8 @@ def _open(path: Path, name: str) -> IO[bytes]:
         raise AudioError("audio.forbidden", "{name} may not be read by this user; change its permissions.", name=name) from None
     except (FileNotFoundError, NotADirectoryError):
         raise AudioError("audio.absent", "{name} does not exist; check the path.", name=name) from None
-    except (OSError, ValueError) as error:  # a name too long, a null byte, a failing disk
+    # the name is too long or has a null byte, or the disk fails
+    except (OSError, ValueError) as error:
         reason = _printable(str(error))
         sentence = "{name} cannot be opened ({reason}); check the path."
         raise AudioError("audio.not_opened", sentence, name=name, reason=reason) from None
@@ -130,7 +133,8 @@ def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memo
         limit = max_seconds if reason == "too_long" else timeout
         return AudioError(f"audio.{reason}", _SENTENCES[reason], name=name, seconds=f"{limit:g}", size=memory_mb)
 
-    # -P: the folder of the script stays out of the import path, where trace.py would hide Python's own module.
+    # -P keeps the folder of the script out of the import path, so that no file in it hides a module
+    # of Python.
     command = [sys.executable, "-P", str(_CHILD), *map(str, (max_seconds, timeout, memory_mb, SAMPLE_RATE))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
@@ -139,7 +143,8 @@ def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memo
         raise refuse("time") from None
     if child.returncode == -signal.SIGXCPU:
         raise refuse("time")
-    if child.returncode == -signal.SIGKILL:  # by the CPU limit, or by the system when memory ran out
+    # by the CPU limit, or by the system when memory ran out
+    if child.returncode == -signal.SIGKILL:
         raise refuse("memory")
     if child.returncode < 0:
         raise refuse("damaged")

@@ -1,4 +1,4 @@
-"""Decoding: from encoder outputs to texts, and from texts to words with their times and confidences."""
+"""Decoding: from encoder outputs to texts, and to words with times and confidences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Decoded:
 
     text: str
     ids: list[int]
-    log_probs: list[float]  # of each token in nats, the closing one among them
+    log_probs: list[float]  # of each token in nats, including the end token
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class Encoded:
     """One segment of a recording, ready for every method."""
 
     samples: np.ndarray  # (S,) 16 kHz, the sound alone (`hdmole.speech.segments.framed`)
-    offset: float  # seconds into the recording at which the samples begin; below 0 where silence was added before it
+    # second of the recording at which the samples begin; negative if silence was added before it
+    offset: float
     states: Tensor  # (T, d_encoder)
     ctc: Tensor  # (T, vocabulary) log-probabilities
     posterior: Tensor  # (N + 1,)
-    base: Decoded | None = None  # what the frozen base hears; None where it was not asked yet
-    until: float = float("inf")  # seconds into the recording at which the sound ends
-    features: Tensor | None = None  # (T_mel, n_mels); kept where a method has an encoder of its own
+    base: Decoded | None = None  # what the frozen base hears; None if it has not decoded this yet
+    until: float = float("inf")  # second of the recording at which the sound ends
+    # (T_mel, n_mels); kept only if a method has an encoder of its own
+    features: Tensor | None = None
 
     @property
     def seconds(self) -> float:
@@ -55,9 +57,10 @@ class Word:
 
 @torch.no_grad()
 def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor | None = None) -> list[Decoded]:
-    """Greedy transcripts of encoder outputs (T, d_encoder) each, with the log-probability of every token.
+    """Greedy transcripts with the log-probability of every token.
 
-    `posterior` (U, N + 1) routes an HDMoLE model; other models need none.
+    `states` are the encoder outputs (T, d_encoder) of U utterances. `posterior` (U, N + 1) routes
+    an HDMoLE model; other models need none.
     """
     padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
     lengths = torch.tensor([len(s) for s in states], device=padded.device)
@@ -77,21 +80,27 @@ def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor |
 
 
 def ctc_text(log_probs: Tensor, tokenizer: Any, blank: int) -> str:
-    """What the CTC head alone hears: the best token of each of the frames (T, vocabulary), repetitions and blanks left out."""
+    """What the CTC head alone hears, by greedy decoding.
+
+    It takes the best token of each frame of `log_probs` (T, vocabulary) and leaves out repetitions
+    and blanks.
+    """
     kept = torch.unique_consecutive(log_probs.argmax(-1))
     return str(tokenizer.decode(kept[kept != blank], skip_special_tokens=True)).strip()
 
 
 def word_tokens(ids: list[int], tokenizer: Any) -> tuple[list[int], list[tuple[str, list[int]]]]:
-    """Which tokens spell which word, whichever way the tokenizer marks where a word begins.
+    """Which tokens spell which word. It works for every way in which tokenizers mark a new word.
 
-    Returns the places in `ids` of the tokens that are text; and each word with the numbers of its tokens among these.
+    Returns:
+        The indices in `ids` of the tokens that are text, and each word with the indices of its
+        tokens in that list.
     """
     special = set(tokenizer.all_special_ids)
     tokens = [k for k, i in enumerate(ids) if i not in special]
     words = str(tokenizer.decode([ids[k] for k in tokens])).split()
     found: list[list[int]] = [[] for _ in words]
-    for n in range(len(tokens)):  # a token belongs to the word that stands last once it is there
+    for n in range(len(tokens)):  # a token belongs to the last word of the text up to it
         text = str(tokenizer.decode([ids[k] for k in tokens[: n + 1]]))
         if words:
             found[min(max(0, len(text.split()) - 1), len(words) - 1)].append(n)
@@ -99,18 +108,19 @@ def word_tokens(ids: list[int], tokenizer: Any) -> tuple[list[int], list[tuple[s
 
 
 def timed_words(segment: Encoded, heard: Decoded, tokenizer: Any, blank: int, step: float) -> tuple[list[Word], str]:
-    """The words that were heard in a segment, with their times in the recording and their confidences.
+    """The words heard in a segment, with their times in the recording and their confidences.
 
     Args:
-        segment: where they were heard.
-        heard: what was heard.
-        tokenizer: the LLM's.
-        blank: the CTC head's blank.
+        segment: the segment.
+        heard: what was heard in it.
+        tokenizer: tokenizer of the LLM.
+        blank: id of the CTC head's blank.
         step: length of a frame of the CTC head in seconds.
 
     Returns:
-        The words; and where their times come from: "ctc" for an alignment to the CTC head, "uniform" where the tokens do not
-        fit into its frames, so that each is given the same share of the segment.
+        The words, and where their times come from. "ctc" stands for an alignment to the CTC head.
+        "uniform" means that the tokens do not fit into its frames, so that each token gets an equal
+        share of the segment.
     """
     tokens, groups = word_tokens(heard.ids, tokenizer)
     if not groups:

@@ -1,8 +1,9 @@
-"""Knowing when it does not know: is this audio inside what the model was made for?
+"""The in-domain score: is this audio of the kind that the model was made for?
 
-One score per utterance from signs that need no reference: do the CTC head and the LLM agree, are both sure, does the
-accent recogniser know the accent, does the sound behave like speech. A logistic regression weighs them; its numbers lie
-in `domain.json` beside the model, with what it reached and the command that made it.
+There is one score per utterance. It needs no reference. Its features say whether the CTC head and
+the LLM agree, whether both are sure, whether the accent recogniser knows the accent, and whether
+the sound resembles speech. A logistic regression weighs them. Its coefficients lie in `domain.json`
+beside the model, with their measured quality and the command that made them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hdmole.speech.words import character_disagreement
 from hdmole.texts import Text
 
 DIGIT_WORDS = {"zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "double", "triple"}
-# feature -> (what is said where it speaks against the audio, whether a high or a low value is meant)
+# feature -> what is said when it speaks against the audio
 PHRASES = {
     "word_disagreement": "the language model wrote other words than the sounds suggest",
     "character_disagreement": "the language model wrote other letters than the sounds suggest",
@@ -40,9 +41,9 @@ PHRASES = {
 
 
 def flags(text: str, ctc_text: str, seconds: float) -> list[str]:
-    """What looks wrong with a transcript, in plain words: loops, echoes, invented text; empty where nothing does.
+    """What looks wrong with a transcript, in plain words; empty if nothing does.
 
-    An LLM that lost the sound repeats itself, says everything twice, or writes on although little was heard.
+    An LLM that does not follow the sound repeats words, writes everything twice, or invents text.
     """
     words = text.split()
     found: list[str] = []
@@ -80,16 +81,18 @@ def domain_features(
     posterior: np.ndarray,
     blank: int = 0,
 ) -> dict[str, float]:
-    """The signs, as numbers.
+    """The features of the in-domain score, by name.
 
     Parameters
     ----------
     samples : (S,) 16 kHz
     ctc_log_probs : (T, vocabulary)
-    ctc_text, text : what the CTC head and the LLM heard
-    token_log_probs : of the LLM's tokens
-    alignment_score : mean log-probability per frame of the LLM's tokens aligned to the CTC; None where they do not fit
+    ctc_text, text : transcripts of the CTC head and the LLM
+    token_log_probs : log-probabilities of the LLM's tokens, in nats
+    alignment_score : mean log-probability per frame of the LLM's tokens aligned to the CTC head;
+        None if they do not fit
     posterior : (N + 1,) accent posterior
+    blank : id of the CTC head's blank
     """
     probs = np.exp(ctc_log_probs)
     best = ctc_log_probs.max(-1)
@@ -123,7 +126,7 @@ def _frames(samples: np.ndarray, size: int = 512, hop: int = 256) -> np.ndarray:
 
 @dataclass
 class DomainScorer:
-    """A logistic regression over the features and their squares; plain numbers, saved as JSON."""
+    """A logistic regression over the features and their squares, saved as JSON."""
 
     names: list[str]
     mean: list[float]
@@ -135,11 +138,18 @@ class DomainScorer:
 
     @classmethod
     def fit(cls, features: pd.DataFrame, kinds: np.ndarray, inside: Collection[str], reject: float = 0.95) -> DomainScorer:
-        """Fit on one row an utterance, its kind of sound, and the kinds that are inside.
+        """Fit the regression.
 
-        Every kind counts alike, however many utterances it has; the threshold rejects `reject` of each kind outside.
+        Every kind of sound has the same weight, however many utterances it has.
+
+        Args:
+            features: one row per utterance, one column per feature.
+            kinds: (U,) kind of sound of each utterance.
+            inside: the kinds that are in domain.
+            reject: share of each kind outside that the threshold must reject.
         """
-        from sklearn.linear_model import LogisticRegression  # slow to import, and only training needs it
+        # slow to import, and only training needs it
+        from sklearn.linear_model import LogisticRegression
 
         mean, scale = features.mean(), features.std().replace(0, 1)
         scorer = cls(list(features.columns), list(mean), list(scale), [], 0.0, 0.5)
@@ -160,12 +170,12 @@ class DomainScorer:
         return np.concatenate([z, z**2], -1)
 
     def scores(self, features: pd.DataFrame) -> np.ndarray:
-        """Probability of being inside, one a row."""
+        """Probability (rows,) that each row is in domain."""
         design = self._design(features[self.names].to_numpy(float))
         return np.asarray(1 / (1 + np.exp(-(design @ np.array(self.weights) + self.intercept))))
 
     def score(self, features: dict[str, float]) -> dict[str, Any]:
-        """Score 0 to 1, verdict (true: inside) and, where outside, the two strongest reasons in words."""
+        """Score from 0 to 1, verdict (true: in domain) and, if false, up to two reasons."""
         table = pd.DataFrame([features])
         score = float(self.scores(table)[0])
         inside = score >= self.threshold
@@ -187,9 +197,14 @@ class DomainScorer:
 
 
 def verdict_of_all(found: list[dict[str, Any]], spans: list[tuple[float, float]]) -> dict[str, Any]:
-    """One verdict of a recording's segments, of what `DomainScorer.score` said of each and their start and end in seconds.
+    """One verdict on a recording from the verdicts on its segments.
 
-    The score is their mean by seconds, the verdict that of most seconds; `outside` lists the spans of those that are outside.
+    The score is the mean of the segments' scores, weighted by their length. The verdict is that of
+    most seconds. `outside` lists the spans of the segments that are out of domain.
+
+    Args:
+        found: what `DomainScorer.score` returned for each segment.
+        spans: start and end of each segment in seconds.
     """
     seconds = np.array([end - start for start, end in spans])
     beyond = np.array([not result["verdict"] for result in found])

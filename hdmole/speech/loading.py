@@ -1,4 +1,4 @@
-"""Model folders: where they lie, what they hold, and the models of all methods in them."""
+"""Model folders: finding them, checking what they hold, and loading the models of all methods."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import hdmole.method.tuner  # noqa: F401  (makes PEFT know HDMoLE)
 from hdmole.errors import UserError
 from hdmole.models.speech_llm import SpeechLLM
 
-FULL = Path("adapters", "full", "model.safetensors")  # in a model's folder: the weights that full fine-tuning changed
+# in a model's folder: weights changed by full fine-tuning
+FULL = Path("adapters", "full", "model.safetensors")
 
 
 class ModelError(UserError):
-    """A model that cannot be used, or a method or an accent that it does not have. The codes begin with `model.`."""
+    """A model that cannot be used, or lacks a method or accent. The codes begin with `model.`."""
 
 
 def find_model(model: str | Path) -> Path:
@@ -44,7 +45,7 @@ def find_model(model: str | Path) -> Path:
         return folder
     try:
         return Path(snapshot_download(str(model)))
-    except Exception as error:  # offline, not found, no access: the hub has many classes for it
+    except Exception as error:  # offline, not found, no access: the hub has an error class for each
         raise ModelError(
             "model.not_found",
             "There is no folder {model}, and it could not be had from the Hugging Face hub ({reason}); "
@@ -55,13 +56,14 @@ def find_model(model: str | Path) -> Path:
 
 
 def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
-    """The models of every method that a folder holds, by the method's name, for decoding on the device.
+    """Load the models of all methods in a folder, ready to decode on `device`, by method name.
 
-    Each method has its own projector and whatever else its adapter changes; it shares the rest with the base. Methods and
-    threads can therefore not interfere.
+    Each method has a copy of the projector and of whatever else its adapter changes. It shares the
+    rest with the base. Methods and threads therefore do not interfere.
 
     Raises:
-        ModelError: the folder holds another kind of model, or one whose parts do not fit each other.
+        ModelError: the folder holds another kind of model, or one whose parts do not fit each
+            other.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -110,7 +112,10 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _with_own(base: SpeechLLM, changed: Iterable[str]) -> SpeechLLM:
-    """A copy of the model that shares everything but the parts in which the modules or weights `changed` lie."""
+    """A copy of the model with its own projector and parts that hold a name in `changed`.
+
+    It shares all other parts with the model.
+    """
     parts = {"multi_modal_projector", *(name.split(".")[0] for name in changed)}
     model = copy.copy(base)
     model._modules = dict(base._modules)
@@ -122,7 +127,7 @@ def _with_own(base: SpeechLLM, changed: Iterable[str]) -> SpeechLLM:
 
 
 def _adapted(base: SpeechLLM, folder: Path) -> Any:
-    """The base with a PEFT adapter, its own copy of what the adapter changes."""
+    """The base with a PEFT adapter. What the adapter changes is copied, the rest is shared."""
     config = PeftConfig.from_pretrained(str(folder))
     names = [n for n, _ in base.named_modules() if n]
     saved = set(getattr(config, "modules_to_save", None) or ())

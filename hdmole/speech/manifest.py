@@ -14,7 +14,10 @@ from hdmole.speech.words import normalise
 
 
 class ManifestError(UserError):
-    """A manifest that cannot be used. The codes begin with `manifest.`; `number` among the values is the line that is wrong."""
+    """A manifest that cannot be used. The codes begin with `manifest.`
+
+    Where one line is wrong, the value `number` is its number.
+    """
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,11 @@ class Line:
 
 
 def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent")) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a file of JSON objects, one on each line: their numbers from 1, and what they hold. Empty lines are left out.
+    """The rows of a JSON-lines file, each with its line number from 1. Empty lines are left out.
 
     Raises:
-        ManifestError: there is no such file, it is not text in UTF-8, or a line is not a JSON object in which all that is
-            `needed` stands as text. The error names the first line that is wrong.
+        ManifestError: there is no such file, it is not text in UTF-8, or a line is not a JSON
+            object with every key in `needed` as text. The error names the first line that is wrong.
     """
     if not path.is_file():
         raise ManifestError(
@@ -69,12 +72,14 @@ def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent"
 
 
 def read_manifest(path: Path) -> list[Line]:
-    """The recordings of a manifest: `audio` (relative to it), `text`, `accent`, optionally `speaker`.
+    """The recordings of a manifest.
 
-    A recording without a speaker counts as one of a speaker of its own.
+    Each line has `audio` (a path relative to the manifest), `text`, `accent`, and optionally
+    `speaker`. A recording without a speaker counts as a speaker of its own.
 
     Raises:
-        ManifestError: the manifest cannot be read, a line lacks something, a recording does not exist, or there is none.
+        ManifestError: the manifest cannot be read or is empty, a line lacks something, or a
+            recording does not exist.
     """
     lines = []
     for number, row in manifest_rows(path):
@@ -98,7 +103,7 @@ def read_manifest(path: Path) -> list[Line]:
 
 
 def fingerprint(lines: list[Line]) -> str:
-    """A digest of a manifest: what its lines say, and size and time of its recordings."""
+    """A digest of a manifest's lines and of the sizes and modification times of its recordings."""
     told = [
         (
             line.name,

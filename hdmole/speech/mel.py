@@ -1,4 +1,4 @@
-"""Mel features of sounds, as the models hear them."""
+"""Mel features, the input of the models."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from hdmole.speech.audio import SAMPLE_RATE
 
 
 def mel_features(extractor: Any, sound: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Features of one sound, as a batch of one.
+    """Mel features of one sound, as a batch of one.
 
     Args:
         extractor: the model's feature extractor, such as `ParakeetFeatureExtractor`.
         sound: (S,) samples at 16 kHz.
 
     Returns:
-        Features (1, T, n_mels), with 0 in place of NaN, and their mask (1, T), which is 0 for frames of padding.
+        Features (1, T, n_mels), with 0 in place of NaN, and their mask (1, T), which is 0 for
+        frames of padding.
     """
     batch = extractor(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     return torch.nan_to_num(batch["input_features"]), batch["attention_mask"]
 
 
 def stored_mel_features(extractor: Any, sound: np.ndarray) -> np.ndarray:
-    """Features (T, n_mels) of one sound without padding, in float16: what a corpus for training keeps."""
+    """Mel features (T, n_mels) of one sound in float16, without padding, for a training corpus."""
     features, mask = mel_features(extractor, sound)
     return features[mask.bool()].numpy().astype(np.float16)

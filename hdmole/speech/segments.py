@@ -1,4 +1,4 @@
-"""Segments: which parts of a recording a model hears at once."""
+"""Segments: the parts of a recording that a model hears one at a time."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.words import character_disagreement
 
 MARGIN = 0.08  # seconds of quiet around what a model hears
-# Share of letters in which the texts of the CTC head and of the LLM differ. It is below this for one utterance that the model
-# hears as a whole. It is above it where several utterances follow each other, which the LLM was not trained on.
+# Share of letters in which the texts of the CTC head and the LLM differ. It is smaller for a single
+# utterance, and larger for several utterances in a row, on which the LLM was not trained.
 AGREED = 0.4
 
 
 def framed(samples: np.ndarray) -> tuple[np.ndarray, int]:
     """The sound without the quiet before and after it.
 
-    Whatever is quieter than 30 dB under the peak is cut off at both ends. `MARGIN` seconds of it stay; where there are fewer,
-    silence is added. The model then hears every recording alike, however early the microphone was switched on.
+    Both ends are cut off where they are more than 30 dB below the peak, except for `MARGIN`
+    seconds. If less than that is there, silence is added. Recordings with long and with short
+    pauses around the speech are then alike to the model.
 
     Args:
         samples: (S,) at 16 kHz.
 
     Returns:
-        The samples of the sound, and where in `samples` they begin; below 0 where silence was added before them.
+        The samples of the sound, and the index in `samples` at which they begin; negative if
+        silence was added.
     """
     first, last = librosa.effects.trim(samples, top_db=30, frame_length=400, hop_length=160)[1].tolist()
     margin = int(MARGIN * SAMPLE_RATE)
@@ -35,23 +37,28 @@ def framed(samples: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def heard_whole(ctc_text: str, text: str) -> bool:
-    """Whether a recording can be heard as one segment, by what the CTC head and the LLM of the frozen base wrote of all of it."""
+    """Whether a recording can be heard as one segment.
+
+    It can if the transcripts of the whole by the CTC head and the LLM of the frozen base agree.
+    """
     return character_disagreement(ctc_text, text) < AGREED
 
 
 def cut(samples: np.ndarray, longest: float) -> list[tuple[int, int]]:
     """Where to cut a long recording.
 
-    A pause is at least a quarter of a second that is nearer to the quiet than to the loud parts, in dB. Every pause is cut in
-    its middle. What still is too long is cut in the middle of the quietest quarter second of its second half.
+    The recording is cut in the middle of every pause. A pause lasts at least a quarter of a second,
+    and its level in dB is nearer to that of the quiet parts than to that of the loud parts. A
+    stretch that is still too long is cut in the middle of the quietest quarter second in the second
+    half of its first `longest` seconds.
 
     Args:
         samples: (S,) at 16 kHz.
         longest: length of a segment in seconds.
 
     Returns:
-        First sample and end of each segment. They follow each other without a gap; there is one where the recording is not
-        longer than `longest`.
+        First sample and end of each segment. Segments follow each other without a gap. There is
+        only one if the recording is at most `longest` seconds long.
     """
     limit, hop = int(longest * SAMPLE_RATE), SAMPLE_RATE // 100
     if len(samples) <= limit:
@@ -59,7 +66,8 @@ def cut(samples: np.ndarray, longest: float) -> list[tuple[int, int]]:
     loudness = librosa.feature.rms(y=samples, frame_length=5 * hop, hop_length=hop)[0]
     level = librosa.amplitude_to_db(loudness, ref=1.0, amin=1e-5)
     low, high = np.percentile(level, [10, 95])
-    quiet = level < max(low, high - 50) * 0.7 + high * 0.3  # of dB; digital silence counts as 50 dB under speech
+    # in dB; digital silence counts as 50 dB below speech
+    quiet = level < max(low, high - 50) * 0.7 + high * 0.3
     edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]))).reshape(-1, 2)
     pauses = [(a + b) // 2 * hop for a, b in edges if b - a >= 25 and a > 0 and b < len(level)]
     spans: list[tuple[int, int]] = []

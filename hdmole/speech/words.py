@@ -1,4 +1,4 @@
-"""The words that are compared: normalisation of texts and the count of errors."""
+"""Normalisation of texts, and counting word errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rapidfuzz.distance import Levenshtein
 
 
 def normalise(text: str) -> str:
-    """Lower-case words between single spaces, without punctuation; apostrophes inside words stay."""
+    """Lower-case words with single spaces and no punctuation. Apostrophes inside words stay."""
     text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
     kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
     return " ".join(filter(None, (word.strip("'") for word in kept.split())))
 
 
 def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Word errors (substitutions, deletions and insertions), and words of the reference.
+    """Number of word errors (substitutions, deletions, insertions) and of words in the reference.
 
-    Chinese and Japanese characters count as a word each, so that their error rate is the character error rate. The texts are
-    compared as they are given; `normalise` them first.
+    Each Chinese or Japanese character counts as a word, so that the rate for these languages is the
+    character error rate. The texts are compared as they are given; `normalise` them first.
     """
     reference, hypothesis = (re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])", r" \1 ", t) for t in (reference, hypothesis))
     words = len(reference.split())
@@ -36,15 +36,15 @@ def score(references: Iterable[str], hypotheses: Iterable[str]) -> dict[str, lis
     """Score what was heard in many utterances.
 
     Args:
-        references: what was said in each, normalised.
-        hypotheses: what was heard in each, as a model wrote it.
+        references: what was said in each utterance, normalised.
+        hypotheses: what was heard in each, as the model wrote it.
 
     Returns:
-        The columns of a table with one row for each utterance: `hypothesis`, normalised; `errors` and `words` as
-        `count_errors` gives them.
+        Three columns with one row per utterance: `hypothesis`, normalised; `errors` and `words`, as
+        `count_errors` returns them.
 
     Raises:
-        ValueError: there are more of one than of the other.
+        ValueError: the numbers of references and hypotheses differ.
     """
     heard = [normalise(text) for text in hypotheses]
     counted = [count_errors(reference, text) for reference, text in zip(references, heard, strict=True)]
@@ -52,5 +52,5 @@ def score(references: Iterable[str], hypotheses: Iterable[str]) -> dict[str, lis
 
 
 def character_disagreement(one: str, other: str) -> float:
-    """Levenshtein distance between the letters of two texts, divided by the length of the `other`; at most 2."""
+    """Character-level Levenshtein distance of two texts over the length of `other`; at most 2."""
     return float(min(2.0, Levenshtein.distance(one, other) / max(1, len(other))))
