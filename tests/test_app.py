@@ -420,14 +420,14 @@ class SlowASR:
     def __init__(self, fails: str = "") -> None:
         self.fails = fails
 
-    def encode(self, audio: object) -> list[object]:
+    def segment(self, audio: object) -> list[object]:
         return []
 
     def transcribe(self, audio: object, method: str, **options: object) -> SimpleNamespace:
         time.sleep(0.2)
         if method == self.fails:
             raise RuntimeError("out of memory")
-        return SimpleNamespace(text=method, trace=None)
+        return SimpleNamespace(text=method, trace=None, encoded=[])
 
 
 def test_a_cancelled_job_stops_and_keeps_what_is_done() -> None:
@@ -467,7 +467,7 @@ def test_a_long_recording_can_be_cancelled_inside_a_method() -> None:
             for k in range(1000):
                 time.sleep(0.01)
                 progress(k / 1000)
-            return SimpleNamespace(text=method, trace=None)
+            return SimpleNamespace(text=method, trace=None, encoded=[])
 
     job = Job(Long(), Utterance("a.wav", wav()))
     wait_until(lambda: job.progress >= 0.21)

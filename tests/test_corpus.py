@@ -137,8 +137,8 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
     manifest = tmp_path / "many.jsonl"
     manifest.write_text("\n".join(lines * 8))
     asr, heard = ASR.load(tiny_model), []
-    encode = asr.encode
-    monkeypatch.setattr(asr, "encode", lambda audio: heard.append(1) or encode(audio))
+    segment = asr.segment
+    monkeypatch.setattr(asr, "segment", lambda audio: heard.append(1) or segment(audio))
 
     def stop(at: int, error: type[BaseException]) -> Callable[[int, int], None]:
         def progress(done: int, total: int) -> None:
