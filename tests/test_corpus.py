@@ -17,7 +17,9 @@ from streamlit.testing.v1 import AppTest
 from app import jobs
 from app.corpus import Evaluation, unpack
 from hdmole.speech.asr import ASR
+from hdmole.speech.audio import Audio
 from hdmole.speech.manifest import ManifestError
+from hdmole.study import evaluate as evaluating
 from hdmole.study.evaluate import Cancelled, evaluate
 from hdmole.study.results import base_digest, load
 
@@ -127,8 +129,13 @@ def test_others_are_heard_while_a_corpus_is_judged(tiny_model: Path, tmp_path: P
 
 
 def test_an_evaluation_goes_on_where_it_was_cancelled(
-    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_app: Callable[..., AppTest],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decode_once: Callable[[Path], Audio],
 ) -> None:
+    monkeypatch.setattr(evaluating, "decode", decode_once)
     lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines()
     (tmp_path / "broken.wav").write_text("no audio")
     for k in range(4):  # names that are not alike

@@ -18,7 +18,15 @@ from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import ManifestError
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = {"AudioError": "audio", "ManifestError": "manifest", "ModelError": "model"}
+KINDS = {
+    "AdaptationError": "adaptation",
+    "AudioError": "audio",
+    "ConfigError": "config",
+    "ManifestError": "manifest",
+    "ModelError": "model",
+    "ResultsError": "results",
+    "SpeechError": "speech",
+}
 
 
 def raised() -> Iterator[tuple[str, ast.Call]]:

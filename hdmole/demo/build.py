@@ -1,7 +1,7 @@
-"""Train the demo model from nothing: corpus, encoder, LLM, general-domain base, accent recogniser, three adaptations.
+"""Train the demo model from scratch: corpus, encoder, LLM, general-domain base, accent recogniser, three adaptations.
 
-One command, `hdmole demo build`; every stage leaves its result in the work folder and is skipped when that is there,
-and a stage that was cut off goes on from its last checkpoint. What is published ends up in `out`:
+`hdmole demo build` runs all stages. Each stage writes its result to the work folder and is skipped if the result is
+there. An interrupted stage goes on from its last checkpoint. The published model is written to `out`.
 
     corpus -> tokenizer -> encoder (CTC) | recogniser, llm -> states (encoder outputs, computed once) -> base
            -> full | lora | hdmole (the projector, under one recipe) -> released folder -> in-domain score -> results
@@ -45,7 +45,7 @@ from hdmole.training.preparation import encode_corpus, posteriors_of, recogniser
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the demo model is trained with."""
+    """Sizes, epochs and learning rates of the demo model."""
 
     sizes: Sizes = field(default_factory=Sizes)
     vocabulary: int = 512
@@ -83,12 +83,12 @@ class Recipe:
     )
 
     def scaled(self, factor: float) -> Recipe:
-        """The same recipe on `factor` times the data, for a quick trial."""
+        """The same recipe with `factor` times as much data, for a quick trial."""
         return self if factor == 1 else Recipe(sizes=self.sizes.scaled(factor), llm_sentences=max(200, int(30_000 * factor)))
 
 
 class Build:
-    """The stages, each a method that returns its product and makes it only if the work folder has none."""
+    """The stages of the training. Each is a method that returns its result, and makes it if the work folder has none."""
 
     def __init__(self, work: Path, real_speech: list[Path], seed: int, recipe: Recipe, report: Callable[[str], None]) -> None:
         self.work, self.real_speech, self.seed, self.recipe = work, real_speech, seed, recipe
@@ -104,7 +104,11 @@ class Build:
         self._report(line)
 
     def take(self, released: Path) -> None:
-        """Put the weights of a released model where the stages look for theirs; only speech and encoder outputs are then made."""
+        """Copy the weights of a released model to the work folder, so that only speech and encoder outputs are made.
+
+        Raises:
+            ModelError: the folder is not a model that `build` released.
+        """
         asr = ASR.load(released, "cpu")
         if missing := {"full", "lora", "hdmole"} - set(asr.methods):
             sentence = "{folder} has no {methods}, so it is not a model that 'hdmole demo build' released."
@@ -165,7 +169,7 @@ class Build:
     # -- models -------------------------------------------------------------------------------------------------------
 
     def encoder(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Any:
-        """CTC on the general accent and real speech (digits and free sentences): never on the test accents."""
+        """The encoder, trained with CTC on general and real speech (digits and free sentences), not on the accents."""
         folder = self.work / "encoder"
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
@@ -173,7 +177,7 @@ class Build:
             model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)
             everything = corpus.select("train", GENERAL, "real_digits", "real_sentences")
             digits = [i for i in everything if is_digit_string(corpus.index.text[i])]
-            # ten words first: CTC leaves its plateau on them within minutes, on the whole vocabulary it rests there
+            # Begin with the ten digits: there CTC leaves its plateau within minutes. On the whole vocabulary it does not.
             labels = self._labels(corpus, tokenizer, eos=False)
             for name, rows, epochs, frames, masks, shape in (
                 ("digits", digits, 1.0, 4_000, 0, {"warmup": 0.2, "last": 0.5}),
@@ -188,11 +192,11 @@ class Build:
         return AutoModelForCTC.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
 
     def llm(self, tokenizer: PreTrainedTokenizerFast) -> Any:
-        """A small Llama trained on text of the training grammar: to go on writing it, and to read it out of frames.
+        """A small Llama, trained on sentences of the training grammar.
 
-        Three examples in four put before `<sep>` what a CTC head would hear in the sentence (`ctc_frames`). The LLM so
-        learns from text alone, in minutes, to write what stands before `<sep>`; without that, the base rests for long
-        at the language model's own loss before it looks at the audio.
+        In three examples of four, the tokens that a CTC head might output for the sentence (`ctc_frames`) stand before
+        `<sep>`. The LLM so learns from text alone, in minutes, to write the sentence that stands before `<sep>`. Without
+        this, the base stays long at the loss of a language model before it makes use of the audio.
         """
         folder = self.work / "llm"
         if not (folder / "model.safetensors").is_file():
@@ -218,12 +222,12 @@ class Build:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.device(self.device))  # type: ignore[arg-type]
 
     def states(self, corpus: Corpus, encoder: Any) -> States:
-        """Encoder outputs of every utterance, two SpecAugment views of the training ones."""
+        """Encoder outputs of every utterance, in two SpecAugment views for training utterances."""
         train = corpus.select("train", GENERAL, "accent", "real_digits")
         return encode_corpus(corpus, encoder.encoder, self.work / "states", train, self.seed, self.report)
 
     def base(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> SpeechLLM:
-        """Projector and LLM end to end on the general domain: `en-us` synthesis and real digits."""
+        """The base: projector and LLM trained end to end on general synthetic speech and real digits."""
         folder = self.work / "base"
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
@@ -242,7 +246,7 @@ class Build:
             model.language_model.set_attn_implementation(ATTENTION)
             speech = Speech(corpus, states, tokenizer, folder)
             batches = speech.batches(corpus.select("train", GENERAL, "real_digits"), self.seed, lambda rows: {}, size=2)
-            # first the projector alone learns to say in the LLM's embeddings what the CTC head hears, which the LLM can read
+            # First the projector alone is trained to output the LLM's embeddings of what the CTC head hears.
             for name, objective, epochs in (
                 ("aligned", embedding_objective, 0.3),
                 ("whole", smoothed_objective, self.recipe.base_epochs),
@@ -255,16 +259,16 @@ class Build:
         return load_base(folder, self.device)
 
     def recogniser(self, corpus: Corpus) -> tuple[AccentRecogniser, np.ndarray]:
-        """The accent recogniser and its posteriors (utterances, N + 1) for every utterance.
+        """The accent recogniser, and its posteriors (utterances, N + 1) for every utterance.
 
-        Real recordings that the base was trained on count as "general": the base knows them. The posteriors of
-        training utterances come from masked features and a temperature that makes them no surer than on dev speakers.
+        Real recordings count as general speech, because the base was trained on them. `train_recogniser` says how the
+        posteriors of training utterances are made.
         """
         rng = np.random.default_rng(self.seed)
         general = corpus.select("train", GENERAL)
         real = corpus.select("train", "real_digits", "real_sentences")
         stages = []
-        # first on what was recorded, then on masked features, then of all general and real speech
+        # First on plain features, then on masked ones (SpecAugment), then with all general and real speech.
         for name, masked, share, epochs in zip(
             ("clear", "masked", "all"), (False, True, True), (2, 4, 1000), self.recipe.recogniser_epochs, strict=True
         ):
@@ -277,7 +281,7 @@ class Build:
         )  # fmt: skip
 
     def unseen(self, encoder: Any, recogniser: AccentRecogniser) -> None:
-        """Test speech in accents that nothing was trained on, for `hdmole compare`."""
+        """Make test speech in accents that no model was trained on, for `hdmole compare`."""
         folder = self.work / "unseen"
         if not (folder / "recogniser" / "posteriors.npy").is_file():
             for _ in make(plan_unseen(self.recipe.sizes.test_per_accent, self.seed), folder / "corpus"):
@@ -290,7 +294,7 @@ class Build:
     # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
 
     def adapt(self, name: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> Any:
-        """Adapt the base's projector to the accents by `full`, `lora` or `hdmole`; same data, order, steps and seed."""
+        """Adapt the base's projector to the accents by full, lora or hdmole, on the same data in the same order."""
         recogniser, posteriors = self.recogniser(corpus) if name == "hdmole" else (None, None)
         speech = Speech(corpus, states, tokenizer, self.work / "base", recogniser, posteriors)
         rank, shared = self.recipe.rank, self.recipe.shared_rank
@@ -305,7 +309,10 @@ class Build:
         )  # fmt: skip
 
     def beside(self, *lanes: tuple[str, ...]) -> None:
-        """Stages on a CPU in processes of one thread each, the lanes beside one another: faster than one by one on all threads."""
+        """On a CPU, run several lanes of stages at the same time, each lane in a process with one thread.
+
+        This is faster than one stage after the other on all threads. On a GPU nothing is done here.
+        """
         products = {
             "encoder": "encoder/model.safetensors",
             "llm": "llm/model.safetensors",
@@ -320,7 +327,7 @@ class Build:
 
 
 def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start: float, names: list[str]) -> None:
-    """The stages `names`, one after the other on one thread."""
+    """Run the stages `names` one after the other, on one thread."""
     torch.set_num_threads(1)
     stages = Build(work, real_speech, seed, recipe, partial(print, file=sys.stderr, flush=True))
     stages._start = start
@@ -338,10 +345,10 @@ def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start:
 
 
 def _initialise(model: Any) -> Any:
-    """PyTorch's own initialisation in place of transformers' (standard deviation 0.02 everywhere).
+    """Initialise as PyTorch does, in place of transformers' standard deviation of 0.02 for all weights.
 
-    With 32 subsampling channels the latter leaves 2e-7 of the input's variation after three convolutions: the encoder
-    starts deaf, and CTC stays on its plateau for as long as we cared to wait (700 steps).
+    With 32 subsampling channels, the latter leaves 2e-7 of the input's variation after three convolutions. CTC then
+    stayed on its plateau for the 700 steps that we tried.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
@@ -352,7 +359,7 @@ def _initialise(model: Any) -> Any:
 
 
 def ctc_frames(tokens: list[int], vocabulary: int, rng: np.random.Generator, blank: int = 0) -> list[int]:
-    """A sentence's tokens as a CTC head might hear them: one frame or two each, blanks between, a few errors."""
+    """Simulate what a CTC head outputs for a sentence: one or two frames a token, blanks between, a few errors."""
     frames = [blank] * int(rng.integers(1, 5))
     for token in tokens:
         chance = rng.random()
@@ -365,7 +372,7 @@ def ctc_frames(tokens: list[int], vocabulary: int, rng: np.random.Generator, bla
 
 
 def language_batch(examples: list[tuple[list[int], int]]) -> dict[str, Tensor]:
-    """Token ids padded to a batch; of each example the first so many tokens are read, not to be predicted."""
+    """Pad examples (token ids, number of first tokens that are input only and not predicted) to a batch."""
     ids = pad([tokens for tokens, _ in examples])
     labels = ids.clone()
     for row, (_, read) in enumerate(examples):
@@ -382,15 +389,23 @@ def build(
     report: Callable[[str], None] = print,
     released: Path | None = None,
 ) -> Results:
-    """Train everything and write the released model to `out`; returns the results' summary.
+    """Train everything and write the released model to `out`.
 
-    Parameters
-    ----------
-    out : the model folder, `assets/demo`
-    real_speech : folders with a `manifest.jsonl` of real recordings; may be empty
-    seed, scale : random seed; share of the recipe's data and sentences, 1 for the released model
-    work : where the stages keep what they made, to resume from; `build/demo` where not given
-    released : a released model whose weights are taken in place of training; the speech is made anew
+    Args:
+        out: the model folder, such as assets/demo.
+        real_speech: folders with a `manifest.jsonl` of real recordings; may be empty.
+        seed: random seed.
+        scale: share of the recipe's data and sentences, 1 for the released model.
+        work: folder of the stages' results, from which a later call goes on; build/demo if not given.
+        report: is told what happens, a line at a time.
+        released: a released model whose weights are taken in place of training. Only the speech is made.
+
+    Returns:
+        The results of the released model.
+
+    Raises:
+        ManifestError: a manifest of real speech cannot be used.
+        ModelError: `released` is not a model that `build` released.
     """
     work = work or Path("build/demo")
     work.mkdir(parents=True, exist_ok=True)
@@ -412,12 +427,20 @@ def build(
 
 
 def conflicts(work: Path, out: Path, seed: int = 0, scale: float = 1.0, report: Callable[[str], None] = print) -> None:
-    """Write to `out` the work folder of a comparison on accents that conflict; base and tokenizer are those of `work`.
+    """Make the speech for a comparison on accents that conflict.
 
-    `scale` is the share of the speech that is made. Raises FileNotFoundError where `work` has no base.
+    Args:
+        work: work folder of `build`, from which base and tokenizer are taken.
+        out: the new folder, for the line `data` of a comparison's configuration.
+        seed: of speakers, sentences and training.
+        scale: share of the speech that is made.
+        report: is told what happens, a line at a time.
+
+    Raises:
+        ModelError: `work` has no base.
     """
     if not (work / "base" / "config.json").is_file():
-        raise FileNotFoundError(f"{work} has no base; run 'hdmole demo build --work {work}' first.")
+        raise ModelError("model.no_base", "{work} has no base; run 'hdmole demo build --work {work}' first.", work=work)
     out.mkdir(parents=True, exist_ok=True)
     for part in ("base", "tokenizer"):
         shutil.copytree(work / part, out / part, dirs_exist_ok=True)

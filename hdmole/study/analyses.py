@@ -1,6 +1,6 @@
-"""What the routing of an adapted model is worth: correspondence of experts and accents, threshold frontier, attribution.
+"""Analyses of an adapted model's routing: how experts and accents correspond, thresholds, and attribution.
 
-Each analysis takes a `Subject` and returns what goes into the results file; `ANALYSES` has them by name.
+Each analysis takes a `Subject` and returns the values for the results file. `ANALYSES` lists them by name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hdmole.study.results import RecogniserResult
 from hdmole.study.routing_table import routing_summary, routing_table, routing_trace
 from hdmole.training.adapt import Adaptation, Around, Speech, encoder_states, pad
 from hdmole.training.data import Corpus
+from hdmole.training.preparation import SpeechError
 
 PER_ACCENT = 60  # utterances an analysis looks at
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
@@ -56,21 +57,31 @@ class Subject:
 
 
 def mean_rates(table: pd.DataFrame) -> dict[str, float]:
-    """Word error rate in % of each domain, the mean over its accents; `table` has domain, accent, errors and words."""
+    """Mean over accents of the word error rate in %, for each domain.
+
+    Args:
+        table: one row an utterance, with the columns domain, accent, errors and words.
+    """
     sums = table.groupby(["domain", "accent"])[["errors", "words"]].sum()
     rates = (100 * sums.errors / sums.words).groupby("domain").mean()
     return {str(domain): round(float(rate), 3) for domain, rate in rates.items()}
 
 
 def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> list[int]:
-    """The first utterances of each accent's test speech."""
+    """Rows of the first `PER_ACCENT` test utterances of each accent."""
     index = speech.corpus.index
     test = index[(index.split == "test") & index.domain.isin(domains)]
     return sorted(test.groupby("accent").head(PER_ACCENT).index.tolist())
 
 
 def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray) -> RecogniserResult:
-    """Balanced accuracy and confusion matrix of the accent recogniser on test speech of the accents it knows."""
+    """Balanced accuracy and confusion matrix of the accent recogniser on test speech in the accents it knows.
+
+    Args:
+        corpus: the speech.
+        labels: the N + 1 classes of the recogniser.
+        posteriors: (utterances, N + 1).
+    """
     rows = [i for i in corpus.select("test", GENERAL, "accent") if corpus.index.accent[i] in labels]
     matrix = np.zeros((len(labels), len(labels)), int)
     np.add.at(matrix, ([labels.index(corpus.index.accent[i]) for i in rows], posteriors[rows].argmax(1)), 1)
@@ -84,7 +95,7 @@ def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray
 
 
 def routing(subject: Subject) -> dict[str, Any]:
-    """`routing_summary` of the test speech; the routing of each utterance is written to routing.parquet."""
+    """The `routing_summary` of the test speech. Writes the routing of each utterance to routing.parquet."""
     tables = []
     for speech, domains in (
         (subject.speech, ("accent", GENERAL, "unseen")),
@@ -105,7 +116,11 @@ def routing(subject: Subject) -> dict[str, Any]:
 
 
 def frontier(subject: Subject) -> list[dict[str, Any]]:
-    """Word error rate against mean active experts: thresholds scaled, and top-k and top-p in their place."""
+    """Word error rate and mean number of active experts, for scaled thresholds and for top-k and top-p in their place.
+
+    Returns:
+        One point a setting: `choice`, `value`, `active`, and the mean word error rate in % of each domain.
+    """
     learned = {} if adapter_of(subject.model)[1].learned else {"thresholds": "relu"}
     settings: list[tuple[str, float, dict[str, Any]]] = [("thresholds", s, learned | {"scale_thresholds": s}) for s in SCALES]
     experts = len(_recogniser(subject.speech).labels) - 1
@@ -129,9 +144,11 @@ def frontier(subject: Subject) -> list[dict[str, Any]]:
 
 
 def attribution(subject: Subject) -> dict[str, Any]:
-    """What each expert is worth: the change in log-likelihood per word of the reference when it is left out.
+    """Attribution: the change in log-likelihood of the reference when one expert is left out.
 
-    `values` (accents, experts), in nats per word, below zero where the expert helps; `intervals` over speakers.
+    Returns:
+        `values` (accents, experts) in nats per word; a value below zero means that the expert helps. `intervals` are
+        95 % intervals from a bootstrap over speakers.
     """
     speech, labels = subject.speech, _recogniser(subject.speech).labels
     experts, index = labels[1:], speech.corpus.index
@@ -170,7 +187,7 @@ def _per_word(cell: pd.DataFrame) -> tuple[float, list[float]]:
 
 @torch.no_grad()
 def log_likelihood(speech: Speech, model: nn.Module, adaptation: Adaptation, rows: list[int]) -> np.ndarray:
-    """Log-probability (U,) of each utterance's reference, its end included, in nats."""
+    """Log-probability (U,) of each utterance's reference in nats, including the end-of-sequence token."""
     device = next(model.parameters()).device
     states = encoder_states(speech, model, adaptation, rows)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
@@ -188,7 +205,7 @@ def log_likelihood(speech: Speech, model: nn.Module, adaptation: Adaptation, row
 
 def _recogniser(speech: Speech) -> AccentRecogniser:
     if speech.recogniser is None:
-        raise ValueError("An analysis of routing needs speech with an accent recogniser.")
+        raise SpeechError("speech.no_recogniser", "An analysis of routing needs speech with an accent recogniser.")
     return speech.recogniser
 
 

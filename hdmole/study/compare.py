@@ -1,10 +1,10 @@
-"""The comparison: every method trained over seeds from one frozen base, judged on the same speech, in one folder.
+"""The comparison: all methods are trained from one frozen base, with several seeds, and judged on the same speech.
 
     trials (learning rates, on dev) -> runs (method x seed: adapter, transcripts, curve) -> analysis -> results
 
-Each step leaves a file in `out/work` and is skipped when that is there, so a comparison that was cut off goes on where it
-was. Under `accelerate launch` the processes share the steps among them, each training whole runs; `out` must then be a
-folder that all of them see.
+Each step writes a file to `out/work` and is skipped if the file is there. An interrupted comparison therefore goes on
+where it stopped. Under `accelerate launch` the processes share the steps: each of them trains whole runs. All of them
+must then be able to read and write `out`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hdmole.names import GENERAL
 from hdmole.speech.words import score
@@ -35,26 +35,27 @@ from hdmole.study.results import Attribution, FrontierPoint, Results, Routing, T
 from hdmole.training.adapt import Adaptation, Around, Speech, adapt, equal_rank, hear, load_base, trainable, with_adapter
 from hdmole.training.preparation import speech_digest, speech_of
 
+Job = TypeVar("Job")
 CURVE_POINTS = 8
 SPEED_ROUNDS = 5  # of decoding, of which the median time counts
 
 
 class _Curve(TrainerCallback):
-    """Word error rates on dev speech while a method is trained, kept in a file so that a resumed run goes on with it."""
+    """Measures word error rates on dev speech during training, and keeps them in a file for a resumed run."""
 
     def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
         self.file, self.measure = file, measure
-        self.points: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        self.points: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         every = max(1, state.max_steps // CURVE_POINTS)
         if (state.global_step % every == 0 or state.global_step == state.max_steps) and str(state.global_step) not in self.points:
             self.points[str(state.global_step)] = self.measure()
             _write(self.file, self.points)
 
 
-def _write(file: Path, value: Any) -> None:
-    """Write JSON such that the file is there only when it is whole."""
+def _write(file: Path, value: object) -> None:
+    """Write JSON. The file appears only when it is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(value, indent=1) + "\n")
@@ -63,7 +64,13 @@ def _write(file: Path, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of work: a folder, the file that is there when it is done, and the settings it was made with."""
+    """One step of a comparison.
+
+    Args:
+        folder: what belongs to the step.
+        result: name of the file that is written last.
+        settings: what decides the result; compared with those that the folder was made with.
+    """
 
     folder: Path
     result: str
@@ -82,7 +89,7 @@ class Step:
         return file.is_file() and json.loads(file.read_text()) == self.settings
 
     def begin(self, report: Callable[[str], None]) -> bool:
-        """Whether there is something to do; what was made with other settings is thrown away first."""
+        """Whether the step must be run. Removes the folder first if it was made with other settings."""
         if self.folder.is_dir() and not self._same():
             report(f"{self.folder.name}: its settings have changed, so it is made anew")
             shutil.rmtree(self.folder)
@@ -92,7 +99,17 @@ class Step:
 
 
 class Runner:
-    """The steps of one comparison; `rank` of `world` processes share them."""
+    """The steps of one comparison.
+
+    Args:
+        comparison: the configuration.
+        out: the results folder.
+        speech: speech for training, dev and test.
+        extra: further test sets, by domain.
+        report: is told what happens, a line at a time.
+        rank: number of this process, from 0.
+        world: number of processes that share the steps.
+    """
 
     def __init__(
         self, comparison: Comparison, out: Path, speech: Speech, extra: dict[str, Speech], report: Callable[[str], None],
@@ -110,16 +127,16 @@ class Runner:
         }
 
     def settings(self, adaptation: Adaptation, epochs: float, rate: float, seed: int) -> dict[str, Any]:
-        """What decides how a run comes out, for JSON."""
+        """Everything that decides the result of a run, ready for JSON."""
         kept = {name: getattr(adaptation, name) for name in ("kind", "replay", "share", "place", "true_accent", "warm_share")}
         return {**kept, "options": dict(adaptation.options), "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
 
-    def mine(self, jobs: Iterable[Any]) -> list[Any]:
-        """This process' part of the steps."""
+    def mine(self, jobs: Sequence[Job]) -> list[Job]:
+        """The steps that this process runs."""
         return list(jobs)[self.rank :: self.world]
 
     def wait(self, done: Callable[[], list[bool]]) -> None:
-        """Until the other processes have done their part."""
+        """Wait until `done` is true for all steps, those of other processes included."""
         while missing := done().count(False):
             self.report(f"waiting for {missing} results of other processes")
             time.sleep(20)
@@ -127,6 +144,7 @@ class Runner:
     # -- learning rates -----------------------------------------------------------------------------------------------
 
     def trial(self, family: str, rate: float) -> None:
+        """Train a method with one learning rate and measure it on dev speech."""
         method, step = self.methods[family], self.trial_step(family, rate)
         if step.begin(self.report):
             model = adapt(
@@ -141,7 +159,7 @@ class Runner:
         return Step(self.work / "trials" / f"{family}-{rate:g}", "dev.json", settings)
 
     def dev(self, model: nn.Module, adaptation: Adaptation, every: int = 1) -> dict[str, float]:
-        """Word error rates in % on dev speech, of which each `every`-th utterance is heard: mean over accents, general domain."""
+        """Word error rates in % on every `every`-th dev utterance: the mean over accents, and the general domain."""
         model.eval()
         rows = [i for domain in ("accent", GENERAL) for i in self.speech.corpus.select("dev", domain)[::every]]
         return analyses.mean_rates(self.errors(self.speech, model, adaptation, rows))
@@ -149,36 +167,38 @@ class Runner:
     def errors(
         self, speech: Speech, model: nn.Module, adaptation: Adaptation, rows: list[int], around: Around | None = None
     ) -> pd.DataFrame:
-        """One row per utterance, with what was heard and the errors."""
+        """Transcribe utterances and count errors; one row an utterance."""
         index = speech.corpus.index.iloc[rows]
         heard = score(index.text, hear(speech, model, adaptation, rows, around))
         table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
         return table.assign(reference=index.text.to_numpy(), **heard)
 
     def rates(self) -> dict[str, float]:
-        """The learning rate with the fewest errors on dev accents, per family; all trials must be there."""
+        """The learning rate with the fewest errors on dev accents, by family. All trials must be done."""
         tried, best = self.tried(), {}
         for family, rates in self.comparison.rates.items():
             found = [t for t in tried if t["method"] == family] or [{"rate": rates[0], "accent": 0.0}]
-            best[family] = min(found, key=lambda t: t["accent"])["rate"]
+            best[family] = float(min(found, key=lambda t: float(t["accent"]))["rate"])
         return best
 
     def trials(self) -> list[tuple[str, float]]:
-        """Family and learning rate of each trial; a family with one rate needs none."""
+        """Family and learning rate of each trial. A family with one rate needs no trial."""
         return [(family, rate) for family, rates in self.comparison.rates.items() if len(rates) > 1 for rate in rates]
 
     def tried(self) -> list[dict[str, Any]]:
-        """What each trial found."""
+        """The results of the trials."""
         return [json.loads(self.trial_step(family, rate).done.read_text()) for family, rate in self.trials()]
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def run_step(self, name: str, seed: int, rates: dict[str, float]) -> Step:
+        """The step that trains and judges a method with one seed."""
         rate = rates.get(self.methods[name].rate or name, 0.0)
         settings = self.settings(self.methods[name], self.comparison.epochs, rate, seed)
         return Step(self.work / f"{name}-{seed}", "utterances.parquet", settings)
 
     def run(self, name: str, seed: int, rates: dict[str, float]) -> None:
+        """Train a method with one seed and transcribe all test speech."""
         step, method, started = self.run_step(name, seed, rates), self.methods[name], time.time()
         folder = step.folder
         if not step.begin(self.report):
@@ -186,7 +206,7 @@ class Runner:
         clock = _Clock(folder / "seconds.json")
         callbacks: list[TrainerCallback] = [clock]
         if name in self.comparison.watched and seed == self.comparison.seeds[name][0]:
-            holder: list[Any] = []
+            holder: list[nn.Module] = []
             callbacks += [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, every=2))]
         model = adapt(
             self.speech, method, folder / "adapter", epochs=self.comparison.epochs, rate=step.settings["rate"], seed=seed,
@@ -210,17 +230,22 @@ class Runner:
         self.report(f"{name}, seed {seed}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
 
     def test_rows(self) -> list[int]:
+        """The utterances that methods are judged on."""
         return self.speech.corpus.select("test", "accent", GENERAL, "real_digits", "unseen")
 
     # -- analysis -----------------------------------------------------------------------------------------------------
 
     @property
     def analysed(self) -> Path:
-        """The folder of the HDMoLE run that is analysed, the first."""
+        """The folder of the HDMoLE run that is analysed: the one with the first seed."""
         return self.work / f"hdmole-{self.comparison.seeds['hdmole'][0]}"
 
-    def trained(self, name: str, run: Path) -> Any:
-        """The model that a finished run left in its folder. Raises ConfigError where it is no longer there."""
+    def trained(self, name: str, run: Path) -> nn.Module:
+        """Load the model of a finished run.
+
+        Raises:
+            ConfigError: the adapter is no longer in the folder.
+        """
         method, folder = self.methods[name], run / "adapter"
         if method.kind != "base" and not folder.is_dir():
             raise ConfigError(
@@ -229,10 +254,11 @@ class Runner:
                 name=run.name,
                 folder=run,
             )
-        return adapt(self.speech, method, folder, epochs=0, rate=0, seed=0, report=self.report, device=self.device)
+        model: nn.Module = adapt(self.speech, method, folder, epochs=0, rate=0, seed=0, report=self.report, device=self.device)
+        return model
 
     def analyse(self, kind: str) -> None:
-        """One of `analyses.ANALYSES`, of the first HDMoLE run."""
+        """Run one of `analyses.ANALYSES` on the first HDMoLE run."""
         file = self.analysed / f"{kind}.json"
         if not file.is_file():
             model, adaptation = self.trained("hdmole", self.analysed), self.methods["hdmole"]
@@ -246,9 +272,9 @@ class Runner:
             self.report(f"{kind} done")
 
     def speed(self, rates: dict[str, float]) -> dict[str, float]:
-        """How long each method takes to decode the same test speech, as a multiple of the frozen base beside it.
+        """Decoding time of each method, as a multiple of the frozen base's time on the same test speech.
 
-        Encoder outputs are given, unless one of the methods changes the encoder: then each encodes the speech as well.
+        Encoder outputs are given, unless one of the methods adapts the encoder. Then every method encodes the speech too.
         """
         names, seeds = self.comparison.methods, self.comparison.seeds
         methods = {name: self.methods[name] for name in names}
@@ -262,7 +288,7 @@ class Runner:
             base, ratios = load_base(self.speech.base, self.device), {}
             for name, run in steps.items():
                 model = self.trained(name, run.folder)
-                contenders: dict[str, Callable[[], Any]] = {
+                contenders: dict[str, Callable[[], object]] = {
                     "base": partial(hear, self.speech, base, methods["base"], rows),
                     name: partial(hear, self.speech, model, methods[name], rows),
                 }
@@ -273,7 +299,7 @@ class Runner:
         return found
 
     def everything(self) -> Results | None:
-        """Run what is missing; the first process returns the results, the others None."""
+        """Run all steps that are missing. The first process returns the results, the others None."""
         started = time.time()
         for family, rate in self.mine(self.trials()):
             self.trial(family, rate)
@@ -339,36 +365,48 @@ class Runner:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of training, kept beside each checkpoint, so that a run that was cut off counts them all; `before`: of earlier sessions."""
+    """Keeps the seconds of training in a file with each checkpoint; `before` are those of earlier sessions of the run."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.started = file, time.time()
         self.before: float = json.loads(file.read_text()) if file.is_file() else 0.0
 
-    def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         _write(self.file, round(self.before + time.time() - self.started, 1))
 
 
 class _Watch(TrainerCallback):
-    """Keeps hold of the model that is trained."""
+    """Puts the model that is trained into a list, so that it can be measured during training."""
 
-    def __init__(self, holder: list[Any]) -> None:
+    def __init__(self, holder: list[nn.Module]) -> None:
         self.holder = holder
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+    ) -> None:
         self.holder[:] = [model]
 
 
 def _remove(*folders: Path) -> None:
-    """Remove what a finished step no longer needs, its checkpoints among it."""
+    """Remove folders that a finished step no longer needs, such as its checkpoints."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results | None:
-    """Run a comparison; returns the results, None in all but the first process.
+    """Run a comparison.
 
-    Raises ConfigError, ManifestError and ModelError before anything is trained.
+    Args:
+        config: a TOML configuration, see `read_config`.
+        out: the results folder. A later call with the same folder goes on where this one stopped.
+        report: is told what happens, a line at a time.
+
+    Returns:
+        The results in the first process, None in the others.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+        ManifestError, ModelError, SpeechError: its speech or model cannot be used.
     """
     rank, world = processes()
     comparison = read_config(config)
@@ -377,9 +415,9 @@ def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results |
 
 
 def processes() -> tuple[int, int]:
-    """This process' number and how many `accelerate launch` started; each then trains alone, on its own GPU.
+    """The number of this process, and how many processes `accelerate launch` started. Each trains on its own GPU.
 
-    The variables are taken away, so that transformers' Trainer does not spread one run over the processes.
+    Their environment variables are removed. Otherwise transformers' Trainer would spread one run over all processes.
     """
     rank, world = int(os.environ.pop("RANK", 0)), int(os.environ.pop("WORLD_SIZE", 1))
     local = os.environ.pop("LOCAL_RANK", None)

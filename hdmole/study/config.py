@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from hdmole.errors import UserError
 from hdmole.method.tuner import HDMoLEConfig
-from hdmole.training.adapt import Adaptation
+from hdmole.training.adapt import Adaptation, AdaptationError
 
 
 class ConfigError(UserError):
@@ -20,9 +20,13 @@ class ConfigError(UserError):
 
 
 def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Adaptation]:
-    """The methods a configuration can name; `hdmole` holds the options of HDMoLEConfig they share, `place` is what they adapt.
+    """The methods that a configuration can name.
 
-    The rank "equal" is the one at which LoRA trains as many parameters as HDMoLE.
+    The rank "equal" stands for the rank at which LoRA trains as many parameters as HDMoLE.
+
+    Args:
+        hdmole: arguments of `HDMoLEConfig` for all HDMoLE methods.
+        place: the part of the model that is adapted: projector, encoder or llm.
     """
     method = partial(Adaptation, place=place)
 
@@ -74,7 +78,21 @@ def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str,
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a configuration file says."""
+    """A comparison as its configuration describes it.
+
+    Args:
+        data: work folder of `hdmole demo build`, or None.
+        model: model folder, or None.
+        manifests: manifest of each split, if there is no `data`.
+        known: all methods that the configuration can name.
+        methods: the methods that are compared, "base" first.
+        seeds: training seeds of each method.
+        epochs: of each run.
+        rates: learning rates to try, by method.
+        trial_epochs: of each trial of a learning rate.
+        watched: methods whose word error rate on dev speech is measured during training.
+        text: the configuration file.
+    """
 
     data: Path | None
     model: Path | None
@@ -95,9 +113,10 @@ class Comparison:
 
 
 def read_config(path: Path) -> Comparison:
-    """Read a TOML configuration; runs/main.toml is one, docs/compare.md says what each line means.
+    """Read a TOML configuration. runs/main.toml is an example; docs/compare.md explains every line.
 
-    Raises ConfigError.
+    Raises:
+        ConfigError: the file is missing or not TOML, or a line of it cannot be used.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -138,7 +157,8 @@ def read_config(path: Path) -> Comparison:
             elif method.kind in ("lora", "gated_lora"):
                 rank = options.pop("r", None)
                 if rank != "equal" and (not isinstance(rank, int) or rank < 1):
-                    raise ValueError(f'{method.label} needs options.r, a rank from 1 or "equal"')
+                    sentence = '{label} needs options.r, a rank from 1 or "equal"'
+                    raise AdaptationError("adaptation.no_rank", sentence, label=method.label)
                 (LoraConfig if method.kind == "lora" else partial(HDMoLEConfig.extended, ["any"]))(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
@@ -273,7 +293,7 @@ def _rates(value: Any, family: str, path: Path) -> list[float]:
 
 
 def _path(value: str | None, where: Path) -> Path | None:
-    """A path as the configuration has it: from the working directory, or else from the configuration's folder."""
+    """A path, relative to the working directory if it exists there, otherwise to the folder `where`."""
     if value is None:
         return None
     return Path(value) if Path(value).exists() else where / value

@@ -1,7 +1,7 @@
-"""Adapt a frozen speech LLM to accents by any method of the comparison, and hear what it makes of cached speech.
+"""Adapt a frozen speech LLM to accents by any method of the comparison, and transcribe cached speech with it.
 
-* one `Speech` is shared by all methods: the same encoder outputs, posteriors, order and batches
-* an `Adaptation` says what is trained; everything else (data, steps, batch, schedule) is the same for all
+* All methods share one `Speech`: the same encoder outputs, accent posteriors, order of utterances and batches.
+* An `Adaptation` says what is trained. Data, number of steps, batch size and schedule are the same for all methods.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, TrainerCallback
 
+from hdmole.errors import UserError
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.method.tuner.layer import HDMoLELinear
@@ -35,25 +36,33 @@ PLACES = {
     "encoder": r"audio_tower\.encoder\.layers\..*(linear1|linear2|q_proj|k_proj|v_proj|o_proj)",
     "llm": r"language_model\.model\.layers\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
 }
-Around = Callable[[list[int], list[int]], AbstractContextManager[None]]  # (rows, their frames) -> what a batch is decoded inside
+# Takes the rows of a batch and their lengths in frames; returns the context manager in which the batch is decoded.
+Around = Callable[[list[int], list[int]], AbstractContextManager[None]]
 KINDS = ("base", "full", "lora", "gated_lora", "hdmole")
+
+
+class AdaptationError(UserError):
+    """A description of a method that cannot be used. The codes begin with `adaptation.`."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
     """One way of adapting the base.
 
-    Parameters
-    ----------
-    label : how it is called in tables
-    kind : base, full, lora, gated_lora (LoRA times the accent mass m) or hdmole
-    options : of HDMoLEConfig or LoraConfig
-    rate : the method whose tuned learning rate it takes
-    replay : share of the training utterances that are general speech, in place of accented ones
-    share : share of the training utterances it may learn from, in as many steps
-    place : projector, encoder or llm
-    true_accent : route by the true accent in place of what the recogniser heard, an upper bound
-    warm_share : share of the steps in which each expert learns its own accent alone, as one LoRA per accent
+    Args:
+        label: the method's name in tables.
+        kind: base (nothing is trained), full (fine-tuning), lora, gated_lora (LoRA whose output is multiplied by the
+            probability that the speech is accented) or hdmole.
+        options: arguments of `HDMoLEConfig` or `LoraConfig`.
+        rate: the method whose tuned learning rate this one takes; its own if empty.
+        replay: share of the training utterances that are general speech, in place of accented speech; from 0, below 1.
+        share: share of the training utterances that are used, above 0 and at most 1. The number of steps stays the same.
+        place: the part of the model that is adapted: projector, encoder or llm.
+        true_accent: route by the true accent in place of the recogniser's posterior. This gives an upper bound.
+        warm_share: share of the steps in which each expert is trained on its own accent only, from 0, below 1.
+
+    Raises:
+        AdaptationError: kind or place is unknown, or a share is out of its range.
     """
 
     label: str
@@ -68,13 +77,15 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"The kind of a method is one of {', '.join(KINDS)}; not {self.kind!r}.")
+            sentence = "The kind of a method is one of {kinds}; not {kind}."
+            raise AdaptationError("adaptation.no_such_kind", sentence, kinds=", ".join(KINDS), kind=repr(self.kind))
         if self.place not in PLACES:
-            raise ValueError(f"The place of a method is one of {', '.join(PLACES)}; not {self.place!r}.")
+            sentence = "The place of a method is one of {places}; not {place}."
+            raise AdaptationError("adaptation.no_such_place", sentence, places=", ".join(PLACES), place=repr(self.place))
         if not 0 <= self.replay < 1 or not 0 <= self.warm_share < 1:
-            raise ValueError("replay and warm_share are shares: at least 0, below 1.")
+            raise AdaptationError("adaptation.no_share", "replay and warm_share are shares: at least 0, below 1.")
         if not 0 < self.share <= 1:
-            raise ValueError("share is more than 0 and at most 1.")
+            raise AdaptationError("adaptation.no_speech", "share is more than 0 and at most 1.")
 
     @property
     def routed(self) -> bool:
@@ -86,7 +97,13 @@ class Adaptation:
 class Speech:
     """Utterances with their encoder outputs and accent posteriors, computed once for all methods.
 
-    `posteriors` is (utterances, N + 1), by `recogniser`; both are missing where nothing is routed yet.
+    Args:
+        corpus: mel features and texts.
+        states: encoder outputs.
+        tokenizer: of the LLM.
+        base: folder of the frozen model.
+        recogniser: the accent recogniser. Methods without routing do not need it.
+        posteriors: accent posterior of each utterance by `recogniser`, (utterances, N + 1).
     """
 
     corpus: Corpus
@@ -98,14 +115,18 @@ class Speech:
 
     @classmethod
     def load(cls, folder: Path, base: Path, tokenizer: Path) -> Speech:
-        """What `hdmole.training.preparation` left in a folder (corpus, states, recogniser), with a model and its tokenizer."""
+        """Load corpus, states and recogniser, as `hdmole.training.preparation` writes them, with a base and its tokenizer."""
         return cls(
             Corpus(folder / "corpus"), States.load(folder / "states"), AutoTokenizer.from_pretrained(tokenizer), base,
             AccentRecogniser.load(folder / "recogniser"), np.load(folder / "recogniser" / "posteriors.npy"),
         )  # fmt: skip
 
     def posterior(self, rows: Sequence[int], adaptation: Adaptation) -> Tensor:
-        """(U, N + 1) for HDMoLE, (U, 2) for gated LoRA: general or accented."""
+        """Accent posterior of the utterances in `rows`.
+
+        Returns:
+            (U, N + 1), the general class first. For gated LoRA (U, 2): the probabilities of general and of accented speech.
+        """
         assert self.recogniser is not None and self.posteriors is not None
         if adaptation.true_accent:
             labels = self.recogniser.labels
@@ -118,7 +139,15 @@ class Speech:
     def batches(
         self, rows: list[int], seed: int, extra: Callable[[list[int]], dict[str, Tensor]], mels: bool = False, size: int = 1
     ) -> Batches:
-        """Training batches of at most `size` times 80 s and 24 utterances, each epoch with another SpecAugment view of each."""
+        """Training batches. In each epoch one of the stored SpecAugment views of every utterance is drawn at random.
+
+        Args:
+            rows: the utterances.
+            seed: of the batches and of the views.
+            extra: gives further tensors for the rows of a batch, such as accent posteriors.
+            mels: batches of mel features for the encoder, in place of encoder outputs.
+            size: a batch holds at most `size` times 80 s and `size` times 24 utterances.
+        """
         index = self.corpus.index
         texts = self.tokenizer(list(index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
         ids = {i: [*text, self.tokenizer.eos_token_id] for i, text in zip(rows, texts, strict=True)}
@@ -142,19 +171,23 @@ class Speech:
 
 
 def pad(ids: list[list[int]]) -> Tensor:
-    """Token ids (B, L), padded with -100."""
+    """Token ids of B texts as a tensor (B, L), padded with -100."""
     return nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=-100)
 
 
 def load_base(folder: Path, device: str | torch.device = "cpu") -> SpeechLLM:
-    """The frozen base in float32."""
+    """Load the base in float32, without gradients."""
     model: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
     base: SpeechLLM = model.to(device).eval().requires_grad_(False)
     return base
 
 
 def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentRecogniser | None) -> Any:
-    """The base with what `adaptation` trains; exactly that requires a gradient."""
+    """Add to the base what `adaptation` trains. Only those parameters require a gradient.
+
+    Returns:
+        A PEFT model, or `base` itself for the kinds base and full.
+    """
     options = dict(adaptation.options)
     if adaptation.kind in ("base", "full"):
         for module in _targets(base, adaptation.place) if adaptation.kind == "full" else ():
@@ -179,7 +212,7 @@ def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentReco
 
 
 def _targets(base: SpeechLLM, place: str) -> list[nn.Module]:
-    """What full fine-tuning trains: the whole projector, or the linear layers of another place."""
+    """The modules that full fine-tuning trains: the whole projector, or the linear layers of encoder or LLM."""
     if place == "projector":
         return [base.multi_modal_projector]
     return [*_linears(base, place)]
@@ -195,15 +228,15 @@ def trainable(model: nn.Module) -> int:
 
 
 def equal_rank(base: SpeechLLM, parameters: int, place: str) -> int:
-    """The rank at which LoRA in a place trains nearest to so many `parameters`."""
+    """The rank at which LoRA in `place` has nearest to `parameters` trainable parameters; at least 1."""
     linears = _linears(base, place)
     return max(1, round(parameters / sum(m.in_features + m.out_features for m in linears)))
 
 
 def training_rows(corpus: Corpus, adaptation: Adaptation, seed: int) -> list[int]:
-    """The utterances an adaptation learns from: accented training speech, a share of it, with general speech by `replay`.
+    """The training utterances of a method: accented speech, of which `share` is kept and `replay` exchanged.
 
-    Replayed utterances take the place of as many accented ones, so that the number stays the same.
+    General utterances take the place of as many accented ones, so that the number of utterances stays the same.
     """
     rows, rng = corpus.select("train", "accent"), np.random.default_rng(seed)
     if adaptation.share < 1:
@@ -216,7 +249,7 @@ def training_rows(corpus: Corpus, adaptation: Adaptation, seed: int) -> list[int
 
 
 def parameter_groups(named: Sequence[tuple[str, nn.Parameter]], rate: float) -> list[dict[str, Any]]:
-    """AdamW parameter groups: thresholds learn at ten times the rate and without weight decay, all others at the rate."""
+    """AdamW parameter groups: thresholds get ten times the rate and no weight decay, all other parameters the rate."""
     slow, fast = ([p for name, p in named if ("threshold" in name) == wanted] for wanted in (False, True))
     groups: list[dict[str, Any]] = [{"params": slow}]
     return [*groups, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else groups
@@ -234,10 +267,22 @@ def adapt(
     callbacks: Sequence[TrainerCallback] = (),
     device: str = "cpu",
 ) -> Any:
-    """The adapted model: loaded from `folder`, or trained and saved there; what was cut off resumes from `folder`-training.
+    """Load the adapted model from `folder`, or train it and save it there.
 
-    Every method gets as many steps, on the training utterances of the accents in one order (`adaptation.replay` of them
-    exchanged for general ones). Loss: cross-entropy of the transcript with label smoothing 0.05.
+    Every method gets the same number of steps, and utterances in the same order. The loss is the cross-entropy of the
+    transcript with label smoothing 0.05.
+
+    Args:
+        speech: training speech; its `base` is adapted.
+        adaptation: what is trained.
+        folder: the adapter. Checkpoints go to the folder of the same name with "-training" at its end, from which an
+            interrupted training goes on.
+        epochs: passes over the training utterances; may be a fraction.
+        rate: peak learning rate.
+        seed: of initialisation, order and views.
+        report: is told the loss, a line at a time.
+        callbacks: callbacks of transformers' Trainer.
+        device: where the model is trained.
     """
     torch.manual_seed(seed)
     base = load_base(speech.base, device)
@@ -270,7 +315,7 @@ def adapt(
             run(replace(adaptation, true_accent=True), "warming", adaptation.warm_share)
     run(adaptation, "training", 1 - adaptation.warm_share)
     base.language_model.set_attn_implementation(attention)
-    part = folder.with_name(f"{folder.name}.part")  # what is there is whole
+    part = folder.with_name(f"{folder.name}.part")  # renamed at the end, so that `folder` is never incomplete
     shutil.rmtree(part, ignore_errors=True)
     if adaptation.kind == "full":
         part.mkdir(parents=True)
@@ -283,7 +328,10 @@ def adapt(
 
 @contextmanager
 def _each_expert_alone(model: nn.Module) -> Iterator[None]:
-    """Inside, the gate of an utterance is its accent posterior: with the true accent, one LoRA per accent is trained."""
+    """Inside the block, the gate of an utterance is its accent posterior.
+
+    With the true accent as posterior, each expert is then trained as a LoRA of one accent.
+    """
     layers: list[Any] = [m for m in model.modules() if isinstance(m, HDMoLELinear)]
     kept = [layer.configs for layer in layers]
     for layer in layers:
@@ -305,10 +353,18 @@ def hear(
     rows: Sequence[int],
     around: Around | None = None,
 ) -> list[str]:
-    """Greedy transcripts of utterances, in the order of `rows`.
+    """Transcribe utterances by greedy decoding.
 
-    `around(rows, lengths)` gives a context manager for the decoding of each batch: a trace, an intervention; where the LLM
-    is adapted, a batch is then one utterance, whose tokens no padding is among.
+    Args:
+        speech: the utterances with their encoder outputs and posteriors.
+        model: the adapted model.
+        adaptation: how it was adapted.
+        rows: the utterances.
+        around: gives the context manager in which each batch is decoded, such as a trace or an intervention. If the LLM is
+            adapted, each batch then has one utterance only: padding would otherwise appear in the trace.
+
+    Returns:
+        The transcripts, in the order of `rows`.
     """
     size = 1 if around and adaptation.place == "llm" else 48
     device = next(model.parameters()).device
@@ -326,7 +382,7 @@ def hear(
 
 @torch.no_grad()
 def encoder_states(speech: Speech, model: Any, adaptation: Adaptation, rows: Sequence[int]) -> list[Tensor]:
-    """What the encoder says of utterances: the cached outputs, or the adapted encoder's own."""
+    """Encoder outputs (T, d) of utterances: the stored ones, or new ones if the encoder itself is adapted."""
     device = next(model.parameters()).device
     if adaptation.place != "encoder":
         return [torch.from_numpy(speech.states.get(i).astype(np.float32)).to(device) for i in rows]
