@@ -1,1 +1,1 @@
-"""The study: evaluating and comparing methods, what their routing is worth, and results with intervals."""
+"""The study: evaluating and comparing methods, analysing their routing, and storing results."""

@@ -1,4 +1,8 @@
-"""How fast, measured side by side in one run: every contender once a round, medians over rounds, ratios to the first."""
+"""Measuring speed.
+
+All contenders are timed in one run. In every round each of them runs once. Results are medians over
+the rounds, and ratios to the first contender.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,17 @@ from hdmole.study.results import provenance
 
 
 def side_by_side(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median `seconds` of each contender and its `ratio` to the first; they take turns, after one round for warming up."""
+    """Time functions that take turns.
+
+    One round of warming up is not counted.
+
+    Args:
+        contenders: name -> what is timed.
+        rounds: how often each is timed.
+
+    Returns:
+        For each name the median time in `seconds`, and its `ratio` to that of the first.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, work in contenders.items():
@@ -37,7 +51,16 @@ def side_by_side(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def expert_loop(layer: HDMoLELinear, x: Tensor, gate: Tensor, adapter: str = "default") -> Tensor:
-    """The layer's routed part by a plain loop over experts: what stacking them is measured against."""
+    """The output of an HDMoLE layer, computed by a loop over its experts.
+
+    Computing all experts at once is compared with it.
+
+    Args:
+        layer: the layer; its adapter has no shared expert.
+        x: (..., d_in) its input.
+        gate: (..., N) gate of each expert.
+        adapter: name of the adapter.
+    """
     config = layer.configs[adapter]
     y: Tensor = layer.base_layer(x)
     for i in range(config.experts):
@@ -47,7 +70,11 @@ def expert_loop(layer: HDMoLELinear, x: Tensor, gate: Tensor, adapter: str = "de
 
 
 def layer(experts: int, rank: int, width: int, frames: int, batch: int, rounds: int, device: str) -> dict[str, Any]:
-    """One adapted linear layer, forward and backward: frozen, LoRA of rank experts * rank, HDMoLE, a loop over its experts."""
+    """Time one linear layer, forward and backward.
+
+    The contenders are the frozen layer, LoRA of rank `experts` * `rank`, HDMoLE, and a loop over
+    HDMoLE's experts. The input is (`batch`, `frames`, `width`).
+    """
     torch.manual_seed(0)
     x = torch.randn(batch, frames, width, device=device)
     posterior = torch.rand(batch, experts + 1, device=device).softmax(1)
@@ -83,7 +110,11 @@ def layer(experts: int, rank: int, width: int, frames: int, batch: int, rounds: 
 
 
 def transcription(asr: ASR, rounds: int) -> dict[str, Any]:
-    """Decoding a sample of the model by every method, and by HDMoLE with the trace on; `rtf` is time over audio time."""
+    """Time decoding a sample of the model by every method, and by HDMoLE while it records a trace.
+
+    `rtf` is the time divided by the length of the audio. Raises ValueError if the model has no
+    samples.
+    """
     clips = sorted((asr.folder / "samples").glob("*.flac"))
     if not clips:
         raise ValueError(f"{asr.folder} has no samples to time; use a model that comes with some, such as demo.")
@@ -102,7 +133,7 @@ def transcription(asr: ASR, rounds: int) -> dict[str, Any]:
 
 
 def bench(asr: ASR, rounds: int = 20) -> dict[str, Any]:
-    """Everything there is to time, with where it was measured."""
+    """All times, with where they were measured. Raises ValueError if the model has no samples."""
     device = str(asr.device)
     return {
         "layer": layer(8, 2, 512, 120, 16, rounds, device),

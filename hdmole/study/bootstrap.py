@@ -1,8 +1,9 @@
 """Word error rates with bootstrap intervals over speakers, and differences of methods.
 
-The unit that is drawn is the speaker (Bisani and Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance
-evaluation", with speakers in place of utterances). Draws depend on the number of speakers and the seed alone. Two methods
-that were judged on the same speakers are therefore resampled alike, and the interval of their difference is paired.
+The bootstrap is that of Bisani and Ney (2004), "Bootstrap estimates for confidence intervals in ASR
+performance evaluation", with speakers in place of utterances. Draws depend only on the number of
+speakers and the seed. Two methods that were judged on the same speakers are therefore resampled
+alike, and the interval of their difference is paired.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROUTING_RESAMPLES = 200  # of speakers, for correspondence and attribution
 
 
 def bootstrap(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """Word error rates (RESAMPLES,) in % of all words of resampled speakers.
+    """Word error rates (RESAMPLES,) in %, each over all words of one draw of speakers.
 
     `rows` has the columns `speaker`, `errors` and `words`.
     """
@@ -30,10 +31,10 @@ def bootstrap(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
 
 
 def bootstrap_mean(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
-    """Means over accents (RESAMPLES,) of the word error rates in % of resampled speakers.
+    """Means over accents (RESAMPLES,) of word error rates in %, each of one draw of speakers.
 
-    `rows` has the columns `speaker`, `accent`, `errors` and `words`. An accent of which a draw has no speaker is left out of
-    that draw's mean.
+    `rows` has the columns `speaker`, `accent`, `errors` and `words`. If a draw has no speaker of an
+    accent, that accent is left out of the draw's mean.
     """
     table = rows.pivot_table(index="speaker", columns="accent", values=["errors", "words"], aggfunc="sum", fill_value=0)
     drawn = _drawn(len(table), seed)
@@ -42,7 +43,7 @@ def bootstrap_mean(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
 
 
 def _drawn(speakers: int, seed: int) -> np.ndarray:
-    """How often each speaker is drawn (RESAMPLES, speakers)."""
+    """How often each speaker is drawn, (RESAMPLES, speakers)."""
     draws = np.random.default_rng(seed).integers(0, speakers, (RESAMPLES, speakers))
     return np.stack([np.bincount(draw, minlength=speakers) for draw in draws])
 
@@ -59,7 +60,7 @@ def _wer(rows: pd.DataFrame) -> float:
 
 
 def rate(rows: pd.DataFrame) -> Rate:
-    """The word error rate of some rows of `COLUMNS`, all words together."""
+    """The word error rate over all words of some rows with the columns `COLUMNS`."""
     return Rate(
         wer=round(_wer(rows), 2), interval=_interval(bootstrap(rows)), errors=int(rows.errors.sum()), words=int(rows.words.sum()),
         utterances=len(rows), speakers=int(rows.speaker.nunique()),
@@ -76,9 +77,10 @@ def domain_rate(rows: pd.DataFrame) -> DomainRate:
 
 
 def summarise(rows: pd.DataFrame, provenance: Provenance) -> Results:
-    """The word error rates of every method by domain and accent, and the differences of all methods.
+    """Word error rates of every method by domain and accent, and the differences of all methods.
 
-    `rows` has the columns `COLUMNS`: one row per utterance, method and training seed. Domains may have any names.
+    `rows` has the columns `COLUMNS`, and one row per utterance, method and training seed. Domains
+    may have any names.
     """
     methods = {
         str(method): MethodResult(domains={str(domain): domain_rate(of) for domain, of in found.groupby("domain", sort=False)})
@@ -88,10 +90,11 @@ def summarise(rows: pd.DataFrame, provenance: Provenance) -> Results:
 
 
 def differences(rows: pd.DataFrame) -> list[Difference]:
-    """Every method minus every other, domain by domain, in percentage points of WER with paired 95 % intervals.
+    """Every method minus every other in each domain, in percentage points of WER.
 
-    Of the domain "accent" the means over accents are compared, of all others the rates of all words. Below zero `method` makes
-    fewer errors than `against`. Where the interval holds zero, no difference is established.
+    In the domain "accent" the means over accents are compared, in all others the rates over all
+    words. A difference below zero means that `method` makes fewer errors than `against`. The 95 %
+    intervals are paired. If one includes zero, no difference is established.
     """
     found = []
     for domain, of_domain in rows.groupby("domain", sort=False):
@@ -114,11 +117,18 @@ def _mean_over_accents(rows: pd.DataFrame) -> float:
 
 
 def accent_differences(rows: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
-    """`method` minus `against` accent by accent, paired over speakers as in `differences`.
+    """`method` minus `against` for each accent, paired over speakers as in `differences`.
 
-    Returns one row per domain and accent that both methods have: `domain`, `accent`, `points` (percentage points of WER, below
-    zero where `method` makes fewer errors), `low` and `high` (bounds of the 95 % interval of `points`), and `speakers`. An
-    accent with fewer than `FEW_SPEAKERS` speakers has no bounds (NaN).
+    Args:
+        rows: a table with the columns `COLUMNS`.
+        method: the first method.
+        against: the other method.
+
+    Returns:
+        One row per domain and accent that both methods have. `points` are percentage points of WER,
+        below zero if `method` makes fewer errors. `low` and `high` bound their 95 % interval; they
+        are NaN for an accent with fewer than `FEW_SPEAKERS` speakers. The other columns are
+        `domain`, `accent` and `speakers`.
     """
     found = []
     for (domain, accent), of in rows[rows.method.isin([method, against])].groupby(["domain", "accent"], sort=False):

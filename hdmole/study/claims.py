@@ -1,11 +1,12 @@
 """The claims of the paper and their verdicts.
 
-Every claim is about a difference of word error rates, HDMoLE minus another method, in percentage points: below zero, HDMoLE
-makes fewer errors. Its 95 % interval [low, high] decides in one of three ways:
+Each claim is about a difference of word error rates in percentage points: HDMoLE minus another
+method. If it is below zero, HDMoLE makes fewer errors. There are three kinds of claim, where [low,
+high] is the 95 % interval of the difference:
 
-- "better": all of the interval lies below zero, high < 0
-- "as good": the interval does not lie above zero, low <= 0, so that HDMoLE is not established to be worse
-- "at most so many points worse": the difference itself, not its interval, is no larger than `MARGIN`
+- "better" holds if the whole interval lies below zero: high < 0.
+- "as good" holds if HDMoLE is not established to be worse: low <= 0.
+- "at most 0.3 points worse" holds if the difference itself, not its interval, is at most `MARGIN`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hdmole.names import GENERAL
 from hdmole.study.results import Claim, Difference, Results
 from hdmole.texts import Text
 
-MARGIN = 0.3  # points of WER that HDMoLE may be worse than the frozen base on general speech, as the claim says
+MARGIN = 0.3  # points of WER by which HDMoLE may be worse than the frozen base on general speech
 
 
 def claims(results: Results) -> list[Claim]:
@@ -25,12 +26,12 @@ def claims(results: Results) -> list[Claim]:
 
 
 def claim_texts(results: Results) -> dict[str, Text]:
-    """The sentences of these claims as texts that can be translated; results keep them as they read in English."""
+    """The claims' English sentences -> the same as texts that can be translated."""
     return {str(text): text for text, _, _ in _judged(results)}
 
 
 def _judged(results: Results) -> list[tuple[Text, Difference, bool]]:
-    """Each claim with the difference that decides it, and whether it holds."""
+    """Each claim with the difference that decides it, and its verdict."""
     methods, made = results.methods, []
     found = {(d.domain, d.against): d for d in results.differences if d.method == "hdmole"}
     if difference := found.get(("accent", "full")):
@@ -51,10 +52,11 @@ def _judged(results: Results) -> list[tuple[Text, Difference, bool]]:
 
 
 def verdict(difference: Difference, labels: Mapping[str, str]) -> Text:
-    """A difference as a sentence: "HDMoLE against LoRA: no difference established, +0.2 points [-0.4, +0.9]".
+    """A difference as a sentence.
 
-    Points are percentage points of WER. The method is better where its whole interval lies below zero, worse where it lies
-    above. `labels` are the names of the methods.
+    For example "HDMoLE against LoRA: no difference established, +0.2 points [-0.4, +0.9]".
+    Points are percentage points of WER. The method is better if the whole interval lies below zero,
+    and worse if it lies above. `labels` are the names of the methods.
     """
     low, high = difference.interval
     said = "better" if high < 0 else "worse" if low > 0 else "no difference established"

@@ -1,4 +1,4 @@
-"""Evaluate methods on a manifest of recordings: errors per utterance, routing, a summary with intervals, in one folder."""
+"""Evaluating methods on a manifest of recordings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUTED = 500  # recordings of each accent whose routing is kept
 
 
 class Cancelled(Exception):
-    """Raised by a `progress` callback to end an evaluation early; what is done is kept."""
+    """Raised by a `progress` callback to end an evaluation early. What is done is kept."""
 
 
 def evaluate(
@@ -44,24 +44,31 @@ def evaluate(
 ) -> Results:
     """Transcribe every recording of a manifest with every method, and write the results to `out`.
 
-    The folder `out` gets four files: `summary.json` and `utterances.parquet` (see `hdmole.study.results`); `recordings.parquet`
-    with each recording's length (s), level (dBFS), share of clipped samples and in-domain score; and, where "hdmole" is one of
-    the methods, `routing.parquet` with its routing of the first `ROUTED` recordings of each accent. Words are compared without
-    case and punctuation. Recordings whose accent is "general" are of the domain "general", all others of the domain "accent".
+    Words are compared without case and punctuation. Recordings whose accent is "general" belong to
+    the domain "general", all others to the domain "accent". The folder `out` gets these files:
 
-    Work in progress is kept in `out`/unfinished. After an interruption the same call continues from there.
+    - `summary.json` and `utterances.parquet`: see `hdmole.study.results`.
+    - `recordings.parquet`: length (s), level (dBFS), share of clipped samples and in-domain score
+      of each recording.
+    - `routing.parquet`: HDMoLE's routing of the first `ROUTED` recordings of each accent, if
+      "hdmole" is among the methods.
+
+    Unfinished work is kept in `out`/unfinished. After an interruption the same call continues from
+    there.
 
     Args:
         asr: the model.
         manifest: JSON lines, see `hdmole.speech.manifest.read_manifest`.
         methods: names of the model's methods.
         out: folder of the results; it is made.
-        accent: "auto", or the accent that all recordings are given in place of the recognised one.
-        seed: written beside each row; nothing here is random but the intervals, whose seed is fixed.
-        progress: is told how many recordings are done, and of how many. It may raise Cancelled.
+        accent: "auto", or the accent to route all recordings by.
+        seed: training seed of the model, written into each row. It influences no result.
+        progress: called with the number of recordings that are done and the number of all. It may
+            raise Cancelled.
 
     Returns:
-        The results. Recordings that could not be read are listed under `failed` and left out for all methods.
+        The results. Recordings that could not be read are left out for all methods and listed under
+        `failed`.
 
     Raises:
         ManifestError: the manifest cannot be used, or none of its recordings can be read.
@@ -127,7 +134,10 @@ def evaluate(
 
 
 def _why(audio: Path, said: str) -> AudioError | str:
-    """Why a recording cannot be read, as an error that can be translated; what was `said` before where it can be read now."""
+    """Why a recording cannot be read, as an error that can be translated.
+
+    If it can be read by now, this is the sentence `said` before.
+    """
     try:
         decode(audio)
     except AudioError as error:
@@ -136,7 +146,7 @@ def _why(audio: Path, said: str) -> AudioError | str:
 
 
 def _open_unfinished(out: Path, asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int) -> Path:
-    """The folder of work in progress, emptied where it is work on another manifest, model or methods."""
+    """The folder of unfinished work, emptied if that was a different evaluation."""
     files = [f for f in sorted(asr.folder.rglob("*")) if f.is_file()]
     question = {
         "lines": fingerprint(lines),
@@ -169,7 +179,10 @@ def _gather(unfinished: Path, name: str) -> pd.DataFrame:
 def _hear(
     asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int, routed: set[int], breathe: Callable[[], None]
 ) -> dict[str, pd.DataFrame]:
-    """The tables of one batch: `utterances` and `routing` where there is something, at last `recordings`."""
+    """The tables of one batch: `recordings`, and `utterances` and `routing` if they have rows.
+
+    `recordings` comes last. `breathe` is called between steps and may raise Cancelled.
+    """
     rows: list[dict[str, Any]] = []
     recordings: list[dict[str, Any]] = []
     routing: list[pd.DataFrame] = []
@@ -220,7 +233,8 @@ def _hear(
     if routing:
         table = pd.concat(routing)
         keys = [c for c in table.columns if c not in NUMBERS]
-        tables["routing"] = table.groupby(keys, as_index=False, sort=False)[NUMBERS].mean()  # of a recording's segments
+        # over the segments of a recording
+        tables["routing"] = table.groupby(keys, as_index=False, sort=False)[NUMBERS].mean()
     return tables | {"recordings": pd.DataFrame(recordings)}
 
 
@@ -230,5 +244,5 @@ def _about(line: Line) -> dict[str, str]:
 
 
 def _level(samples: np.ndarray) -> float:
-    """Level in dB under full scale."""
+    """Root mean square of the samples in dB relative to full scale (dBFS)."""
     return round(float(20 * np.log10(max(1e-6, float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))))), 1)

@@ -5,10 +5,12 @@ A results folder holds two files, which `save` writes:
 - `summary.json`: a `Results` record. Every table and figure of the project is made from it.
 - `utterances.parquet`: one row per utterance, method and training seed, with the columns `COLUMNS`.
 
-All word error rates (WER) and their intervals are in percent. Differences are in percentage points of WER, and below zero
-where the first method makes fewer errors. All intervals are 95 % bootstrap intervals over speakers.
+All word error rates (WER) and their intervals are in percent. Differences are in percentage points
+of WER. They are below zero if the first method makes fewer errors. All intervals are 95 % bootstrap
+intervals over speakers.
 
-`VERSION` is the version of the file's layout. Files of version 1, which carry no number, are read as well.
+`VERSION` is the version of the layout of `summary.json`. Files of version 1, which hold no version,
+can be read too.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from hdmole.names import METHOD_NAMES
 VERSION = 2
 SUMMARY, UTTERANCES = "summary.json", "utterances.parquet"
 COLUMNS = ["method", "seed", "domain", "accent", "speaker", "utterance", "reference", "hypothesis", "errors", "words"]
-FEW_SPEAKERS = 5  # with fewer, a bootstrap over speakers says nothing about other speakers
+FEW_SPEAKERS = 5  # with fewer, an interval over speakers says nothing about others
 
 Interval = tuple[float, float]  # lower and upper bound
 
@@ -43,12 +45,12 @@ class ResultsError(UserError):
 
 
 class Record(BaseModel):
-    """A part of the results. Unknown fields are refused, and assigned values are checked."""
+    """A part of the results. Unknown fields are refused. Assigned values are checked."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are known, ready for JSON."""
+        """The fields that are not None, ready for JSON."""
         return self.model_dump(exclude_none=True)
 
 
@@ -64,11 +66,11 @@ class Rate(Record):
 
     @property
     def has_interval(self) -> bool:
-        """Whether enough speakers were heard for the interval to mean something."""
+        """Whether there are enough speakers for an interval."""
         return self.speakers >= FEW_SPEAKERS
 
     def text(self) -> str:
-        """The rate with its interval, such as "11.1 [9.7, 12.7]"; without one where there are few speakers."""
+        """The rate with its interval, such as "11.1 [9.7, 12.7]"; "11.1" for few speakers."""
         return self._text(self.wer, self.interval)
 
     def _text(self, value: float, interval: Interval) -> str:
@@ -79,17 +81,17 @@ class DomainRate(Rate):
     """The word error rate of a domain, of each of its accents, and their mean."""
 
     accents: dict[str, Rate]
-    mean_over_accents: float  # %, every accent counts the same
+    mean_over_accents: float  # %, all accents weigh the same
     mean_interval: Interval  # of mean_over_accents, %
     per_seed: dict[int, float] | None = None  # training seed -> WER of all words in %
 
     def mean_text(self) -> str:
-        """The mean over accents with its interval, as `text`."""
+        """The mean over accents with its interval, in the form of `text`."""
         return self._text(self.mean_over_accents, self.mean_interval)
 
 
 class MethodResult(Record):
-    """What one method got wrong, and how it was trained."""
+    """The word error rates of one method, and how it was trained."""
 
     domains: dict[str, DomainRate]
     label: str | None = None  # the name that people read
@@ -97,11 +99,11 @@ class MethodResult(Record):
     seeds: list[int] | None = None  # training seeds
     learning_rate: float | None = None
     place: str | None = None  # the part of the model that is adapted
-    dev: dict[str, float] | None = None  # domain -> WER on dev speech in %, of the first seed
+    dev: dict[str, float] | None = None  # domain -> WER in % on dev speech, first seed only
 
 
 class Difference(Record):
-    """`method` minus `against` on one domain: below zero, `method` makes fewer errors."""
+    """`method` minus `against` in one domain. Below zero, `method` makes fewer errors."""
 
     domain: str
     method: str
@@ -111,7 +113,7 @@ class Difference(Record):
 
 
 class Claim(Record):
-    """A claim about HDMoLE with its verdict, and the difference that decided it."""
+    """A claim about HDMoLE, its verdict, and the difference that decided it."""
 
     text: str
     holds: bool
@@ -125,15 +127,15 @@ class RecogniserResult(Record):
     balanced_accuracy: float  # 0 to 1, mean over accents
     mean_confidence: float | None = None  # mean of the largest posterior
     labels: list[str]
-    confusion: list[list[int]]  # utterances, a row per spoken accent, a column per recognised one
+    confusion: list[list[int]]  # utterances; a row per spoken accent, a column per recognised one
 
 
 class InDomain(Record):
-    """How well the in-domain score tells speech the model was made for from everything else."""
+    """How well the in-domain score separates speech of the model's domain from other audio."""
 
     auroc: float
     auroc_by_domain: dict[str, float]  # against each kind of sound from outside
-    accepted: dict[str, float]  # share of each domain's utterances over the score's threshold
+    accepted: dict[str, float]  # share of each domain's utterances above the threshold
     utterances: dict[str, int]
 
 
@@ -142,7 +144,7 @@ class Measure(Record):
 
     value: float
     interval: Interval
-    chance: float | None = None  # its mean where accents are dealt out at random
+    chance: float | None = None  # its mean under random assignments of accents
 
 
 class Correspondence(Record):
@@ -153,39 +155,42 @@ class Correspondence(Record):
 
 
 class RouterResult(Record):
-    """How the experts that one router prefers correspond to accents: over all layers, and layer by layer."""
+    """How one router's preferred experts correspond to accents, over all layers and for each."""
 
     all: Correspondence
     layers: dict[str, Correspondence]
 
 
 class Routing(Record):
-    """How experts correspond to accents, and how many of them work."""
+    """How experts correspond to accents, and how many of them are active."""
 
     utterances: int  # with an accent
     routers: dict[str, RouterResult]  # by the names in `routing_table.ROUTERS`
-    active: dict[str, dict[str, float]]  # domain -> layer -> mean experts at work
+    active: dict[str, dict[str, float]]  # domain -> layer -> mean number of active experts
 
     @field_validator("routers", mode="before")
     @classmethod
     def _by_column(cls, routers: dict[str, object]) -> dict[str, object]:
-        """Routers by their present names; in results of version 1, finished or not, they had others."""
+        """Give routers their present names. Results of version 1 have other names."""
         former = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
         return {former.get(name, name): found for name, found in routers.items()}
 
 
 class FrontierPoint(Record):
-    """Word error rates in % where experts are chosen in one way, and how many of them work then."""
+    """Word error rates under one way of choosing experts, and how many experts are active then."""
 
     choice: Literal["thresholds", "top_k", "top_p"]
-    value: float  # a factor of the thresholds, k, or p
-    active: float  # mean experts at work
+    value: float  # a factor of the thresholds, or k, or p
+    active: float  # mean number of active experts
     accent: float | None = None  # WER in %, mean over accents
     general: float | None = None  # WER in %
 
 
 class Attribution(Record):
-    """What leaving an expert out does to the log-likelihood of the reference, in nats per word; below zero it helped."""
+    """How leaving one expert out changes the log-likelihood of the reference, in nats per word.
+
+    A value below zero means that the expert helped.
+    """
 
     accents: list[str]
     experts: list[str]
@@ -224,7 +229,7 @@ class Provenance(Record):
     base_sha256: str | None = None  # `base_digest` of the frozen base
     model: str | None = None
     manifest: str | None = None
-    recordings: int | None = None  # judged
+    recordings: int | None = None  # that were judged
     of: int | None = None  # recordings in the manifest
     data: str | None = None
     hours: dict[str, float] | None = None  # of speech, by split and domain
@@ -237,20 +242,21 @@ class Provenance(Record):
 
     @property
     def short_commit(self) -> str:
-        """The commit's first twelve digits, and the mark of local changes where there is one."""
+        """The commit's first twelve digits, and the mark of local changes if there are any."""
         digits, space, mark = self.commit.partition(" ")
         return digits[:12] + space + mark
 
 
 class Results(Record):
-    """Everything that a study found; what it did not look at is None or empty."""
+    """Everything that a study found. What it did not measure is None or empty."""
 
     methods: dict[str, MethodResult]
     differences: list[Difference]
     decoding_time: dict[str, float] = {}  # method -> multiple of the frozen base's
     claims: list[Claim] = []
     trials: list[Trial] = []
-    curves: dict[str, dict[int, dict[str, float]]] = {}  # method -> training step -> domain -> WER on dev speech in %
+    # method -> training step -> domain -> WER on dev speech in %
+    curves: dict[str, dict[int, dict[str, float]]] = {}
     accent_recogniser: RecogniserResult | None = None
     in_domain: InDomain | None = None
     samples: dict[str, dict[str, int]] = {}  # clip -> method -> word errors
@@ -266,7 +272,7 @@ class Results(Record):
         return {name: entry.label or METHOD_NAMES.get(name, name) for name, entry in self.methods.items()}
 
     def few_speakers(self, domain: str) -> int:
-        """How many speakers a domain has, where these are too few (under `FEW_SPEAKERS`) for an interval; else 0."""
+        """The number of speakers in a domain if it is below `FEW_SPEAKERS`, else 0."""
         counts = [entry.domains[domain].speakers for entry in self.methods.values() if domain in entry.domains]
         return min((count for count in counts if count < FEW_SPEAKERS), default=0)
 
@@ -276,14 +282,15 @@ class Results(Record):
         return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r",\n\s*", ", ", found[1]) + "]", text)
 
 
-# -- reading and writing --------------------------------------------------------------------------------------------------
+# -- reading and writing ---------------------------------------------------------------------------
 
 
 def load(folder: Path) -> Results:
     """Read the results in a folder.
 
     Raises:
-        ResultsError: the folder has no `summary.json`, or one that is damaged or of a later version.
+        ResultsError: the folder has no `summary.json`, or one that is damaged or of a later
+            version.
     """
     file = folder / SUMMARY
     damaged = ResultsError(
@@ -315,14 +322,18 @@ def load(folder: Path) -> Results:
 
 
 def save(folder: Path, results: Results, rows: pd.DataFrame) -> None:
-    """Write `utterances.parquet` with the columns `COLUMNS` of `rows`, and `summary.json`. Raises OSError."""
+    """Write `summary.json`, and `utterances.parquet` with the columns `COLUMNS` of `rows`.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows[COLUMNS].to_parquet(folder / UTTERANCES, index=False)
     (folder / SUMMARY).write_text(results.to_json() + "\n", encoding="utf-8")
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """The layout before there was a number, as the present one."""
+    """Values in the layout of version 1, changed to that of `VERSION`."""
     for entry in values["methods"].values():
         if "rate" in entry:
             entry["learning_rate"] = entry.pop("rate")
@@ -332,16 +343,17 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
         trial["learning_rate"] = trial.pop("rate")
     for claim in values.get("claims", []):
         text = claim.pop("claim")
-        by_estimate = text.startswith("At most") and not text.endswith("(by the estimate)")  # how the first files put it
+        # how the first files put it
+        by_estimate = text.startswith("At most") and not text.endswith("(by the estimate)")
         claim["text"] = text + " (by the estimate)" * by_estimate
     return values
 
 
-# -- where results come from ----------------------------------------------------------------------------------------------
+# -- where results come from -----------------------------------------------------------------------
 
 
 def provenance(seed: int, device: str, **more: object) -> Provenance:
-    """The `Provenance` of what this process measures; `more` are further fields of it."""
+    """The `Provenance` of what this process measures. `more` are further fields of it."""
     import torch
     import transformers
 
@@ -362,9 +374,10 @@ def provenance(seed: int, device: str, **more: object) -> Provenance:
 
 
 def base_digest(folder: Path) -> str | None:
-    """A digest of a base model's weights, by which results know it again; None where the folder has no safetensors.
+    """A digest of a base model's weights, which identifies it; None without safetensors files.
 
-    It is taken of the weights in half precision, so that a base and its release in half precision have the same digest.
+    It is computed in half precision, so that a base and its release in half precision have the same
+    digest.
     """
     import torch
     from safetensors import safe_open
@@ -380,9 +393,10 @@ def base_digest(folder: Path) -> str | None:
 
 
 def _commit(root: Path) -> str:
-    """The commit of the repository at `root`, with a mark where code in it was changed since; "unknown" if it is in none.
+    """The commit of this repository at `root`, with a mark if the code has been changed since.
 
-    The package may be installed inside another project's repository, whose commit would say nothing.
+    It is "unknown" if `root` is not this repository. The package may be installed inside the
+    repository of another project.
     """
 
     def git(*arguments: str) -> str:

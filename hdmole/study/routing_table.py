@@ -1,4 +1,4 @@
-"""Routing as a table: one row an utterance, layer and expert, and how experts correspond to accents."""
+"""Tables of routing, with one row per utterance, layer and expert, and their summary."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from hdmole.method.tracing import Trace, trace
 from hdmole.study.bootstrap import ROUTING_RESAMPLES
 from hdmole.study.results import Correspondence, Measure, RouterResult, Routing
 
-# The weights of experts that a routing table holds: their column -> what people call the router they come from.
+# Columns of a routing table that hold weights of experts -> label of the router that they come
+# from.
 ROUTERS = {"gate": "Combined gate", "global_gate": "Global router", "local_probability": "Local router"}
-DEALS = 50  # of accents at random, for the level of chance
+DEALS = 50  # random assignments of accents, for the level of chance
 
 
 def correspondence(assigned: np.ndarray, accents: np.ndarray, speakers: np.ndarray, seed: int = 0) -> Correspondence:
-    """Purity and normalised mutual information of experts and accents, with 95 % intervals over speakers.
+    """Purity and normalised mutual information of experts and accents.
 
-    Both measures are above zero even by chance, and more so the fewer utterances there are. Therefore `chance` is given beside
-    them: their mean over `DEALS` random assignments of the accents to the utterances. Resampling speakers adds to the same
-    bias, so each interval is shifted such that the mean of the resampled values is the value itself.
+    The 95 % intervals are over speakers. Even by chance both measures are above zero, the more so
+    the fewer utterances there are. `chance` is therefore their mean over `DEALS` random assignments
+    of the accents to the utterances. Resampling speakers increases this bias. Each interval is
+    therefore shifted so that the mean of the resampled values is the measured value.
 
     Args:
         assigned: the expert of each utterance (U,).
         accents: the accent of each utterance (U,).
         speakers: the speaker of each utterance (U,).
-        seed: of the resampling and the random assignments.
+        seed: seed of the resampling and of the random assignments.
     """
     rows, columns, of = (np.unique(values, return_inverse=True)[1] for values in (accents, assigned, speakers))
     counts = np.zeros((of.max() + 1, rows.max() + 1, columns.max() + 1))
@@ -61,8 +63,9 @@ def purity(tables: np.ndarray) -> np.ndarray:
 def mutual_information(tables: np.ndarray) -> np.ndarray:
     """Mutual information of accents and experts, divided by the mean of their entropies.
 
-    `tables` (..., accents, experts) counts utterances; the result is (...), from 0 (independent) to 1 (each tells the other).
-    It is `sklearn.metrics.normalized_mutual_info_score` for many tables at once.
+    `tables` (..., accents, experts) counts utterances; the result is (...), from 0 (independent) to
+    1 (each determines the other). It is `sklearn.metrics.normalized_mutual_info_score` for many
+    tables at once.
     """
     share = tables / tables.sum((-2, -1), keepdims=True)
     ours, theirs = (-xlogy(share.sum(axis), share.sum(axis)).sum(-1) for axis in (-2, -1))
@@ -75,22 +78,26 @@ NUMBERS = ["posterior", "local_probability", "global_gate", "local_gate", "gate"
 
 
 def in_llm(model: Any) -> bool:
-    """Whether an HDMoLE layer lies in the LLM. Its frames are tokens, so the lengths of utterances do not apply to them."""
+    """Whether an HDMoLE layer lies in the LLM.
+
+    The frames of such a layer are tokens, so lengths of utterances do not apply to them.
+    """
     return any("language_model" in name for name, _ in layers_of(model).values())
 
 
 def routing_trace(model: Any, lengths: Sequence[int]) -> AbstractContextManager[Trace]:
-    """A trace from which `routing_table` makes a table, of a batch of utterances with `lengths` frames each.
+    """A trace for `routing_table`, of a batch of utterances with `lengths` (U,) frames.
 
-    Where layers lie in the LLM (`in_llm`) the batch must be one utterance.
+    If layers lie in the LLM (`in_llm`), the batch must be one utterance.
     """
     return trace(model) if in_llm(model) else trace(model, aggregate="mean", lengths=lengths)
 
 
 def routing_table(traced: Trace, about: pd.DataFrame) -> pd.DataFrame:
-    """One row per utterance, layer and expert: the means over frames of what a `routing_trace` recorded.
+    """Means over frames of a `routing_trace`, one row per utterance, layer and expert.
 
-    `about` has one row per utterance of the trace, with its name (`utterance`), `domain`, `spoken` accent and `speaker`.
+    `about` has one row per utterance of the trace, with its name (`utterance`), `domain`, `spoken`
+    accent and `speaker`.
     """
     keys = ["utterance", "layer", "layer_index", "expert", "accent"]
     frame: pd.DataFrame = traced.to_frame().groupby(keys, as_index=False, sort=False)[NUMBERS].mean()
@@ -99,7 +106,7 @@ def routing_table(traced: Trace, about: pd.DataFrame) -> pd.DataFrame:
 
 
 def routing_summary(table: pd.DataFrame) -> Routing:
-    """How experts correspond to accents in a `routing_table`, per router and layer, and how many experts work."""
+    """How experts correspond to accents in a `routing_table`, and how many experts are active."""
     seen = table[table.domain == "accent"]
     layers = [str(layer) for layer in table.sort_values("layer_index").layer.unique()]
     return Routing(
@@ -118,7 +125,7 @@ def routing_summary(table: pd.DataFrame) -> Routing:
 
 
 def _assigned(table: pd.DataFrame, column: str) -> Correspondence:
-    """The correspondence of accents with the expert that has the largest mean weight in each utterance."""
+    """Correspondence of accents and experts, by each utterance's expert of largest mean weight."""
     weights = table.pivot_table(index=["utterance", "spoken", "speaker"], columns="expert", values=column, aggfunc="mean")
     about = weights.index.to_frame()
     return correspondence(weights.to_numpy().argmax(1), about.spoken.to_numpy(), about.speaker.to_numpy())

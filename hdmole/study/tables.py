@@ -1,4 +1,4 @@
-"""Results as markdown: tables of word error rates and the list of claims, for the README and the terminal."""
+"""Results as markdown, for the README and the terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from hdmole.study.results import Results, load
 
 
 def markdown_table(results: Results, labels: Mapping[str, str] | None = None) -> str:
-    """One row per method: parameters, WER in % with its 95 % interval for each domain, decoding time against the base.
+    """A table with one row per method.
 
-    Of the domain "accent" it is the mean over accents. `labels` are the names of the methods, the results' own by default.
+    It shows trained parameters, WER in % with its 95 % interval for each domain, and decoding time
+    as a multiple of the base's. For the domain "accent" the WER is the mean over accents. `labels`
+    are the names of the methods; by default those of the results.
     """
     labels = labels or results.labels
     present = {domain for entry in results.methods.values() for domain in entry.domains}
@@ -35,7 +37,10 @@ def markdown_table(results: Results, labels: Mapping[str, str] | None = None) ->
 
 
 def accent_table(results: Results) -> str:
-    """WER in % with its 95 % interval: one row per accent and one for the general domain, one column per method."""
+    """A table of WER in % with its 95 % interval, one row per accent and one column per method.
+
+    The last row is the general domain.
+    """
     methods = results.methods
     lines = ["| Accent | " + " | ".join(results.labels.values()) + " |", "|---|" + "---:|" * len(methods)]
     first = next(iter(methods.values())).domains
@@ -47,7 +52,7 @@ def accent_table(results: Results) -> str:
 
 
 def claim_lines(results: Results) -> str:
-    """The claims of the results as a list, each with its verdict, the difference in points of WER and its 95 % interval."""
+    """The claims as a list, each with its verdict, the difference in points and its interval."""
     return "\n".join(
         f"- {claim.text}: **{'yes' if claim.holds else 'no'}**, {claim.points:+z.1f} points "
         f"[{claim.interval[0]:+z.1f}, {claim.interval[1]:+z.1f}]"
@@ -56,7 +61,9 @@ def claim_lines(results: Results) -> str:
 
 
 def update_readme(readme: Path, folder: Path, place: str = "results") -> None:
-    """Put the table and claims of a results folder between the README's `<!-- PLACE -->` and `<!-- /PLACE -->`.
+    """Write the table and claims of a results folder into a README.
+
+    They replace what stands between `<!-- PLACE -->` and `<!-- /PLACE -->`, with `place` for PLACE.
 
     Raises:
         UserError: the README has no such place, or the folder no results that can be read.
