@@ -1,7 +1,8 @@
-"""Figures of results: error rates, what adapting cost, training curves, and the routing of a whole corpus.
+"""Figures of results: word error rates, training curves, and the routing of a corpus.
 
-Made as those of `hdmole.figures.utterance`, from what `hdmole evaluate`, `compare` and `demo build` write: `*_data` functions give the tidy
-table that is plotted, the others draw it.
+As in `hdmole.figures.utterance`, functions named `*_data` return the tidy table that is plotted,
+and the others draw it. The results are those that `hdmole evaluate`, `compare` and `demo build`
+write. All word error rates (WER) are in percent.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from hdmole.names import GENERAL, accent_label
 from hdmole.study.results import Attribution, Interval, Rate, RecogniserResult, Results
 
 MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole")  # the others are variants of these
-GREY = "#8A8A8A"  # reads on light and on dark pages
-NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")  # marks of their accents
-# A legend clear of the tools over a figure.
+GREY = "#8A8A8A"  # can be read on light and on dark pages
+# marks of accents without an expert
+NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")
+# A legend below the figure, away from the tools above it.
 _BELOW: dict[str, Any] = dict(orientation="h", yanchor="top", y=-0.3, xanchor="left", x=0)
 
 
 def error_rate_data(results: Results, domain: str = "accent") -> pd.DataFrame:
-    """Word error rates by accent: `accent`, `method`, `label`, `wer`, `low` and `high` in percent, and `speakers`.
+    """Word error rates with their intervals, one row per accent and method.
 
-    The accents of `domain` are followed by the general domain, where the results have it. Variants of the main methods are left
-    out. A rate of few speakers has no interval (NaN).
+    The columns are `accent`, `method`, `label`, `wer`, `low`, `high` and `speakers`. If `domain` is
+    "accent", the general domain follows its accents. Variants of the main methods are left out.
+    `low` and `high` are NaN if there are few speakers.
     """
     rows, labels = [], results.labels
     for method in _main(results):
@@ -51,22 +54,22 @@ def error_rate_data(results: Results, domain: str = "accent") -> pd.DataFrame:
 
 
 def _interval(rate: Rate, interval: Interval) -> Interval:
-    """An interval of a rate; NaN where there are few speakers."""
+    """An interval of a rate; NaN if there are few speakers."""
     return interval if rate.has_interval else (np.nan, np.nan)
 
 
 def _between(low: pd.Series, high: pd.Series, form: str) -> list[str]:
-    """Intervals for a hint; empty where there is none."""
+    """Intervals as texts for the hover hints; empty where they are NaN."""
     return [f" [{a:{form}}, {b:{form}}]" if a == a else "" for a, b in zip(low, high, strict=True)]
 
 
 def _main(results: Results) -> list[str]:
-    """The main methods that the results have; all their methods, where they have none of these."""
+    """The main methods in the results; all methods if there is no main one."""
     return [m for m in results.methods if m in MAIN_METHODS] or list(results.methods)
 
 
 def error_rates(data: pd.DataFrame) -> go.Figure:
-    """Bars of `error_rate_data` with their intervals, where there are."""
+    """Bars of `error_rate_data`, with intervals."""
     figure = go.Figure()
     for method in data.method.unique():
         rows = data[data.method == method]
@@ -89,10 +92,11 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
 
 
 def forgetting_data(results: Results) -> pd.DataFrame:
-    """Word error rates (%) of each method on accents (mean) and on the general domain, with intervals; one row per method.
+    """Word error rates on accents and on general speech with their intervals, one row per method.
 
-    Columns `method`, `label`, `accents`, `accents_low`, `accents_high`, `general`, `general_low`, `general_high`, `trainable`; no rows
-    where a domain is missing.
+    The columns are `method`, `label`, `accents` (mean over accents), `accents_low`, `accents_high`,
+    `general`, `general_low`, `general_high` and `trainable`. Methods without one of the domains are
+    left out.
     """
     rows, labels = [], results.labels
     for method in _main(results):
@@ -112,7 +116,10 @@ def forgetting_data(results: Results) -> pd.DataFrame:
 
 
 def forgetting(data: pd.DataFrame) -> go.Figure:
-    """`forgetting_data`: what adapting to accents cost on general speech; the base's rate there is the dotted line."""
+    """WER on accents against WER on general speech, from `forgetting_data`.
+
+    The dotted line is the base's WER on general speech.
+    """
     figure = go.Figure()
     for row in data.to_dict("records"):
         name = row["label"]
@@ -133,7 +140,10 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
 
 
 def parameters(data: pd.DataFrame) -> go.Figure:
-    """`forgetting_data`: word error rate on accents against the parameters a method trains."""
+    """WER on accents against the number of trained parameters, from `forgetting_data`.
+
+    The dotted line is the base's WER.
+    """
     figure = go.Figure()
     for row in data[data.trainable > 0].to_dict("records"):
         figure.add_scatter(
@@ -155,9 +165,11 @@ def parameters(data: pd.DataFrame) -> go.Figure:
 
 
 def variant_data(results: Results, against: str = "hdmole") -> pd.DataFrame:
-    """Every method's difference to `against` on accents and on general speech, in points of WER with its 95 % interval.
+    """Every method minus `against` on accents and on general speech, in percentage points of WER.
 
-    Columns `method`, `label`, `domain`, `points`, `low`, `high`, `trainable`; below zero the method is better.
+    The columns are `method`, `label`, `domain`, `points`, `low` and `high` (95 % interval) and
+    `trainable`. Below zero, the method makes fewer errors. The intervals are NaN if there are few
+    speakers.
     """
     labels = results.labels
     few = {domain for domain in ("accent", GENERAL) if results.few_speakers(domain)}
@@ -175,7 +187,10 @@ def variant_data(results: Results, against: str = "hdmole") -> pd.DataFrame:
 
 
 def variants(data: pd.DataFrame) -> go.Figure:
-    """`variant_data` as dots with intervals, one row a method, accents and general speech side by side; zero is the opponent."""
+    """`variant_data` as dots with intervals, one row per method.
+
+    Accents and general speech stand side by side. Zero is the method compared against.
+    """
     domains = {"accent": "Accents", GENERAL: "General"}
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(domains.values()), shared_yaxes=True, horizontal_spacing=0.03)
     order = list(data[data.domain == "accent"].label)
@@ -188,12 +203,13 @@ def variants(data: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     figure.update_annotations(font_size=13)
     both: dict[str, Any] = dict(xref="paper", x=0.5, yref="paper", y=0, yanchor="top", yshift=-24, showarrow=False)
-    figure.add_annotation(text="points of WER", **both)  # one title for both, which would overlap on a phone
+    # one title for both axes; two would overlap on a phone
+    figure.add_annotation(text="points of WER", **both)
     return figure.update_layout(**LAYOUT, height=170 + 20 * len(order)).update_layout(margin_t=60, margin_b=50)
 
 
 def _differences(rows: pd.DataFrame, names: pd.Series, colours: Any) -> go.Scatter:
-    """Dots with their intervals, where there are; a ring is a difference that is not established."""
+    """Dots with their intervals. A ring marks a difference that is not established."""
     sure = (rows.high < 0) | (rows.low > 0)
     return go.Scatter(
         x=rows.points, y=names, mode="markers", showlegend=False,
@@ -208,7 +224,11 @@ def _differences(rows: pd.DataFrame, names: pd.Series, colours: Any) -> go.Scatt
 
 
 def accent_differences(data: pd.DataFrame, method: str) -> go.Figure:
-    """`hdmole.study.bootstrap.accent_differences` with a `label` for each accent as dots with intervals; zero is the opponent."""
+    """Differences of two methods by accent, as dots with intervals.
+
+    `data` is the table of `hdmole.study.bootstrap.accent_differences` with a `label` for each
+    accent. Zero is the method compared against.
+    """
     figure = go.Figure(_differences(data, data.label, METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"])))
     figure.add_vline(x=0, line=dict(color=GREY, dash="dot", width=1))
     figure.update_xaxes(title="points of WER")
@@ -217,7 +237,10 @@ def accent_differences(data: pd.DataFrame, method: str) -> go.Figure:
 
 
 def curve_data(results: Results) -> pd.DataFrame:
-    """Word error rates (%) on dev speech while the methods were trained: `method`, `label`, `step`, `accent`, `general`."""
+    """Word error rates on dev speech during training.
+
+    The columns are `method`, `label`, `step`, `accent` (mean over accents) and `general`.
+    """
     labels = results.labels
     rows = [
         {"method": method, "label": labels[method], "step": step, **rates}
@@ -228,7 +251,7 @@ def curve_data(results: Results) -> pd.DataFrame:
 
 
 def curves(data: pd.DataFrame) -> go.Figure:
-    """`curve_data`: what each method gains on accents and loses on general speech, step by step."""
+    """`curve_data` as lines over training steps, on accents and on general speech."""
     figure = make_subplots(rows=1, cols=2, subplot_titles=["Accents, mean", "General speech"], horizontal_spacing=0.08)
     for method in data.method.unique():
         rows = data[data.method == method]
@@ -244,12 +267,18 @@ def curves(data: pd.DataFrame) -> go.Figure:
 
 
 def frontier_data(results: Results) -> pd.DataFrame:
-    """Word error rate (%) against mean experts at work: `choice` (thresholds, top_k, top_p), `value`, `active`, `accent`, `general`."""
+    """Word error rates by the way of choosing experts.
+
+    The columns are those of `hdmole.study.results.FrontierPoint`.
+    """
     return pd.DataFrame([point.to_dict() for point in results.frontier], columns=["choice", "value", "active", "accent", GENERAL])
 
 
 def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
-    """`frontier_data` as one line a way of choosing experts; `active` marks how many work now."""
+    """WER on accents against the mean number of active experts, one line per way of choosing.
+
+    A vertical line marks `active` experts.
+    """
     figure = go.Figure()
     ways = (
         ("thresholds", "thresholds scaled", "solid", "circle"),
@@ -271,13 +300,20 @@ def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=320, legend=_BELOW)
 
 
-# -- a corpus' routing ---------------------------------------------------------------------------------------------------
+# -- a corpus' routing -----------------------------------------------------------------------------
 
 
 def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str | None = None) -> pd.DataFrame:
-    """Mean weight of each expert for each accent, of one of `hdmole.study.routing_table.ROUTERS`: `spoken`, `accent` (the expert's), `weight`, `utterances`.
+    """Mean weight of each expert for each spoken accent.
 
-    `routing` is the table `hdmole compare` writes; one layer, or the mean over all.
+    Args:
+        routing: a table of `hdmole.study.routing_table.routing_table`.
+        router: one of `hdmole.study.routing_table.ROUTERS`.
+        layer: name of a layer; by default the mean over all layers.
+
+    Returns:
+        One row per spoken accent and expert: `domain`, `spoken`, `expert` (its number), `accent`
+        (its name), `weight` and `utterances`.
     """
     rows = routing if layer is None else routing[routing.layer == layer]
     found = rows.groupby(["domain", "spoken", "expert", "accent"], sort=False).agg(
@@ -289,7 +325,7 @@ def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str 
 
 
 def correspondence(data: pd.DataFrame) -> go.Figure:
-    """`correspondence_data`: a row is an accent as spoken, a column an expert."""
+    """`correspondence_data` as a matrix with a row per spoken accent and a column per expert."""
     figure = _matrix(
         data, ("spoken", "accent", "weight"), "mean weight", zmin=0, colorscale=GATE_SCALE,
         hovertemplate="spoken %{y}, expert %{x}: %{z:.3f}<extra></extra>",
@@ -298,24 +334,25 @@ def correspondence(data: pd.DataFrame) -> go.Figure:
 
 
 def map_data(routing: pd.DataFrame, router: str = "gate") -> pd.DataFrame:
-    """Utterances in the plane: the two principal components of their routing vectors (layers x experts).
+    """The first two principal components of each utterance's routing (layers x experts).
 
-    Columns `utterance`, `domain`, `spoken`, `speaker`, `x`, `y`.
+    The columns are `utterance`, `domain`, `spoken`, `speaker`, `x` and `y`.
     """
     from sklearn.decomposition import PCA
 
     about = ["utterance", "domain", "spoken", "speaker"]
     vectors = routing.pivot_table(index=about, columns=["layer", "expert"], values=router, sort=False)
-    if min(vectors.shape) < 2:  # one utterance lies nowhere
+    if min(vectors.shape) < 2:  # one utterance or one number has no two components
         return vectors.index.to_frame(index=False).assign(x=0.0, y=0.0)
     points = PCA(2, random_state=0).fit_transform(vectors.to_numpy(float))
     return vectors.index.to_frame(index=False).assign(x=points[:, 0], y=points[:, 1])
 
 
 def utterance_map(data: pd.DataFrame, experts: Sequence[str]) -> go.Figure:
-    """`map_data`: one mark an utterance, in the colour of its accent's expert; an accent without one has a grey mark of its own.
+    """`map_data` as one mark per utterance, in the colour of its accent's expert.
 
-    Where there are more experts than colours, those that come second have rings.
+    Accents without an expert have grey marks of different shapes. If two experts share a colour,
+    the second has rings.
     """
     colours = accent_colours(experts)
     first = {colour: name for name, colour in reversed(colours.items())}
@@ -336,7 +373,10 @@ def utterance_map(data: pd.DataFrame, experts: Sequence[str]) -> go.Figure:
 
 
 def attribution_data(results: Results) -> pd.DataFrame:
-    """What leaving an expert out changes, in nats per word: `spoken`, `accent` (the expert's), `change`, `low`, `high`."""
+    """How leaving an expert out changes the log-likelihood, in nats per word.
+
+    The columns are `spoken`, `accent` (that of the expert), `change`, `low` and `high`.
+    """
     found = results.attribution or Attribution(accents=[], experts=[], values=[], intervals=[], utterances=0)
     rows = [
         {"spoken": spoken, "accent": expert, "change": value, "low": interval[0], "high": interval[1]}
@@ -347,7 +387,10 @@ def attribution_data(results: Results) -> pd.DataFrame:
 
 
 def attribution(data: pd.DataFrame) -> go.Figure:
-    """`attribution_data`: brown where an expert helps the accent, that is where leaving it out makes the words less likely."""
+    """`attribution_data` as a matrix. Brown means that the expert helps the accent.
+
+    Leaving such an expert out makes the words less likely.
+    """
     most = max(1e-6, float(data.change.abs().max()))
     figure = _matrix(
         data, ("spoken", "accent", "change"), "log-likelihood per word (nats)", zmin=-most, zmax=most, colorscale="PuOr",
@@ -357,7 +400,10 @@ def attribution(data: pd.DataFrame) -> go.Figure:
 
 
 def pair_data(utterances: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
-    """Two methods utterance by utterance: who said what, what each heard, `errors` of both, and how many fewer `method` made."""
+    """Two methods side by side, one row per utterance and seed.
+
+    `fewer errors` is how many word errors fewer `method` makes than `against`.
+    """
     keys = ["utterance", "seed", "domain", "accent", "speaker", "reference", "words"]
     mine, theirs = (
         utterances[utterances.method == name].set_index(keys)[["hypothesis", "errors"]].add_suffix(f" {name}")
@@ -369,7 +415,10 @@ def pair_data(utterances: pd.DataFrame, method: str, against: str) -> pd.DataFra
 
 
 def pair_counts(table: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
-    """How many utterances of `pair_data` have so many errors by one method and so many by the other: `mine`, `theirs`, `utterances`."""
+    """Number of `utterances` by errors of `method` (`mine`) and of `against` (`theirs`).
+
+    `table` is that of `pair_data`.
+    """
     columns = {f"errors {method}": "mine", f"errors {against}": "theirs"}
     return table.rename(columns=columns).groupby(["mine", "theirs"]).size().rename("utterances").reset_index()
 
@@ -377,9 +426,10 @@ def pair_counts(table: pd.DataFrame, method: str, against: str) -> pd.DataFrame:
 def pair_scatter(
     data: pd.DataFrame, mine: str, theirs: str, seeds: int = 1, colours: tuple[str, str] = (GREY, GREY)
 ) -> go.Figure:
-    """`pair_counts` as discs: below the diagonal is what the first method hears better; of several seeds it is decodings.
+    """`pair_counts` as discs. Below the diagonal the first method makes fewer errors.
 
-    A disc has the one of the two methods' `colours` that makes fewer errors there.
+    A disc has the colour of the method with fewer errors. With several `seeds`, each counted unit
+    is a decoding, not an utterance.
     """
     better = np.where(data.mine < data.theirs, colours[0], np.where(data.mine > data.theirs, colours[1], GREY))
     figure = go.Figure(
@@ -400,7 +450,11 @@ def pair_scatter(
 
 
 def confusion_data(recogniser: RecogniserResult) -> pd.DataFrame:
-    """The accent recogniser's confusion matrix, one row per pair: `spoken`, `recognised`, `utterances`, `percent` of the spoken."""
+    """The accent recogniser's confusion matrix, one row per pair of accents.
+
+    The columns are `spoken`, `recognised`, `utterances` and `percent` of the utterances of the
+    spoken accent.
+    """
     rows, labels = [], recogniser.labels
     for spoken, row in zip(labels, recogniser.confusion, strict=True):
         total = max(1, sum(row))
@@ -412,7 +466,7 @@ def confusion_data(recogniser: RecogniserResult) -> pd.DataFrame:
 
 
 def confusion_matrix(data: pd.DataFrame) -> go.Figure:
-    """Heatmap of `confusion_data`: a row is an accent as spoken, a column as recognised, in percent of the row."""
+    """`confusion_data` as a matrix with a row per spoken accent and a column per recognised one."""
     figure = _matrix(
         data, ("spoken", "recognised", "percent"), "%", zmin=0, zmax=100, colorscale=GATE_SCALE,
         hovertemplate="%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
@@ -421,13 +475,14 @@ def confusion_matrix(data: pd.DataFrame) -> go.Figure:
 
 
 def _matrix(data: pd.DataFrame, names: tuple[str, str, str], title: str, **heat: Any) -> go.Figure:
-    """A heatmap with its numbers in it: row, column and value are the columns `names` of `data`."""
+    """A heatmap that shows its numbers. `names` are the columns with row, column and value."""
     row, column, value = names
     rows, columns = list(data[row].unique()), list(data[column].unique())
     values = data.pivot(index=row, columns=column, values=value).loc[rows, columns].to_numpy(np.float32)
     bar = dict(title=dict(text=title, side="right" if len(title) > 1 else "top"), thickness=10)
     text = [[_short(value, 0 if title == "%" else 2) for value in line] for line in values]
-    size = 11 if max((len(number) for line in text for number in line), default=0) <= 3 else 9  # by itself it would shrink to 6
+    # plotly would shrink it to 6
+    size = 11 if max((len(number) for line in text for number in line), default=0) <= 3 else 9
     numbers: dict[str, Any] = dict(text=text, texttemplate="%{text}", textfont_size=size)
     figure = go.Figure(go.Heatmap(x=columns, y=rows, z=values, colorbar=bar, **numbers, **heat))
     figure.update_xaxes(tickangle=-35, automargin=True, **accent_ticks(columns))
@@ -436,8 +491,8 @@ def _matrix(data: pd.DataFrame, names: tuple[str, str, str], title: str, **heat:
 
 
 def _short(value: float, digits: int) -> str:
-    """A number of few characters, so that it can be read in a narrow cell: .12, 1.0."""
+    """A number in few characters, for a narrow cell: .12, 1.0."""
     if value != value:
         return ""
-    value = round(float(value), digits) + 0.0  # no -0
+    value = round(float(value), digits) + 0.0  # turns -0 into 0
     return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}") if abs(value) < 0.995 else f"{value:.{min(digits, 1)}f}"

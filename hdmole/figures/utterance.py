@@ -1,12 +1,17 @@
-"""Figures of the app: pure functions from tidy data to plotly figures.
+"""Figures of one utterance: pure functions from tidy data to plotly figures.
 
-* `*_data` functions select and average, and return the tidy table that is plotted (and offered as CSV)
-* figure functions only draw what they are given; they know nothing of models, pages or files
-* a colour means one thing everywhere: `METHOD_COLOURS` for methods, `accent_colours` for accents and their experts
-* times are seconds, frequencies hertz, levels decibels under the loudest cell
-* texts are constants, so that they can be translated: plotly puts numbers (`meta`) and names (`fullData.name`) into them
-* heatmaps go out as float32 or int8 arrays, and long audio is averaged down to `MAX_COLUMNS` or `MEL_COLUMNS` columns
-* a plotly heatmap returns no clicks, so an invisible scatter lies over each one that can be clicked
+* Functions named `*_data` select and average, and return the tidy table that is plotted and offered
+  as CSV.
+* The other functions only draw what they are given. They know nothing of models, pages or files.
+* A colour has the same meaning everywhere: `METHOD_COLOURS` for methods, `accent_colours` for
+  accents and experts.
+* Times are in seconds, frequencies in hertz, levels in decibels relative to the loudest cell.
+* Texts are constants, so that they can be translated. Plotly puts numbers (`meta`) and names
+  (`fullData.name`) into them.
+* Heatmaps are float32 or int8 arrays. Long audio is averaged down to `MAX_COLUMNS` or `MEL_COLUMNS`
+  columns.
+* Plotly reports no clicks on a heatmap. An invisible scatter plot therefore lies over each heatmap
+  that can be clicked.
 """
 
 from __future__ import annotations
@@ -24,39 +29,47 @@ from scipy.optimize import isotonic_regression
 
 from hdmole.names import GENERAL, accent_label, layer_label
 
-# LoRA and full fine-tuning differ in lightness too: their hues alone look the same to people who do not see green.
+# LoRA and full fine-tuning also differ in lightness, because people who do not see green cannot
+# tell their hues apart.
 METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3A9AD0", "gated_lora": "#14507A", "full": "#7350B5", "hdmole": "#E0672F"}
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
-ACTIVE = {"gate": "n_active", "global_gate": "n_active_global", "local_gate": "n_active_local"}  # their counts of experts
-MAX_COLUMNS = 600  # of a heatmap that can be clicked, which has a mark a cell
+# gate -> column that counts its experts
+ACTIVE = {"gate": "n_active", "global_gate": "n_active_global", "local_gate": "n_active_local"}
+MAX_COLUMNS = 600  # of a heatmap that can be clicked, which has a mark for each cell
 MEL_COLUMNS = 1_000  # of a spectrogram
-WORD_LABELS = 60  # more words than this on one axis cannot be read
+WORD_LABELS = 60  # with more words on one axis they cannot be read
 
-# Okabe and Ito (2008) without black and yellow, which vanish on dark or on white pages; brown and dark purple instead.
+# The colours of Okabe and Ito (2008). Brown and dark purple replace black and yellow, which cannot
+# be seen on dark or white pages.
 _EXPERT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#A0522D", "#7F3C8D")
 _GENERAL_COLOUR = "#8A8A8A"
-# Viridis without its darkest end, so that a small gate differs from an expert that is off on a dark page too.
+# Viridis without its darkest end, so that a small gate looks different from an expert that is off
+# on dark pages too.
 GATE_SCALE = sample_colorscale("Viridis", np.linspace(0.2, 1, 12))
-_WAVE_COLOUR = "#71839A"  # no method's and no accent's
+_WAVE_COLOUR = "#71839A"  # the colour of no method and no accent
 _MEL_TICKS = (250, 1_000, 2_000, 4_000)  # Hz
-# One line drawn as two, which shows on every colour and page.
+# One line drawn as two, which can be seen on every colour and page.
 ON_ANY_COLOUR: tuple[dict[str, Any], ...] = (
     dict(width=4, color="rgba(255,255,255,0.7)"),
     dict(width=2, color="#000000", dash="dash"),
 )
-# A font that an exported image has too: with a web font of the page, its labels would be measured in one and drawn in another.
+# A font that exported images have too. With a web font of the page, labels would be measured in one
+# font and drawn in another.
 LAYOUT: dict[str, Any] = dict(
     margin=dict(l=8, r=8, t=36, b=8), hoverlabel=dict(namelength=-1), dragmode=False, font_family="Arial, Helvetica, sans-serif"
 )
 
 
 def exported(figure: go.Figure) -> go.Figure:
-    """The same for a file of its own, where Streamlit does not make room for what stands on the axes."""
+    """The figure for a file of its own, with room for the labels of its axes.
+
+    On a page Streamlit makes this room.
+    """
     return go.Figure(figure).update_xaxes(automargin=True).update_yaxes(automargin=True)
 
 
 class TimedWord(Protocol):
-    """A word with its start and end in seconds, as `hdmole.speech.asr` gives it."""
+    """A word with its start and end in seconds, such as `hdmole.speech.decoding.Word`."""
 
     @property
     def word(self) -> str: ...
@@ -67,17 +80,23 @@ class TimedWord(Protocol):
 
 
 def accent_colours(accents: Iterable[str]) -> dict[str, str]:
-    """Colour of each accent, in the model's order; the general domain is grey. After eight experts colours repeat."""
+    """Colour of each accent, in the model's order. The general domain is grey.
+
+    Colours repeat after eight experts.
+    """
     names = [name for name in accents if name != GENERAL]
     colours = {name: _EXPERT_COLOURS[i % len(_EXPERT_COLOURS)] for i, name in enumerate(names)}
     return {GENERAL: _GENERAL_COLOUR, **colours}
 
 
-# -- the sound -----------------------------------------------------------------------------------------------------------
+# -- the sound -------------------------------------------------------------------------------------
 
 
 def envelope(samples: np.ndarray, rate: int, points: int = 1_200) -> pd.DataFrame:
-    """Waveform reduced to at most `points` stretches: columns `time` (s, middle of the stretch), `low`, `high`."""
+    """Lowest and highest sample in at most `points` stretches of a waveform.
+
+    The columns are `time` (s, middle of the stretch), `low` and `high`.
+    """
     width = max(1, -(-len(samples) // points))
     padded = np.pad(samples, (0, -len(samples) % width), mode="edge") if len(samples) else np.zeros(0, np.float32)
     stretches = padded.reshape(-1, width)
@@ -86,7 +105,10 @@ def envelope(samples: np.ndarray, rate: int, points: int = 1_200) -> pd.DataFram
 
 
 def mel_spectrogram(samples: np.ndarray, rate: int, bins: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times (T,) in s, frequencies (bins,) in Hz, and levels (bins, T) as int8 dB, 0 at the loudest and -80 at least."""
+    """Times (T,) in s, frequencies (bins,) in Hz, and levels (bins, T) in dB as int8.
+
+    The loudest cell has level 0. Levels below -80 are set to -80.
+    """
     import librosa
 
     samples = np.pad(samples, (0, max(0, 512 - len(samples))))
@@ -106,7 +128,7 @@ def mel_spectrogram(samples: np.ndarray, rate: int, bins: int = 80) -> tuple[np.
 
 
 def spectrogram_data(samples: np.ndarray, rate: int) -> pd.DataFrame:
-    """The mel spectrogram as one row a cell: `time` (s), `frequency` (Hz), `level` (dB)."""
+    """The mel spectrogram with one row per cell: `time` (s), `frequency` (Hz), `level` (dB)."""
     times, frequencies, levels = mel_spectrogram(samples, rate)
     columns = dict(
         time=np.repeat(times, len(frequencies)), frequency=np.tile(frequencies, len(times)), level=levels.T.reshape(-1)
@@ -115,9 +137,9 @@ def spectrogram_data(samples: np.ndarray, rate: int) -> pd.DataFrame:
 
 
 def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = (), start: float = 0.0) -> go.Figure:
-    """Waveform over mel spectrogram on one time axis, with the words, if any, between their start and end.
+    """Waveform above mel spectrogram on one time axis, with the words if there are any.
 
-    `samples` begin at `start` seconds of the recording.
+    `samples` (S,) begin at `start` seconds of the recording; `rate` is in Hz.
     """
     wave = envelope(samples, rate)
     wave["time"] += start
@@ -153,7 +175,7 @@ def sound(samples: np.ndarray, rate: int, words: Sequence[TimedWord] = (), start
 
 
 def accent_posterior(posterior: Mapping[str, float]) -> go.Figure:
-    """One bar an accent: how sure the accent recogniser is, in percent, in the model's order (general first)."""
+    """The accent posterior in percent, one bar per accent in the model's order (general first)."""
     names = list(posterior)
     shares = [100 * float(posterior[name]) for name in names]
     colours = accent_colours(names)
@@ -169,31 +191,34 @@ def accent_posterior(posterior: Mapping[str, float]) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=300)
 
 
-# -- the routing: data ---------------------------------------------------------------------------------------------------
+# -- the routing: data -----------------------------------------------------------------------------
 
 
 def layer_names(table: pd.DataFrame) -> list[str]:
-    """Names of the layers in a routing table, in the model's order."""
+    """Names of the layers in a routing table (`Trace.to_frame`), in the model's order."""
     return list(table.drop_duplicates("layer").sort_values("layer_index").layer)
 
 
 def gate_data(table: pd.DataFrame, layer: str, which: str = "gate") -> pd.DataFrame:
-    """Rows of one layer: `time`, `frame`, `expert`, `accent` and the value `which`, one of `GATES`."""
+    """Rows of one layer: `time`, `frame`, `expert`, `accent` and `which`, one of `GATES`."""
     return _of_layer(table, layer)[["call", "time", "frame", "expert", "accent", which]].reset_index(drop=True)
 
 
 def active_data(table: pd.DataFrame) -> pd.DataFrame:
-    """How many experts are on: one row a layer and frame, with `n_active`, `n_active_global`, `n_active_local`."""
+    """How many experts are on, one row per layer and frame.
+
+    The counts are `n_active`, `n_active_global` and `n_active_local`.
+    """
     columns = ["layer_index", "layer", "call", "time", "frame", "n_active", "n_active_global", "n_active_local"]
     return table.drop_duplicates(["layer_index", "call", "time", "frame"])[columns].reset_index(drop=True)
 
 
 def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -> pd.DataFrame:
-    """What each router's threshold of one layer cuts: one row a router and expert.
+    """Weights and thresholds of both routers of one layer, one row per router and expert.
 
-    `weight` is the number that is compared with `threshold`: pi_i / m for the global router, p_i for the local one,
-    averaged over frames, or at the frame that lasts over `time` (s). `lowest` and `highest` are its range over the frames
-    that were averaged, `share_on` the share of these frames in which the expert got through.
+    `weight` is what is compared with `threshold`: P_g of the global router, P_l of the local one.
+    It is the mean over frames, or the value in the frame at `time` (s). `lowest` and `highest` are
+    its range over these frames. `share_on` is the share of them in which the expert is on.
     """
     rows = _of_layer(table, layer)
     rows = rows if time is None else frame_at(rows, time)
@@ -211,19 +236,23 @@ def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -
 
 
 def frame_at(rows: pd.DataFrame, time: float) -> pd.DataFrame:
-    """Those of a routing table's rows whose frame lasts over `time` (s): the last frame that has begun by then."""
+    """The rows of a routing table of the frame at `time` (s): the last that has begun by then."""
     begun = rows.time[rows.time <= time + 1e-6]
     frame: pd.DataFrame = rows[rows.time == (rows.time.min() if begun.empty else begun.max())]
     return frame
 
 
 def overview_data(table: pd.DataFrame, which: str = "gate") -> pd.DataFrame:
-    """Mean over the utterance's frames of `which`: one row a layer and expert."""
+    """Mean of `which` over the frames of the utterance, one row per layer and expert."""
     return table.groupby(["layer_index", "layer", "expert", "accent"], as_index=False).agg({which: "mean"})
 
 
 def word_data(table: pd.DataFrame, words: Sequence[TimedWord], which: str = "gate") -> pd.DataFrame:
-    """Mean of `which` over all layers and the frames of each word: `position`, `word`, `start`, `end`, `expert`, `accent`, `value`."""
+    """Mean of `which` over all layers and the frames of each word.
+
+    The columns are `position` (number of the word), `word`, `start`, `end`, `expert`, `accent` and
+    `value`.
+    """
     rows = []
     frames: pd.DataFrame = table.groupby(["time", "expert", "accent"], as_index=False).agg({which: "mean"})
     for position, word in enumerate(words):
@@ -238,7 +267,10 @@ def word_data(table: pd.DataFrame, words: Sequence[TimedWord], which: str = "gat
 
 
 def worth_data(attribution: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """`ASR.attribution` as `word_data` has it: `value` is the change in log-probability (nats) without the expert."""
+    """`ASR.attribution` in the columns of `word_data`.
+
+    `value` is how much the log-probability (nats) changes without the expert.
+    """
     rows = [
         {"position": position, "word": entry["word"], "start": entry["start"], "end": entry["end"], "expert": expert,
          "accent": accent, "value": value}
@@ -248,16 +280,17 @@ def worth_data(attribution: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["position", "word", "start", "end", "expert", "accent", "value"])
 
 
-# -- the routing: figures ------------------------------------------------------------------------------------------------
+# -- the routing: figures --------------------------------------------------------------------------
 
 
 def gate_heatmap(
     data: pd.DataFrame, which: str = "gate", words: Sequence[TimedWord] = (), span: tuple[float, float] | None = None,
     tau: float | None = None,
 ) -> go.Figure:  # fmt: skip
-    """Expert x time of one layer's `gate_data`; cells where an expert is off stay empty. Cells can be clicked.
+    """`gate_data` of one layer, experts over time. Cells where an expert is off are empty.
 
-    A frame is drawn around `span`, start and end in seconds. `tau` is the router's threshold, where the scale begins.
+    Cells can be clicked. A box is drawn around `span` (start and end in seconds). `tau` is the
+    router's threshold, named at the colour bar.
     """
     times, accents, values, axis = _grid(data, "accent", "expert", which)
     figure = go.Figure(
@@ -276,7 +309,10 @@ def gate_heatmap(
 
 
 def word_heatmap(data: pd.DataFrame, worth: bool = False) -> go.Figure:
-    """Expert x word of `word_data`, or with `worth` of `worth_data`: there brown is where the word needs the expert."""
+    """`word_data` as a heatmap of experts over words.
+
+    With `worth`, `data` is from `worth_data`, and brown means that the expert helps with the word.
+    """
     accents = list(data.sort_values("expert").accent.unique())
     values = data.pivot(index="accent", columns="position", values="value").loc[accents].to_numpy(np.float32)
     words = data.drop_duplicates("position").word
@@ -294,7 +330,8 @@ def word_heatmap(data: pd.DataFrame, worth: bool = False) -> go.Figure:
         autotickangles=[0, -90], automargin=True, showgrid=False,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", automargin=True, **accent_ticks(accents))
-    return figure.update_layout(**LAYOUT, height=360).update_layout(margin_t=72)  # the tools over it cover no word
+    # so that the tools above it cover no word
+    return figure.update_layout(**LAYOUT, height=360).update_layout(margin_t=72)
 
 
 def active_heatmap(
@@ -304,7 +341,10 @@ def active_heatmap(
     which: str = "n_active",
     span: tuple[float, float] | None = None,
 ) -> go.Figure:
-    """Layer x time of `active_data`: how many of the `experts` are on. Cells can be clicked; `span` as in `gate_heatmap`."""
+    """`active_data` as a heatmap of layers over time: how many of the `experts` are on.
+
+    Cells can be clicked. `span` is as in `gate_heatmap`.
+    """
     data = data.assign(label=data.layer.map(layer_label))
     times, layers, values, axis = _grid(data, "label", "layer_index", which)
     figure = go.Figure(
@@ -318,9 +358,11 @@ def active_heatmap(
 
 
 def threshold_bars(data: pd.DataFrame, dynamic: bool = True) -> go.Figure:
-    """Both routers of one layer's `threshold_data`: a bar an expert, full where it exceeds the dashed threshold.
+    """`threshold_data` as one bar per expert, for both routers of a layer.
 
-    Where experts are not chosen by thresholds (`dynamic` is false), none is drawn, and full are those on in half of the frames.
+    Bars that exceed the dashed threshold are drawn full. If experts are not chosen by thresholds
+    (`dynamic` is false), no line is drawn, and the full bars are experts that are on in at least
+    half of the frames.
     """
     tau = data.groupby("router").threshold.mean()
     titles = ["Global, τ = %{meta.global}", "Local, τ = %{meta.local}"] if dynamic else ["Global", "Local"]
@@ -355,7 +397,7 @@ def threshold_bars(data: pd.DataFrame, dynamic: bool = True) -> go.Figure:
 
 
 def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
-    """Layer x expert of `overview_data`: the mean gate. Cells can be clicked to choose a layer."""
+    """`overview_data` as a heatmap of layers and experts. A click chooses a layer."""
     grid = data.assign(label=data.layer.map(layer_label)).sort_values(["layer_index", "expert"])
     layers, accents = list(grid.label.unique()), list(grid.accent.unique())
     values = grid[which].to_numpy(np.float32).reshape(len(layers), len(accents))
@@ -374,7 +416,11 @@ def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
 
 
 def change_data(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Mean experts at work per layer of two runs (`layers` of two transcripts): `layer`, `run` (as trained, changed), `experts`."""
+    """Mean number of active experts per layer in two runs.
+
+    `before` and `after` are the `layers` of two transcripts. The columns are `layer`, `run` ("as
+    trained" or "changed") and `experts`.
+    """
     rows = [
         {"layer": layer_label(entry["name"]), "run": run, "experts": entry["active_experts"]}
         for run, layers in (("as trained", before), ("changed", after))
@@ -384,7 +430,10 @@ def change_data(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
 
 
 def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
-    """`change_data`: a row is a layer, a ring its experts at work as trained, a disc after the change, of so many `experts`."""
+    """`change_data` with one row per layer. There are `experts` in all.
+
+    A ring is the mean number of active experts as trained, a disc that after the change.
+    """
     figure = go.Figure()
     wide = data.pivot(index="layer", columns="run", values="experts").reindex(data.layer.unique())
     for layer, row in wide.iterrows():
@@ -406,7 +455,7 @@ def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
     ).update_layout(margin_b=80)
 
 
-# -- parts ---------------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
 def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
@@ -418,9 +467,10 @@ def _of_layer(table: pd.DataFrame, layer: str) -> pd.DataFrame:
 
 
 def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.ndarray, list[str], np.ndarray, str]:
-    """Middles of the columns (T,), row labels, values (rows, T), and the axis' title; columns averaged to `MAX_COLUMNS`.
+    """Centres of the columns (T,), row labels, values (rows, T), and the title of the axis.
 
-    Where some layers have times, those without are left out.
+    Columns are averaged so that there are at most `MAX_COLUMNS`. If some layers have times, those
+    without are left out.
     """
     timed = bool(data.time.notna().any())
     data, column = (data[data.time.notna()], "time") if timed else (data, "frame")
@@ -440,7 +490,10 @@ def _grid(data: pd.DataFrame, row: str, row_order: str, value: str) -> tuple[np.
 
 
 def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str], values: np.ndarray, hover: str) -> None:
-    """Lay an invisible mark on every cell of a heatmap (len(y), len(x)), first row on top; a chosen one shows as a frame."""
+    """Lay an invisible mark over every cell of a heatmap (len(y), len(x)), first row on top.
+
+    The mark of a chosen cell is shown as a box.
+    """
     figure.add_scatter(
         x=np.tile(np.asarray(x), len(y)), y=np.repeat(np.asarray(y, dtype=object), len(x)), mode="markers",
         customdata=values.astype(np.float32).reshape(-1), showlegend=False, hovertemplate=hover,
@@ -448,11 +501,12 @@ def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str
         selected=dict(marker=dict(opacity=0.9)), unselected=dict(marker=dict(opacity=0)),
     )  # fmt: skip
     figure.update_yaxes(type="category", range=[len(y) - 0.5, -0.5], automargin=True)
-    figure.update_layout(hovermode="closest", hoverdistance=-1)  # a cell answers to its corners too, however wide it is
+    # the whole cell reacts, however wide it is
+    figure.update_layout(hovermode="closest", hoverdistance=-1)
 
 
 def accent_ticks(accents: Iterable[str]) -> dict[str, Any]:
-    """Settings of an axis of accents, so that it shows their names."""
+    """Settings of an axis that shows the names of accents."""
     names = list(accents)
     return dict(tickmode="array", tickvals=names, ticktext=[accent_label(name) for name in names])
 
@@ -474,10 +528,10 @@ def _over_time(
 
 
 def _mark_words(figure: go.Figure, words: Sequence[TimedWord]) -> None:
-    """Name the words on a second time axis above the plot, each at its middle, with a thin line where it starts.
+    """Write the words above the plot, each at its middle, with a thin line at its start.
 
-    They are an axis' ticks, so that they turn where there is no room for them side by side; those of short words
-    move apart, by a word's height on a narrow screen, or by what many words leave each.
+    They are the ticks of a second time axis, so that plotly turns them if there is no room for them
+    side by side. The names of short words are moved apart.
     """
     words = [word for word in words if word.end > word.start]
     if not words or len(words) > WORD_LABELS:
@@ -498,14 +552,18 @@ def _mark_words(figure: go.Figure, words: Sequence[TimedWord]) -> None:
 
 
 def _apart(places: Sequence[float], span: float) -> list[float]:
-    """Rising `places` moved as little as it takes to stand 6 % of `span` apart, or closer where there are too many."""
+    """Rising `places`, moved as little as possible to stand 6 % of `span` apart.
+
+    If there are too many of them, they stand closer.
+    """
     gap = span * min(0.06, 0.8 / len(places))
-    shift = gap * np.arange(len(places))  # with the gaps taken out, what stands too close is out of order
+    # without the gaps, places that are too close are out of order
+    shift = gap * np.arange(len(places))
     return list(isotonic_regression(np.asarray(places) - shift).x + shift)
 
 
 def _mel(frequency: Any) -> Any:
-    """Hertz on the mel scale, as librosa has it."""
+    """Hertz on the mel scale of librosa."""
     import librosa
 
     return librosa.hz_to_mel(frequency)
