@@ -1,1 +1,1 @@
-"""The Streamlit app; `app/main.py` is what `make app` runs, its pages are in `pages/`."""
+"""The Streamlit app. `make app` runs `app/main.py`; the pages are in `pages/`."""

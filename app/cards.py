@@ -1,4 +1,7 @@
-"""What each method heard, as cards of marked words: how sure the model was of each, where it departs from a reference."""
+"""Cards that show what each method heard.
+
+Marks on the words show how sure the model was, and where the text differs from a reference.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import Transcript
     from hdmole.speech.decoding import Word
 
-_MOST_SPANS = 8  # of a long recording, named one by one
-SURE, UNSURE = 0.8, 0.5  # word confidence above which nothing is marked, and below which it is marked strongly
+_MOST_SPANS = 8  # of a long recording that a warning names one by one
+# word confidence above which words have no mark, and below which they have a strong one
+SURE, UNSURE = 0.8, 0.5
 LEGEND_CONFIDENCE = Text(
     "Confidence: <span class='word unsure' style='--method: currentColor'>word</span> "
     "under {sure} · <span class='word doubtful' style='--method: currentColor'>word</span> under {unsure} · "
@@ -40,13 +44,13 @@ LEGEND_CHANGE = Text(
 
 
 def legend_html(reference: str = "") -> str:
-    """What the marks on words mean; those of the difference only where there is a reference."""
+    """What the marks on words mean. Marks of differences are explained only with a reference."""
     difference = f"<div>{t(LEGEND_DIFFERENCE)}</div>" if reference.strip() else ""
     return f"<div class='legend'>{difference}<div>{t(LEGEND_CONFIDENCE)}</div></div>"
 
 
 def word_html(word: Word, kind: str = "") -> str:
-    """One heard word, underlined the more strongly the less sure the model was of it."""
+    """One heard word. The less sure the model was of it, the stronger it is underlined."""
     mark = "sure" if word.confidence >= SURE else "unsure" if word.confidence >= UNSURE else "doubtful"
     sure, start, end = (f"{number:.2f}" for number in (word.confidence, word.start, word.end))
     hint = t("confidence {sure}, {start} to {end} s", sure=sure, start=start, end=end)
@@ -55,11 +59,11 @@ def word_html(word: Word, kind: str = "") -> str:
 
 
 def heard_html(words: Sequence[Word], reference: str = "") -> str:
-    """The heard words; with a reference, substitutions, insertions and deletions are shown by frame and sign."""
+    """The heard words. With a reference, substitutions, insertions and deletions are marked."""
     if not normalise(reference):
         return " ".join(word_html(word) for word in words)
     said = normalise(reference).split()
-    # a heard word that normalises to several or to none stays one word here
+    # a heard word stays one word here, even if it normalises to none or to several
     heard = [normalise(word.word).replace(" ", "") or word.word for word in words]
     parts: list[str] = []
     unheard = t("said, not heard")
@@ -81,8 +85,9 @@ def heard_html(words: Sequence[Word], reference: str = "") -> str:
 
 
 def text_card(method: str, heard: str, reference: str) -> str:
-    """What one method heard where only the text was kept, against what was said."""
-    from hdmole.speech.decoding import Word  # slow to import, and a model is loaded by the time this runs
+    """A card for a text without word times and confidences, compared with what was said."""
+    # slow to import; by the time this runs a model is loaded
+    from hdmole.speech.decoding import Word
 
     words = [Word(word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
     errors, count = count_errors(normalise(reference), normalise(heard))
@@ -98,9 +103,9 @@ def text_card(method: str, heard: str, reference: str) -> str:
 def method_card(
     method: str, transcript: Transcript | None, reference: str = "", missing: str = "…", title: str = "", before: str = ""
 ) -> str:
-    """What one method heard; `missing` stands in the place of a transcript that is not there.
+    """A card with what one method heard, or with `missing` if there is no transcript.
 
-    Without a reference, words are marked against what was heard `before`.
+    Without a reference, the words are compared with what was heard `before`.
     """
     rate = ""
     if transcript is None:
@@ -125,7 +130,7 @@ def method_card(
 
 
 def warn_if_outside(job: Job) -> None:
-    """Say so where the audio is outside what the model was made for; before any transcript is shown."""
+    """Warn, before any transcript is shown, if the audio is not what the model was made for."""
     for method, transcript in job.transcripts.items():
         if transcript.flags:
             flags = t("; ").join(map(t, transcript.flags))

@@ -1,4 +1,4 @@
-"""Judging methods on a corpus of the visitor's own recordings, and unpacking the ZIP that they come in."""
+"""Judging methods on the visitor's own recordings, and unpacking the ZIP that holds them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from hdmole.study.results import Results
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
-MOST_UNPACKED = 4e9  # bytes of a ZIP's content
+MOST_UNPACKED = 4e9  # bytes that a ZIP may unpack to
 
 
 class Evaluation(Task):
-    """Judges `methods` on the recordings of a manifest, or of a ZIP, unpacked to `folder`/speech; the results folder is `out`."""
+    """Judges `methods` on the recordings of a manifest or of a ZIP.
+
+    A ZIP is unpacked to `folder`/speech. The results are in the folder `out`.
+    """
 
     def __init__(self, asr: ASR, source: Path | IO[bytes], methods: list[str], folder: Path) -> None:
         self.source, self.methods, self.folder, self.out = source, methods, folder, folder / "results"
@@ -31,7 +34,7 @@ class Evaluation(Task):
         super().__init__(asr, Path(str(getattr(source, "name", source))).name)
 
     def forget(self) -> None:
-        """Remove the unpacked recordings; the results stay."""
+        """Remove the unpacked recordings. The results stay."""
         shutil.rmtree(self.folder / "speech", ignore_errors=True)
 
     def _progress(self, done: int, total: int) -> None:
@@ -52,7 +55,10 @@ class Evaluation(Task):
 
 
 def unpack(file: IO[bytes], folder: Path) -> Path:
-    """Unpack an uploaded ZIP of recordings; returns the path of its manifest. Raises ManifestError in a plain sentence."""
+    """Unpack an uploaded ZIP of recordings into `folder`, and return the path of its manifest.
+
+    Raises ManifestError if it cannot be used.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]

@@ -1,11 +1,13 @@
 """The work of one session that must not run in Streamlit's script thread.
 
-* a `Job` transcribes an utterance by every method, a `Trial` does it once more by HDMoLE with changed routing, a `Worth`
-  measures what each expert was worth; `app.corpus` judges methods on many recordings
-* each has a thread of its own, which a page polls
-* what is finished stays: after an error or a cancel the results so far can still be read
-* the thread never calls Streamlit: what it says is a `Text`, which a page translates
-* the model is shared by all sessions; `TURNS` lets no more work run at once than half of the machine's cores
+* A `Job` transcribes an utterance by every method. A `Trial` does it once more by HDMoLE with
+  changed routing. A `Worth` measures what each expert was worth. `app.corpus` judges methods on
+  many recordings.
+* Each task has its own thread, which a page polls.
+* After an error or a cancel, the results so far can still be read.
+* The thread never calls Streamlit. Its messages are `Text`, which a page translates.
+* All sessions share the model. `TURNS` limits the tasks that run at once to half of the machine's
+  cores.
 """
 
 from __future__ import annotations
@@ -30,41 +32,41 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import ASR, Transcript
     from hdmole.speech.decoding import Encoded
 
-LONGEST = 1800.0  # seconds of audio the app takes
+LONGEST = 1800.0  # seconds of audio that the app accepts
 TURNS = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """What the user chose to have transcribed: the file's content as it came, and what is known about it."""
+    """What the visitor chose to transcribe: the file's content, and what is known about it."""
 
     name: str
     data: bytes
     reference: str = ""
     accent: str = ""
-    sample: str = ""  # the sample's name where it is one of the model's samples
+    sample: str = ""  # name of the sample, if it is one of the model's
 
     @property
     def stem(self) -> str:
-        """The file's name without its extension, for naming what is saved."""
+        """The file's name without its extension, for the names of downloads."""
         return Path(self.name).stem
 
     @cached_property
     def key(self) -> str:
-        """Names this content, for storing its results."""
+        """A digest of the content, under which its results are stored."""
         return sha256(self.data).hexdigest()[:16]
 
 
 class Stopped(Exception):
-    """The user cancelled."""
+    """The visitor cancelled."""
 
 
 class Task:
-    """What all work shares: the thread, its turn on the model, cancelling, and errors as plain sentences.
+    """What all tasks share: the thread, its turn on the model, cancelling and errors.
 
     Attributes:
-        name: of what is worked on, for the sentence of an error.
-        error: what went wrong, in a sentence; empty where nothing did.
+        name: name of what is worked on, for the sentence of an error.
+        error: what went wrong, in a sentence; empty if nothing did.
         step: what is being done.
     """
 
@@ -73,8 +75,8 @@ class Task:
         self.error: str = ""
         self.step: str = Text("Waiting for a free turn on the model")
         self._asr, self._stop = asr, threading.Event()
-        self._share = 0.0  # of the running step
-        self._turn = False  # whether it holds one of TURNS
+        self._share = 0.0  # of the running step that is done
+        self._turn = False  # whether this task holds one of TURNS
         self._thread = threading.Thread(target=self._run, name="transcribe", daemon=True)
         self._thread.start()
 
@@ -92,27 +94,27 @@ class Task:
         return self._share
 
     def cancel(self) -> None:
-        """Stop before the next step or segment; what is done stays."""
+        """Stop before the next step or segment. What is done stays."""
         self._stop.set()
 
     def wait(self, seconds: float) -> None:
-        """Return when the work has ended, or after so many seconds."""
+        """Wait until the work has ended, for at most so many seconds."""
         self._thread.join(seconds)
 
     def _advance(self, share: float) -> None:
         self._share = share
-        if self.cancelled and share < 1:  # what is just done is kept
+        if self.cancelled and share < 1:  # a step that has just ended is kept
             raise Stopped
         self._let_others()
 
     def _let_others(self) -> None:
-        """Between two stretches or recordings others take their turn."""
+        """Give the turn to other tasks, between two segments or recordings."""
         self._end_turn()
         time.sleep(0.05)
         self._take_turn()
 
     def _take_turn(self) -> None:
-        """Wait for a turn on the model; cancelled work goes on without one to its next step, where it ends."""
+        """Wait for a turn on the model, or until the task is cancelled."""
         while not self._turn and not self.cancelled:
             self._turn = TURNS.acquire(timeout=0.2)
 
@@ -130,7 +132,7 @@ class Task:
             pass
         except UserError as error:
             self.error = Text(error.sentence, **error.values)
-        except Exception as error:  # the page lives on, whatever happens in here
+        except Exception as error:  # no error in here may break the page
             reason = str(error) or type(error).__name__
             self.error = Text("The transcription of {name} failed: {reason}", name=self.name, reason=reason)
         finally:
@@ -141,19 +143,23 @@ class Task:
 
 
 class Job(Task):
-    """Transcribes `utterance` by every method of `asr`, starting at once; goes on where the job `stopped` ended."""
+    """Transcribes `utterance` by every method of `asr`. It starts at once.
+
+    If a job `stopped` is given, it continues from there.
+    """
 
     def __init__(self, asr: ASR, utterance: Utterance, stopped: Job | None = None) -> None:
         self.methods = list(asr.methods)
         self.audio: Audio | None = stopped.audio if stopped else None
         self.encoded: list[Encoded] | None = stopped.encoded if stopped else None
-        self.transcripts: dict[str, Transcript] = dict(stopped.transcripts) if stopped else {}  # by method
+        # by method
+        self.transcripts: dict[str, Transcript] = dict(stopped.transcripts) if stopped else {}
         self._tables: dict[int, pd.DataFrame] = {}
         self.utterance = utterance
         super().__init__(asr, utterance.name)
 
     def again(self) -> Job:
-        """A job that goes on where this one ended."""
+        """A new job that continues from where this one ended."""
         return Job(self._asr, self.utterance, self)
 
     @property
@@ -162,7 +168,10 @@ class Job(Task):
 
     @property
     def segments(self) -> list[tuple[float, float]]:
-        """Start and end in seconds of the stretches that long audio was cut into; of short audio all of it."""
+        """Start and end in seconds of the stretches that the audio was cut into.
+
+        Short audio is one stretch.
+        """
         if self.audio is None or not self.encoded:
             return []
         starts = [0.0, *(s.offset for s in self.encoded[1:])]
@@ -170,14 +179,18 @@ class Job(Task):
 
     @property
     def dynamic(self) -> bool:
-        """Whether HDMoLE's experts are chosen by thresholds, as it was trained; else a layer has none to show."""
+        """Whether HDMoLE was trained to choose experts by thresholds."""
         return bool(self._asr.models["hdmole"].peft_config["default"].learned)
 
     def routing(self, segment: int = 0) -> pd.DataFrame | None:
-        """Tidy trace of HDMoLE in one stretch of the audio; None where the model has no such adapter or is not done."""
+        """Tidy trace of HDMoLE in one stretch of the audio.
+
+        None if the model has no HDMoLE adapter, or if HDMoLE has not finished.
+        """
         trace = self.transcripts["hdmole"].trace if "hdmole" in self.transcripts else None
         if trace is not None and segment not in self._tables:
-            self._tables = {segment: trace.of_segment(segment).to_frame()}  # a long one's whole table is too large
+            # the table of a whole long recording is too large
+            self._tables = {segment: trace.of_segment(segment).to_frame()}
         return self._tables.get(segment)
 
     def _work(self) -> None:
@@ -190,13 +203,17 @@ class Job(Task):
             transcript = self._asr.transcribe(
                 audio, method=method, want_trace=method == "hdmole", encoded=self.encoded, progress=self._advance
             )
-            self._share, self.encoded = 0.0, transcript.encoded  # with what the base hears: the next method need not ask it
+            # they hold what the base heard, which the next method needs too
+            self._share, self.encoded = 0.0, transcript.encoded
             self.transcripts[method] = transcript
         self.step = Text("Done")
 
 
 class Trial(Task):
-    """Transcribes a finished job's utterance once more by HDMoLE, with `change`: keywords of `hdmole.intervene`."""
+    """Transcribes a finished job's utterance once more by HDMoLE with changed routing.
+
+    `change` holds keywords of `hdmole.intervene`.
+    """
 
     def __init__(self, asr: ASR, job: Job, change: dict[str, Any]) -> None:
         self.transcript: Transcript | None = None
@@ -213,7 +230,7 @@ class Trial(Task):
 
 
 class Worth(Task):
-    """What each expert was worth to each word of one stretch of a finished job's utterance."""
+    """Measures what each expert was worth to each word in one stretch of a finished job."""
 
     def __init__(self, asr: ASR, job: Job, segment: int) -> None:
         assert job.encoded is not None

@@ -1,4 +1,4 @@
-"""Deep links: the address of a page leads back to what it shows."""
+"""Deep links. The address of a page leads back to what the page shows."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from hdmole.names import layer_label
 
 
 def address(values: Mapping[str, str | Iterable[str]]) -> dict[str, str]:
-    """What stands in the address for these values: name -> text. A value that is empty is left out."""
+    """The query of an address for these values: name -> text. Empty values are left out."""
     texts = {name: value if isinstance(value, str) else joined(value) for name, value in values.items()}
     return {name: text for name, text in texts.items() if text}
 
 
 def joined(names: Iterable[str]) -> str:
-    """Several names as one text, with commas between them; quoted as in a CSV file where a name has commas or quotes."""
+    """Several names as one text, separated by commas.
+
+    Names with commas or quotes are quoted as in a CSV file.
+    """
     line = io.StringIO()
     if found := list(names):
-        csv.writer(line, lineterminator="\r\n").writerow(found)  # only so are names with line ends quoted
+        # with this, names with line ends are quoted too
+        csv.writer(line, lineterminator="\r\n").writerow(found)
     return line.getvalue().removesuffix("\r\n")
 
 
 def names_in(text: str) -> list[str]:
-    """The names in what `joined` wrote; of a text that it cannot have written, none."""
+    """The names in a text of `joined`. A text that it cannot have written gives none."""
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error:
@@ -38,7 +42,10 @@ def names_in(text: str) -> list[str]:
 
 
 def number_in(text: str | None, default: float, low: float, high: float) -> float:
-    """The number that a text holds, moved into the range from `low` to `high`; the default where it holds none."""
+    """The number in a text, clipped to the range from `low` to `high`.
+
+    It is the default if the text holds no number.
+    """
     try:
         value = float(default if text is None else text)
     except ValueError:
@@ -47,7 +54,7 @@ def number_in(text: str | None, default: float, low: float, high: float) -> floa
 
 
 def write(**values: str | Iterable[str]) -> None:
-    """Make the address lead back to what is shown, in the language shown."""
+    """Make the address of the page lead back to what it shows, in the same language."""
     wanted = address(values)
     if language() != "en":
         wanted["lang"] = language()
@@ -56,15 +63,16 @@ def write(**values: str | Iterable[str]) -> None:
 
 
 def show_notes() -> None:
-    """What is to be said of the address, until another utterance is chosen."""
+    """Show the session's notes on the address, until another utterance is chosen."""
     for text in session().notes:
         st.warning(text)
 
 
 def set_once(name: str, options: list[str]) -> None:
-    """Set the widget `name`, "layer" or "gate", as the opened address says; once, so that the visitor can change it.
+    """Set the widget `name`, "layer" or "gate", to what the opened address says.
 
-    An address that names something that is not there is said, not followed.
+    This happens once, so that the visitor can change it. If the address names no option, a note
+    says so.
     """
     linked = session().linked.pop(name, None)
     found = next((option for option in options if linked in (option, layer_label(option))), None)
@@ -82,6 +90,9 @@ def set_once(name: str, options: list[str]) -> None:
 
 
 def set_widget(linked: Mapping[str, str], key: str, name: str, options: Collection[str], default: str | None) -> None:
-    """Set the widget `key` when its page is opened: as the address `linked` says under `name`, or else to its default."""
+    """Set the widget `key` when its page is opened.
+
+    Its value is what the address `linked` has under `name`, or else the default.
+    """
     if key not in st.session_state or st.session_state[key] not in (*options, default):
         st.session_state[key] = linked[name] if linked.get(name) in options else default

@@ -1,4 +1,7 @@
-"""The app's frame: pages, the model they share, and what the sidebar says. Run by `make app` or `hdmole app`."""
+"""The frame of the app: its pages, the model that they share, and the sidebar.
+
+`make app` and `hdmole app` run this file.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ ASSETS = ROOT / "assets" / "ui"
 st.set_page_config(page_title="HDMoLE", page_icon=str(ASSETS / "icon.svg"), layout="wide")
 st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "icon.svg"), size="large")
 st.html(ASSETS / "style.css")
-# Corpus and Report are all controls, which a presentation hides
+# Corpus and Report consist of controls, which a presentation hides
 working: Literal["visible", "hidden"] = "hidden" if st.session_state.get("present") else "visible"
 page = st.navigation(
     [

@@ -1,4 +1,4 @@
-"""The model that all sessions share, and what is said about it."""
+"""The model that all sessions share, and its description."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ def _load(model: str) -> ASR:
 
     asr = ASR.load(model)
     noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
-    for method in asr.methods:  # first calls compile and cache; without this the first visitor would wait for it
+    # first calls compile and cache; without this, the first visitor would wait
+    for method in asr.methods:
         asr.transcribe(noise, method=method)
     mel_spectrogram(noise, 16_000)
     return asr
 
 
 def load_model() -> ASR:
-    """The model named by `HDMOLE_MODEL`, or the demo model; where it cannot be loaded, ends the page with a sentence."""
+    """The model that `HDMOLE_MODEL` names, or the demo model.
+
+    If it cannot be loaded, the page ends with a sentence that says why.
+    """
     model = os.environ.get("HDMOLE_MODEL", "demo")
     try:
         return _load(model)
@@ -49,7 +53,7 @@ def load_model() -> ASR:
 
 
 def device_name(asr: ASR) -> str:
-    """CPU, or the GPU's name."""
+    """Name of the device: CPU, or the name of the GPU."""
     if asr.device.type != "cuda":
         return asr.device.type.upper()
     import torch
@@ -58,7 +62,7 @@ def device_name(asr: ASR) -> str:
 
 
 def model_card(path: Path) -> str:
-    """A model card's text without the metadata block that hubs put before it."""
+    """The text of a model card without the block of metadata at its beginning."""
     text = path.read_text(encoding="utf-8")
     if text.startswith("---\n") and "\n---\n" in text[4:]:
         text = text[4:].split("\n---\n", 1)[1]

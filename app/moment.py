@@ -1,4 +1,4 @@
-"""The moment a user clicked in a figure over time: what was said then, and how it sounds."""
+"""The moment that a visitor clicked in a figure over time: what was said, and how it sounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word
-_MOST_WORDS = 40  # that are offered in a row
+_MOST_WORDS = 40  # that are shown in a row
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,10 @@ class Moment:
 
 
 def moment_of(time: float, words: Sequence[Word], seconds: float) -> Moment:
-    """The word that lasts over `time`, or a short stretch around it, in audio that ends at so many seconds."""
+    """The moment at `time`: the word that is spoken then, or else a short stretch around it.
+
+    The audio ends at `seconds`.
+    """
     for word in words:
         if word.start <= time < word.end:
             return Moment(time, max(0.0, word.start - _MARGIN), min(seconds, word.end + _MARGIN), word.word)
@@ -42,7 +45,7 @@ def moment_of(time: float, words: Sequence[Word], seconds: float) -> Moment:
 
 
 def remember_click(chart: str, utterance: str, words: Sequence[Word]) -> Callable[[], None]:
-    """A callback for a chart over time: keeps the clicked time for the utterance with this key."""
+    """A callback for a chart over time. It keeps the clicked time for the utterance of this key."""
 
     def clicked() -> None:
         points = st.session_state[chart].selection.points
@@ -55,7 +58,7 @@ def remember_click(chart: str, utterance: str, words: Sequence[Word]) -> Callabl
 
 
 def choose_word(utterance: str, words: Sequence[Word]) -> None:
-    """The words in a row: choosing one plays it, with the mouse or the keyboard."""
+    """Show the words in a row. The visitor can play one with the mouse or the keyboard."""
     key = f"word-{utterance}"
 
     def chosen() -> None:
@@ -72,13 +75,16 @@ def choose_word(utterance: str, words: Sequence[Word]) -> None:
 
 
 def clicked_moment(utterance: str, words: Sequence[Word], start: float, end: float) -> Moment | None:
-    """The moment last clicked in this stretch of the utterance; it stays when another layer or gate is chosen."""
+    """The moment last clicked in this stretch of the utterance.
+
+    It stays when another layer or gate is chosen.
+    """
     kept = session().moment
     return moment_of(kept[1], words, end) if kept and kept[0] == utterance and start <= kept[1] < end else None
 
 
 def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer: str, which: str) -> None:
-    """A player for the moment, and the experts at work in it."""
+    """Show a player for the moment, and the experts that are active in it."""
     if moment is None:
         return
     rows = frame_at(table[table.layer == layer], moment.time)

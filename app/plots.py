@@ -1,4 +1,4 @@
-"""A figure on a page, with one line on how to read it and its downloads; and the downloads of transcripts."""
+"""Figures on pages, with a line on how to read them and downloads; downloads of transcripts."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def show(
 
     Args:
         plot: the figure, in English; its titles and names are translated here.
-        name: of the files that are saved, without extension.
-        data: the table that is drawn, or several by title.
+        name: name of the downloaded files, without extension.
+        data: the table that is drawn, or several tables by title.
         reading: how to read it, in the visitor's language.
         key: names the figure on the page.
         on_select: what a click does, as in `st.plotly_chart`.
 
     Returns:
-        What is selected in the figure; of use only where `on_select` is not "ignore".
+        What is selected in the figure. It is of use only if `on_select` is not "ignore".
     """
     bar = {
         "toImageButtonOptions": {"filename": name, "scale": 2, "format": str(st.session_state.get(f"{key}-as") or "PNG").lower()},
         "displaylogo": False,
-        "displayModeBar": True,  # it would show only under a mouse
+        "displayModeBar": True,  # by default it shows only under a mouse
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
     }
     tables: dict[str, Callable[[], pd.DataFrame]] = data if isinstance(data, dict) else {Text("Data"): data.copy}
@@ -79,7 +79,7 @@ def _csv(table: Callable[[], pd.DataFrame]) -> str:
 
 
 def transcript_downloads(job: Job) -> None:
-    """Everything that was heard, as JSON and as a table of words."""
+    """Downloads of everything that was heard, as JSON and as a table of words."""
     stem = job.utterance.stem
     found = [{"file": job.utterance.name, **transcript.to_dict()} for transcript in job.transcripts.values()]
     words = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""One utterance and the results as one HTML file that opens without a network, and as a ZIP of their data."""
+"""One utterance and the results as an HTML file that opens offline, and as a ZIP of data."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ td:first-child, th:first-child {{ text-align: left; }} .note, footer {{ color: #
 
 
 def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFrame]]:
-    """File name -> title, figure and data of everything the pages show of an utterance."""
+    """File name -> title, figure and data of everything that the pages show of an utterance."""
     assert job.audio is not None
     best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()))
-    start, end = job.segments[0]  # of a long recording the first stretch
+    start, end = job.segments[0]  # the first stretch of a long recording
     samples, words = job.audio.samples[: round(end * SAMPLE_RATE)], [w for w in best.words if w.start < end]
     found = {}
     sound = figures.sound(samples, SAMPLE_RATE, words, start)
@@ -73,7 +73,7 @@ def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFra
 
 
 def html(job: Job, reference: str, layer: str, summary: Results | None, about: dict[str, str]) -> str:
-    """The whole report. `about` is said at its foot, with the provenance of the results."""
+    """The whole report. At its foot stand `about` and the provenance of the results."""
     utterance = job.utterance
     kind = mimetypes.guess_type(utterance.name)[0] or "audio/wav"
     audio = base64.b64encode(utterance.data).decode()
@@ -139,7 +139,11 @@ def _table(summary: Results) -> str:
 
 
 def data(job: Job, layer: str, results: Path) -> bytes:
-    """A ZIP of what the report shows: audio, transcripts, the full routing, each figure's data, the results where there are some."""
+    """A ZIP of what the report shows.
+
+    It holds the audio, transcripts, the full routing, each figure's data, and the results if there
+    are any.
+    """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr(f"audio/{Path(job.utterance.name).name}", job.utterance.data)

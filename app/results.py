@@ -1,4 +1,4 @@
-"""Results folders: choosing one, reading it, and what pages say of it."""
+"""Results folders: choosing one, reading it, and showing what it holds."""
 
 from __future__ import annotations
 
@@ -22,21 +22,25 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def folders(asr: ASR) -> dict[str, Path]:
-    """Name -> folder of the results that come with the model and the repository, the headline comparison last."""
+    """Name -> folder of the results that come with the model and the repository.
+
+    The main comparison is the last.
+    """
     own = asr.folder / "results"
     found = {"this model's own": own} if (own / "summary.json").is_file() else {}
-    if asr.folder == ROOT / "assets" / "demo":  # the comparisons in the repository are of the demo model
+    # the comparisons in the repository are those of the demo model
+    if asr.folder == ROOT / "assets" / "demo":
         compared = [f.parent for f in (ROOT / "assets" / "results").glob("*/summary.json")]
         found |= {f.name: f for f in sorted(compared, key=lambda f: (f.name == "main", f.name))}
     return found
 
 
 def read_table(file: Path, utterance: str | None = None) -> pd.DataFrame:
-    """A parquet file of results, or its rows of one utterance; read once as long as it stays the same."""
+    """A parquet file of results, or its rows of one utterance, cached until the file changes."""
     return _read_table(file, utterance, file.stat().st_mtime_ns)
 
 
@@ -46,7 +50,7 @@ def _read_table(file: Path, utterance: str | None, changed: int) -> pd.DataFrame
 
 
 def summary_of(folder: Path) -> Results | None:
-    """The results in a folder; None where there are none that can be read."""
+    """The results in a folder; None if there are none that can be read."""
     try:
         return load(folder)
     except ResultsError:
@@ -55,7 +59,10 @@ def summary_of(folder: Path) -> Results | None:
 
 @st.cache_data(show_spinner=False, max_entries=8)
 def sound_of(folder: Path, utterance: str, text: str, accent: str, speaker: str) -> tuple[str, bytes] | None:
-    """Name and content of an utterance's audio: the recording that was judged, or a synthetic one made again; None where neither is."""
+    """Name and content of an utterance's audio: the recording, or synthetic speech made again.
+
+    None if neither is to be had.
+    """
     listed = folder / "recordings.parquet"
     if listed.is_file():
         audio = pd.read_parquet(listed, columns=["utterance", "audio"]).set_index("utterance").audio
@@ -71,13 +78,14 @@ def sound_of(folder: Path, utterance: str, text: str, accent: str, speaker: str)
     return f"{utterance}.wav", content.getvalue()
 
 
-# -- choosing -----------------------------------------------------------------------------------------------------------
+# -- choosing --------------------------------------------------------------------------------------
 
 
 def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
-    """The results that the visitor chose, in the sidebar or by `?results=`, and their folder; ends the page where there are none.
+    """The results that the visitor chose, in the sidebar or by `?results=`, and their folder.
 
-    Without a choice it is the last results folder that can be read, and that holds `routing` where it is asked for.
+    By default this is the last folder that can be read and, if `routing` is true, holds routing.
+    Without any results the page ends.
     """
     found = chosen(asr, routing)
     if found is None:
@@ -92,10 +100,11 @@ def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
 
 
 def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
-    """As `choose`; None where there are no results."""
+    """As `choose`, but None if there are no results."""
     known, link = folders(asr), st.query_params.get("results", "")
     widgets = st.session_state
-    if link and link != session().results:  # an address that was opened, not one that this page wrote
+    # an address that the visitor opened, not one that this page wrote
+    if link and link != session().results:
         widgets.results_given = "" if link in known else link
         widgets.results_name = link if link in known else None
     if not widgets.get("results_given") and widgets.get("results_name") not in known:
@@ -129,7 +138,7 @@ def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
 
 
 def other_base(asr: ASR, folder: Path, summary: Results) -> str:
-    """Of results that come with the model: that they are of another base than the model's, or may be; else nothing."""
+    """A note if results are, or may be, of another base than the model's; else an empty text."""
     own = summary_of(asr.folder / "results")
     if own is None or folder == asr.folder / "results":
         return ""
@@ -152,11 +161,11 @@ def other_base(asr: ASR, folder: Path, summary: Results) -> str:
 digest_of = st.cache_data(show_spinner=False, max_entries=2)(base_digest)
 
 
-# -- showing ------------------------------------------------------------------------------------------------------------
+# -- showing ---------------------------------------------------------------------------------------
 
 
 def headline(summary: Results) -> None:
-    """The numbers a visitor looks for first; those the results do not have are left out."""
+    """Show the main numbers of the results, as far as they have them."""
     numbers: list[tuple[str, str, str | None]] = []
     domains = {method: entry.domains for method, entry in summary.methods.items()}
     for domain, name in (("accent", t("WER on accents, HDMoLE")), ("general", t("WER on general speech, HDMoLE"))):
@@ -177,7 +186,7 @@ def headline(summary: Results) -> None:
 
 
 def confusion(recogniser: RecogniserResult) -> None:
-    """The confusion matrix of the accent recogniser."""
+    """Show the confusion matrix of the accent recogniser."""
     st.header(t("What the accent recogniser hears"))
     table = result_figures.confusion_data(recogniser)
     plots.show(
@@ -187,6 +196,6 @@ def confusion(recogniser: RecogniserResult) -> None:
 
 
 def origin(summary: Results) -> None:
-    """Where the numbers of a results file come from."""
+    """Show where the results come from."""
     said = " · ".join(f"{name} `{value}`" for name, value in texts.origin(summary).items())
     st.caption(t("Where these numbers come from: {origin}", origin=said))

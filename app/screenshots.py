@@ -1,6 +1,7 @@
-"""Pictures of the running app for the README and for looking at it: `python -m app.screenshots [--model demo] [--out DIR]`.
+"""Screenshots of the app: `python -m app.screenshots [--model demo] [--out DIR]`.
 
-Starts the app on a free port, opens every page in Chromium, wide (1280 x 800) and narrow (400 x 800), light and dark.
+This starts the app on a free port and opens every page in Chromium, wide (1280 x 800) and narrow
+(400 x 800), light and dark.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ SIZES = {"wide": (1280, 800), "narrow": (400, 800)}
 
 @contextmanager
 def running_app(model: str) -> Iterator[str]:
-    """The app's address while it runs on a free port. Raises RuntimeError where it does not start within three minutes."""
+    """Run the app on a free port, and give its address.
+
+    Raises RuntimeError if it does not start within three minutes.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,7 +75,10 @@ def running_app(model: str) -> Iterator[str]:
 
 
 def take(url: str, out: Path, themes: list[str], sizes: list[str], full_page: bool, sample: str) -> None:
-    """Write `PAGE.png` of every page into `out`, with `-narrow` and `-dark` in the name where it is."""
+    """Write a screenshot `PAGE.png` of every page into `out`.
+
+    Names of narrow and dark screenshots end in `-narrow` and `-dark`.
+    """
     from playwright.sync_api import sync_playwright
 
     out.mkdir(parents=True, exist_ok=True)

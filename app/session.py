@@ -1,4 +1,4 @@
-"""What one visitor's session holds beside the state of Streamlit's own widgets."""
+"""The state of one visitor's session, apart from that of Streamlit's widgets."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ class Session:
 
     Attributes:
         utterance: the utterance that the pages show.
-        jobs: utterance key -> its transcription; the one used last stands last.
+        jobs: utterance key -> its transcription; the one used last comes last.
         trials: utterance key and change of routing -> the transcription under that change.
         worth: utterance key and stretch -> what each expert was worth there.
-        stopped: key of the utterance whose work the visitor cancelled; it does not start again by itself.
+        stopped: key of the utterance whose work the visitor cancelled. It does not start again by
+            itself.
         notes: warnings to show until another utterance is chosen.
         link_read: whether the address under which the app was opened has been read.
         linked: `layer` and `gate` of that address, until a page has used them.
-        changes_linked: the changes of routing in the address under which the page Thresholds was opened.
+        changes_linked: the changes of routing in the address under which the page Thresholds was
+            opened.
         changes_of: key of the utterance to which these changes belong.
         thresholds: utterance key and name of a threshold -> the value that the visitor has set.
         moment: key of an utterance and the time in it, in seconds, that was clicked last.
         results: name or folder of the results shown last.
-        evaluation: the work of the page Corpus.
+        evaluation: the running or finished work of the page Corpus.
         evaluation_new: whether it was started just now.
         tour: step of the guided tour, from 0; None outside it.
     """

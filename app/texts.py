@@ -1,9 +1,10 @@
-"""The app's texts in the visitor's language: English stands in the code, Chinese in `assets/ui/texts.json`.
+"""The app's texts in the visitor's language.
 
-* `t` looks a text up where it is shown; one without a Chinese text stays English
-* values stand in both languages as `{name}`
-* a text that is written before it is shown, such as a constant, a worker's step or what the library says, is a `Text`; an error
-  that the visitor's input caused is translated in the same way, by its sentence and values
+* The English is in the code, the Chinese in `assets/ui/texts.json`.
+* `t` translates a text when it is shown. A text without a Chinese translation stays English.
+* `{name}` marks the place of a value in both languages.
+* A text that is made before it is shown is a `Text`: a constant, the step of a task, or a message
+  of the library. A `UserError` is translated in the same way, by its sentence and values.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ ADAPTED = {
 
 
 def language() -> Language:
-    """What the visitor reads: as chosen, as the address or else the browser says; English where there is no visitor."""
+    """The visitor's language: the chosen one, or else that of the address or of the browser.
+
+    It is English if there is no visitor.
+    """
     if get_script_run_ctx(suppress_warning=True) is None:
         return "en"
     wanted = st.session_state.get("language") or st.query_params.get("lang") or st.context.locale or ""
@@ -47,7 +51,7 @@ def language() -> Language:
 
 
 def choose_language() -> None:
-    """The switch between the languages; the address keeps Chinese."""
+    """Show the switch between the languages. An address in Chinese says so."""
     chosen = st.session_state.setdefault("language", language())
     st.segmented_control(
         t("Language"), list(LANGUAGES), key="language", format_func=LANGUAGES.__getitem__, required=True,
@@ -60,7 +64,7 @@ def choose_language() -> None:
 
 
 def t(text: str | UserError, /, **values: Any) -> str:
-    """The text, or what an error says, in the visitor's language, with its values."""
+    """A text or the sentence of an error in the visitor's language, with its values in place."""
     if isinstance(text, Text | UserError):
         values = {**text.values, **values}
         text = text.sentence
@@ -77,7 +81,10 @@ def _chinese() -> dict[str, str]:
 
 
 def label(name: str) -> str:
-    """What results call a method: "HDMoLE, top-1" is translated part by part where there is no text for the whole."""
+    """The label of a method in results, translated.
+
+    If there is no text for the whole of "HDMoLE, top-1", say, it is translated part by part.
+    """
     head, comma, last = name.rpartition(", ")
     if language() == "en" or name in _chinese() or not comma:
         return t(name)
@@ -85,53 +92,57 @@ def label(name: str) -> str:
 
 
 def claim(judged: Claim, summary: Results) -> str:
-    """What a claim says."""
+    """The sentence of a claim, translated."""
     return t(claim_texts(summary).get(judged.text, judged.text))
 
 
 def method(name: str) -> str:
-    """What a method is called."""
+    """The name of a method, translated."""
     return t(METHOD_NAMES.get(name, name))
 
 
 def accent(name: str) -> str:
-    """What an accent is called, with a capital letter."""
+    """The name of an accent with a capital letter, translated."""
     return t(accent_label(name))
 
 
 def accent_name(name: str) -> str:
-    """An accent's name among data, which is English as it stands there."""
+    """The name of an accent in a figure's data, where it stands in English, translated."""
     return name if language() == "en" else accent(name)
 
 
 def table(summary: Results, labels: dict[str, str]) -> str:
-    """`hdmole.study.tables.markdown_table`, with the names of its columns in the visitor's language."""
+    """`hdmole.study.tables.markdown_table` with translated column names."""
     head, _, rows = markdown_table(summary, labels).partition("\n")
-    rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)  # a number stays with its interval
+    # keeps a number and its interval on one line
+    rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)
     return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows
 
 
 def adapted(summary: Results) -> str:
-    """What the methods of a comparison adapt, where it is the same for all and known; else nothing."""
+    """The part of the model that all methods of a comparison adapt.
+
+    The text is empty if the part is unknown or not the same for all.
+    """
     places = {entry.place for entry in summary.methods.values() if entry.place}
     return t(ADAPTED[places.pop()]) if len(places) == 1 else ""
 
 
 def origin(summary: Results) -> dict[str, Any]:
-    """Where the numbers of a results file come from: name -> value, both as they are shown."""
+    """Where results come from: name -> value, both as they are shown."""
     known = summary.provenance.to_dict().items()
     return {t(name.replace("_", " ")): value for name, value in known if name != "config" and not isinstance(value, dict)}
 
 
 def picture(file: Path) -> str:
-    """An SVG file for `st.image`; in Chinese its content with the texts in it translated."""
+    """An SVG file for `st.image`, or its translated content in Chinese."""
     if language() == "en":
         return str(file)
     return re.sub(r">([^<>]+)</text>", lambda found: f">{t(found[1])}</text>", file.read_text(encoding="utf-8"))
 
 
 def drawn(plot: go.Figure) -> go.Figure:
-    """The figure with the titles, names and hints in it in the visitor's language; data and words stay."""
+    """The figure with its titles, names and hints translated. Data and spoken words stay."""
     if language() == "en":
         return plot
     axes = [*plot.select_xaxes(), *plot.select_yaxes()]
@@ -139,7 +150,8 @@ def drawn(plot: go.Figure) -> go.Figure:
         if titled.title.text:
             titled.title.text = t(titled.title.text)
     for axis in axes:
-        if axis.ticktext and isinstance(axis.tickvals[0], str):  # names; words stand at numbers
+        # these are names; words stand at numbers
+        if axis.ticktext and isinstance(axis.tickvals[0], str):
             names = (text.partition(" <") for text in axis.ticktext)
             axis.ticktext = [t(name) + sign + colour for name, sign, colour in names]
     for note in plot.layout.annotations:

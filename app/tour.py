@@ -33,7 +33,7 @@ def go(step: int) -> None:
 
 
 def bar() -> None:
-    """Where the visitor is on the tour, and the way on."""
+    """Show the present step of the tour, with buttons to go on, back or out."""
     step = session().tour
     if step is None:
         return
@@ -51,7 +51,7 @@ def bar() -> None:
 
 
 def presentation() -> None:
-    """The switch in the sidebar, and while the mode is on, the button that leaves it."""
+    """Show the switch of the presentation mode, and while it is on, the button that leaves it."""
 
     def off() -> None:
         st.session_state.present = False

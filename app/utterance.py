@@ -1,4 +1,7 @@
-"""Choosing the utterance that the pages show: a sample, a file or a recording, and the stretch of a long one."""
+"""Choosing the utterance that the pages show, and a stretch of it if it is long.
+
+An utterance is a sample, a file or a recording by microphone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
 
 
-# -- the model's samples -------------------------------------------------------------------------------------------------
+# -- the model's samples ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,19 @@ class Sample:
 
     @property
     def label(self) -> str:
-        """Its accent and first words, in the visitor's language."""
+        """Its accent, in the visitor's language, and its first words."""
         words = self.text.split()
         text = " ".join(words[:9]) + (" …" if len(words) > 9 else "")
         return f"{texts.accent(self.accent)} · {text}"
 
     def utterance(self) -> Utterance:
-        """The same as something to transcribe."""
+        """The sample as an utterance to transcribe."""
         return Utterance(self.path.name, self.path.read_bytes(), self.text, self.accent, self.name)
 
 
 @st.cache_data(show_spinner=False)
 def samples(folder: Path) -> list[Sample]:
-    """The clips in `samples/manifest.jsonl` of a model's folder, ordered by accent, those of the general accent last."""
+    """The clips in `samples/manifest.jsonl` of a model's folder, by accent, general last."""
     manifest = folder / "samples" / "manifest.jsonl"
     if not manifest.is_file():
         return []
@@ -70,16 +73,19 @@ def samples(folder: Path) -> list[Sample]:
 
 
 def opening_sample(clips: list[Sample], summary: Results | None) -> Sample:
-    """The clip in which HDMoLE hears most words that the base does not, by the model's own results; else the first."""
+    """The clip on which HDMoLE improves most on the base, by the model's own results.
+
+    Without results it is the first clip.
+    """
     errors = {clip.name: summary.samples.get(clip.name, {}) if summary else {} for clip in clips}
     return max(clips, key=lambda clip: errors[clip.name].get("base", 0) - errors[clip.name].get("hdmole", 0))
 
 
-# -- choosing ------------------------------------------------------------------------------------------------------------
+# -- choosing --------------------------------------------------------------------------------------
 
 
 def choose(chosen: Utterance) -> None:
-    """Make it the utterance that the pages show, and cancel the work for others that still runs."""
+    """Make this the utterance that the pages show, and cancel running work on others."""
     kept = session()
     old, kept.utterance = kept.utterance, chosen
     if old is not None and old.key == chosen.key:
@@ -91,7 +97,7 @@ def choose(chosen: Utterance) -> None:
 
 
 def choose_sample(sample: Sample) -> None:
-    """Make a sample the utterance that the pages show; where its file is missing, say so."""
+    """Make a sample the utterance that the pages show, or say that its file is missing."""
     if not sample.path.is_file():
         st.error(t("The sample {name} is missing from the model's folder; choose another one.", name=sample.name))
         return
@@ -99,9 +105,10 @@ def choose_sample(sample: Sample) -> None:
 
 
 def choose_linked(clips: list[Sample], folder: Path) -> None:
-    """Once a session: choose the sample that the address names, and keep its layer and gate for the pages that show them.
+    """Choose the sample that the address names, once in a session.
 
-    Without a sample in the address, it is one in which the results in the model's `folder` show what HDMoLE does.
+    The layer and gate in the address are kept for the pages that show them. If the address names no
+    sample, it is `opening_sample`, by the results in the model's `folder`.
     """
     kept = session()
     if kept.link_read:
@@ -119,14 +126,15 @@ def choose_linked(clips: list[Sample], folder: Path) -> None:
 
 
 def sample_select(clips: list[Sample], label: str = "") -> None:
-    """A list of the model's samples; the one chosen becomes the session's utterance."""
+    """Show a list of the model's samples. The chosen one becomes the session's utterance."""
     by_name = {clip.name: clip for clip in clips}
     current = session().utterance
     name = current.sample if current is not None and current.sample in by_name else None
     st.session_state.sample_choice = name
 
     def chosen() -> None:
-        if st.session_state.sample_choice in by_name:  # just after a change of language it is the old label
+        # right after a change of language it holds the old label
+        if st.session_state.sample_choice in by_name:
             choose_sample(by_name[st.session_state.sample_choice])
 
     st.selectbox(
@@ -137,7 +145,7 @@ def sample_select(clips: list[Sample], label: str = "") -> None:
 
 
 def choose_utterance(clips: list[Sample]) -> None:
-    """The three ways in: a sample, a file, the microphone."""
+    """Show the three ways to give an utterance: a sample, a file, the microphone."""
 
     def take(key: str, name: str) -> None:
         file = st.session_state[key]
@@ -170,7 +178,7 @@ def choose_utterance(clips: list[Sample]) -> None:
 
 
 def chosen_utterance() -> Utterance:
-    """The session's utterance; ends the page with a sentence where there is none."""
+    """The session's utterance. If there is none, the page ends with a sentence that says so."""
     chosen = session().utterance
     if chosen is None:
         st.info(t("Choose, upload or record an utterance first."))
@@ -180,7 +188,7 @@ def chosen_utterance() -> Utterance:
 
 
 def routed_utterance(asr: ASR) -> Utterance:
-    """The session's utterance, on a page that needs routing; ends the page where this model has none."""
+    """The session's utterance on a page about routing. Without a routed model the page ends."""
     chosen = chosen_utterance()
     if "hdmole" not in asr.methods:
         st.info(t("This model has no HDMoLE adapter, so there is no routing to show or change."))
@@ -189,7 +197,7 @@ def routed_utterance(asr: ASR) -> Utterance:
 
 
 def reference_input(chosen: Utterance) -> str:
-    """The text that was really said, as far as the visitor knows it."""
+    """Show a field for the text that was really said, and return what it holds."""
     key = f"reference-{chosen.key}"
     if key not in st.session_state:
         st.session_state[key] = chosen.reference
@@ -202,16 +210,19 @@ def reference_input(chosen: Utterance) -> str:
 
 
 def reference_of(chosen: Utterance) -> str:
-    """The same on a page that does not ask for it."""
+    """What was really said, on a page that does not ask for it."""
     return str(st.session_state.get(f"reference-{chosen.key}", chosen.reference))
 
 
-# -- stretches of a long recording ---------------------------------------------------------------------------------------
+# -- stretches of a long recording -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """One of the stretches that a long recording was cut into; `start` and `end` in seconds, `samples` (S,) at 16 kHz."""
+    """One of the stretches that a long recording was cut into.
+
+    `start` and `end` are in seconds; `samples` are (S,) at 16 kHz.
+    """
 
     number: int
     start: float
@@ -221,7 +232,7 @@ class Stretch:
 
 
 def choose_stretch(job: Job, transcript: Transcript | None) -> Stretch:
-    """The stretch of a long recording to look at; all of a short one."""
+    """The stretch of a long recording that the visitor chose; a short recording as a whole."""
     assert job.audio is not None
     spans = job.segments or [(0.0, job.audio.seconds)]
     words = transcript.words if transcript else []

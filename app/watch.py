@@ -1,4 +1,4 @@
-"""The work of a session: starting it, watching it on a page, cancelling it and going on with it."""
+"""The work of a session: starting, watching, cancelling and continuing it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _KEPT = 4  # utterances whose results a session keeps
 def job_of(asr: ASR, chosen: Utterance) -> Job:
     """The transcription of this utterance, started if there is none.
 
-    One that was cancelled because another utterance was chosen goes on; one that the visitor cancelled does not.
+    If it was cancelled because another utterance was chosen, it continues. If the visitor cancelled
+    it, it does not.
     """
     kept = session()
     job = kept.jobs.pop(chosen.key, None)
@@ -30,14 +31,17 @@ def job_of(asr: ASR, chosen: Utterance) -> Job:
         job = Job(asr, chosen)
     elif job.cancelled and not job.running and chosen.key != kept.stopped:
         job = job.again()
-    kept.jobs[chosen.key] = job  # the one used last stands last
+    kept.jobs[chosen.key] = job  # the one used last comes last
     for key in list(kept.jobs)[:-_KEPT]:
         kept.jobs.pop(key).cancel()
     return job
 
 
 def trial_of(asr: ASR, job: Job, change: dict[str, Any]) -> Trial:
-    """The job's utterance under changed routing, started if it is not among the last ones; any other trial is cancelled."""
+    """The job's utterance under changed routing, started unless it is among the last ones.
+
+    All other trials are cancelled.
+    """
     kept = session()
     key = job.utterance.key + json.dumps(change, sort_keys=True)
     for other, trial in kept.trials.items():
@@ -53,7 +57,7 @@ def trial_of(asr: ASR, job: Job, change: dict[str, Any]) -> Trial:
 
 
 def worth_of(asr: ASR, job: Job, stretch: int) -> Worth:
-    """What each expert was worth in a stretch of the job's utterance, started if it was not asked before."""
+    """What each expert was worth in a stretch of the job's utterance, started if not yet known."""
     kept = session()
     key = (job.utterance.key, stretch)
     found = kept.worth.get(key)
@@ -66,7 +70,7 @@ def worth_of(asr: ASR, job: Job, stretch: int) -> Worth:
 
 
 def heard_job(asr: ASR, chosen: Utterance) -> Job:
-    """The utterance's transcription once it has ended; until then the page shows its progress and ends there."""
+    """The utterance's finished transcription. Until then, the page shows progress and ends."""
     job = job_of(asr, chosen)
     ended(job)
     show_trouble(job)
@@ -74,7 +78,10 @@ def heard_job(asr: ASR, chosen: Utterance) -> Job:
 
 
 def ended(task: Job | Trial | Worth | Evaluation, seconds: float = 0.3) -> None:
-    """Go on if the work ends within so many seconds, which saves a flicker; else show its progress and end the page."""
+    """Return if the work ends within so many seconds, else show its progress and end the page.
+
+    The short wait keeps the page from flickering.
+    """
     task.wait(seconds)
     if task.running:
         watch(task, None)
@@ -83,7 +90,10 @@ def ended(task: Job | Trial | Worth | Evaluation, seconds: float = 0.3) -> None:
 
 @st.fragment(run_every=0.4)
 def watch(task: Job | Trial | Worth | Evaluation, reference: str | None) -> None:
-    """Progress of running work, with a way to stop it, and the transcripts so far where a reference is given."""
+    """Show the progress of running work with a button to stop it.
+
+    If a reference is given, show the transcripts so far too.
+    """
     if not task.running:
         st.rerun()
     left, right = st.columns([6, 1], vertical_alignment="center")
@@ -97,7 +107,7 @@ def watch(task: Job | Trial | Worth | Evaluation, reference: str | None) -> None
 
 
 def show_trouble(job: Job) -> None:
-    """What went wrong or was left undone, with a way to try again."""
+    """Show what went wrong or was not finished, with a button to try again."""
     if job.error:
         st.error(t(job.error))
     elif job.cancelled and len(job.transcripts) < len(job.methods):

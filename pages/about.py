@@ -1,4 +1,4 @@
-"""Model: what it can and cannot hear; everything here is read from the model's folder."""
+"""Model: what it can and cannot do. Everything here is read from the model's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare: the methods on the same test speech; everything here is read from a results folder."""
+"""Compare: the methods on the same test speech. Everything here is read from a results folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hdmole.study.bootstrap import accent_differences
 from hdmole.study.claims import verdict
 
 asr = load_model()
-linked = st.query_params.to_dict()  # before the choice of results writes the address anew
+linked = st.query_params.to_dict()  # read before the choice of results changes the address
 
 
 def kind(domain: str) -> str:
-    """What a kind of speech is called."""
+    """The name of a kind of speech, translated."""
     return t("Accents" if domain == "accent" else DOMAIN_LABELS.get(domain, domain))
 
 

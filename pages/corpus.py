@@ -63,7 +63,7 @@ with st.expander(t("The recordings"), expanded=not (earlier or (task and not tas
         kept.evaluation_new = True
         st.rerun()
 if task is not None:
-    if task.running:  # a reload then finds the way back
+    if task.running:  # so that a reload opens the same results
         links.write(results=str(task.out))
     watch.ended(task)
     if task.error:
@@ -131,7 +131,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
 
 @st.cache_data(show_spinner=False, max_entries=4)
 def recordings(out: str, changed: int) -> pd.DataFrame:
-    """One row a recording: its length, level, clipping, in-domain score and each method's WER."""
+    """One row per recording: length, level, clipping, in-domain score and each method's WER."""
     heard = results.read_table(Path(out) / "utterances.parquet").drop_duplicates(["utterance", "method"])
     wide = heard.assign(wer=100 * heard.errors / heard.words.clip(lower=1)).pivot(
         index="utterance", columns="method", values="wer"
@@ -140,7 +140,8 @@ def recordings(out: str, changed: int) -> pd.DataFrame:
     known = pd.read_parquet(Path(out) / "recordings.parquet").drop_duplicates("utterance").set_index("utterance")
     wide.columns = [f"WER {name} (%)" for name in wide.columns]
     table = known.join(first).join(wide.round(1)).reset_index()
-    small = {name: "category" for name in ("accent", "speaker")}  # half as much to send to the browser
+    # halves what is sent to the browser
+    small = {name: "category" for name in ("accent", "speaker")}
     return table.astype(small | {name: "float32" for name in table.select_dtypes("number")} | {"words": "int32"})
 
 
@@ -148,7 +149,7 @@ st.header(t("Recording by recording"))
 rows = recordings(str(out), (out / "recordings.parquet").stat().st_mtime_ns)
 
 
-@st.fragment  # choosing a row of a hundred thousand runs this alone
+@st.fragment  # so that choosing a row runs only this function
 def one_by_one() -> None:
     accent_box, word_box, worst_box = st.columns([1, 2, 1])
     accents = accent_box.multiselect(
@@ -164,7 +165,8 @@ def one_by_one() -> None:
     shown = shown[shown[rates_of].max(axis=1) >= least].reset_index(drop=True)
     event = st.dataframe(
         shown.drop(columns="audio"), hide_index=True, height=320, on_select="rerun", selection_mode="single-row",
-        key=f"corpus_rows-{out}-{accents}-{text}-{least}",  # another table, in which nothing is chosen yet
+        # a new key for a new table, in which nothing is chosen yet
+        key=f"corpus_rows-{out}-{accents}-{text}-{least}",
         column_order=["utterance", "accent", *rates_of, "reference", "words", "seconds", "level", "clipped", "in_domain", "speaker"],
         column_config={
             **{name: t(name) for name in ("utterance", "accent", "reference", "words", "speaker")},

@@ -1,4 +1,4 @@
-"""Correspondence: which expert works for which accent over a whole corpus, and what it is worth there."""
+"""Correspondence: which expert works for which accent in a corpus, and what it is worth."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hdmole.study.results import FEW_SPEAKERS, Measure
 from hdmole.study.routing_table import ROUTERS
 
 asr = load_model()
-linked = st.query_params.to_dict()  # before the choice of results writes the address anew
+linked = st.query_params.to_dict()  # read before the choice of results changes the address
 
 
 def hear(folder: Path, name: str) -> None:
-    """A clicked utterance: its words, its sound, and the way to the pages that show one utterance."""
+    """Show a clicked utterance with its words, its sound, and links to pages about it."""
     file = folder / "utterances.parquet"
     said = results.read_table(file, name) if file.is_file() else pd.DataFrame()
     if not len(said):
@@ -112,7 +112,7 @@ with right:
         ),
         "map", on_select="rerun",
     )  # fmt: skip
-    named = st.selectbox(  # for those who cannot click
+    named = st.selectbox(  # for visitors who cannot click
         t("Utterance"), sorted(points.utterance.unique()), index=None, placeholder=t("none"), key="map_utterance"
     )
     if event.selection.points or named:
@@ -127,7 +127,8 @@ st.caption(
 )
 
 recogniser = summary.accent_recogniser
-if not recogniser and folder in results.folders(asr).values():  # other results may be of another recogniser
+# other results may come from another recogniser
+if not recogniser and folder in results.folders(asr).values():
     own = results.summary_of(asr.folder / "results")
     recogniser = own.accent_recogniser if own else None
 if recogniser:

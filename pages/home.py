@@ -1,4 +1,4 @@
-"""Home: what this is, one picture of the method, a sample to start with, and a guided tour."""
+"""Home: what the app is, a picture of the method, a sample to start with, and a guided tour."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.model import ROOT, device_name, load_model
 from app.texts import t
 from app.utterance import choose_sample, samples
 
-if "sample" in st.query_params:  # links of before there was a Home page
+if "sample" in st.query_params:  # old links, from before there was a Home page
     st.switch_page("../pages/transcribe.py", query_params=dict(st.query_params))
 
 asr = load_model()

@@ -1,4 +1,4 @@
-"""Report: the utterance and the results as one file to take away."""
+"""Report: the utterance and the results as one file to download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thresholds: change what routes, hear the utterance again, and see what changed."""
+"""Thresholds: change the routing, transcribe the utterance again, and see what changed."""
 
 from __future__ import annotations
 
@@ -41,16 +41,17 @@ controls, outcome = st.columns([1, 1.9], gap="medium")
 kept = session()
 if kept.changes_linked is None:
     kept.changes_linked, kept.changes_of = st.query_params.to_dict(), chosen.key
-linked = kept.changes_linked if kept.changes_of == chosen.key else {}  # else the address was of another utterance
+# if they differ, the address was of another utterance
+linked = kept.changes_linked if kept.changes_of == chosen.key else {}
 
 
 def named(name: str, options: list[str]) -> list[str]:
-    """What the address names under `name`, as far as it is among the options."""
+    """The options that the address names under `name`."""
     return [value for value in links.names_in(linked.get(name, "")) if value in options]
 
 
 def number(name: str, default: float, low: float, high: float) -> float:
-    """The number that the address gives under `name`, or else the default."""
+    """The number that the address has under `name`, or else the default."""
     return links.number_in(linked.get(name), default, low, high)
 
 
@@ -66,7 +67,8 @@ with controls:
     if how == "dynamic":
         for name, label in (("tau_global", t("Global threshold τ")), ("tau_local", t("Local threshold τ"))):
             trained = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
-            most, place = max(0.5, trained), (chosen.key, name)  # what was set stays when other layers are chosen
+            # a value that was set stays when other layers are chosen
+            most, place = max(0.5, trained), (chosen.key, name)
             value = st.slider(
                 label, 0.0, most, min(most, kept.thresholds.get(place, number(name, trained, 0, most))), 0.005, format="%.3f",
                 key=f"{name}-{chosen.key}-{'-'.join(where)}", persist_state="session", help=t(
@@ -155,7 +157,7 @@ with outcome:
         for name, summary in found.items()
         if summary and summary.frontier and (summary.methods["hdmole"].place or "projector") == adapted
     }
-    if alike:  # results of layers in the same place, those of most seeds
+    if alike:  # results of layers in the same place, with the most seeds
         name, summary = max(alike.items(), key=lambda item: len(item[1].methods["hdmole"].seeds or []))
         st.header(t("More experts or fewer: what it does over a corpus"))
         points = result_figures.frontier_data(summary)

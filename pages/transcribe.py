@@ -1,4 +1,4 @@
-"""Transcribe: one utterance, heard by every method side by side."""
+"""Transcribe: what every method hears in one utterance, side by side."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if chosen is None:
 links.write(sample=chosen.sample)
 
 job = watch.job_of(asr, chosen)
-job.wait(0.3)  # most samples are done by then, and the page need not flicker
+job.wait(0.3)  # most samples are done by then, so that the page does not flicker
 if job.error and job.audio is None:  # there is nothing to play
     watch.show_trouble(job)
     st.stop()
@@ -58,7 +58,7 @@ with sound:
     stretch = choose_stretch(job, best)
 
     def later(table: pd.DataFrame) -> pd.DataFrame:
-        """With the seconds of the whole recording, as the figure has them."""
+        """The table with times counted from the start of the whole recording, as in the figure."""
         return table.assign(time=table.time + stretch.start)
 
     tables: dict[str, Callable[[], pd.DataFrame]] = {
