@@ -381,10 +381,8 @@ class _Watch(TrainerCallback):
     def __init__(self, holder: list[nn.Module]) -> None:
         self.holder = holder
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self.holder[:] = [model]
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.holder[:] = [kwargs["model"]]
 
 
 def _remove(*folders: Path) -> None:
