@@ -33,7 +33,7 @@ _EXPORTS = {
 __all__ = sorted(_EXPORTS)
 
 
-def __getattr__(name: str) -> Any:  # PEP 562: `import hdmole` stays light: torch is imported on first use
+def __getattr__(name: str) -> Any:  # PEP 562; torch is imported only on first use
     if name not in _EXPORTS:
         raise AttributeError(f"module 'hdmole' has no attribute {name!r}")
     try:

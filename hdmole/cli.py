@@ -1,7 +1,7 @@
-"""The command line: `hdmole transcribe | trace | evaluate | compare | bench | demo build | demo conflicts | demo info | app`.
+"""The command line; `hdmole --help` lists the commands.
 
-Results go to standard output, progress and warnings to standard error, so that `--json` can be piped. torch is imported
-only by the commands that need it.
+Results go to standard output, progress and warnings to standard error, so that the output of
+`--json` can be piped. torch is imported only by the commands that need it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _fail(message: object) -> NoReturn:
 
 
 def _make_folder(folder: Path, option: str = "--out") -> None:
-    """Make the folder that results go to; ends the command where they could not be written, before the work is done."""
+    """Make the folder for results. If it cannot be written to, end the command before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,7 +56,7 @@ def _make_folder(folder: Path, option: str = "--out") -> None:
 
 @contextmanager
 def _progress(what: str, total: int | None = None) -> Iterator[Progress]:
-    """A progress bar with one task on standard error, where that is a terminal."""
+    """A progress bar with one task on standard error, if that is a terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         progress.add_task(what, total=total)
@@ -65,7 +65,7 @@ def _progress(what: str, total: int | None = None) -> Iterator[Progress]:
 
 def _load(model: str) -> ASR:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about itself
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers warns about itself
     with errors.status(f"Loading the model {escape(model)} ..."):
         from transformers.utils import logging
 
@@ -88,7 +88,11 @@ def transcribe(
     accent: AccentOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Transcribe recordings: text, word times and confidence, accent, routing. Exit status 1 if any failed."""
+    """Transcribe recordings.
+
+    With --json also word times and confidences, accent and routing. The exit status is 1 if a
+    recording failed.
+    """
     from hdmole.speech.audio import AudioError, decode
 
     asr = _load(model)
@@ -110,7 +114,7 @@ def transcribe(
                 if not as_json:
                     if heard.in_domain["verdict"] is False:
                         errors.print(f"{path}: {warning(heard.in_domain)}", style="yellow", markup=False)
-                    progress.stop()  # else the line would follow the bar on a terminal
+                    progress.stop()  # otherwise a terminal would show the line behind the bar
                     typer.echo(f"{path}\t{heard.text}" if len(audio) > 1 else heard.text)
                     progress.start()
             progress.advance(_TASK)
@@ -163,9 +167,10 @@ def evaluate(
     accent: AccentOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Word error rates of several methods on your recordings, with 95 % intervals; exit status 1 if any failed.
+    """Measure word error rates of several methods on your recordings, with 95 % intervals.
 
-    Run it again after an interruption: it goes on where it was.
+    The exit status is 1 if a recording failed. Run the command again after an interruption, and it
+    continues.
     """
     _make_folder(out)
     asr = _load(model)
@@ -198,7 +203,10 @@ def compare_command(
     out: Annotated[Path, typer.Option(help="Folder of the results; run again to go on where it was cut off.")],
     readme: Annotated[Path | None, typer.Option(help="Bring the comparison's table in this README up to date.")] = None,
 ) -> None:
-    """Train every method over seeds from one frozen base and say which is better, by how much, and how sure."""
+    """Train methods from one frozen base over several seeds, and compare them.
+
+    The results say which method is better, by how much, and with what interval.
+    """
     _make_folder(out)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from hdmole.study.compare import compare
@@ -253,7 +261,10 @@ def demo_build(
         typer.Option(help="A released model, such as assets/demo, whose weights are taken in place of training."),
     ] = None,
 ) -> None:
-    """Train the demo model from nothing (about two and a half hours on 2 cores); resumes where it was cut off."""
+    """Train the demo model from scratch (about two and a half hours on 2 cores).
+
+    Run the command again after an interruption, and it continues.
+    """
     _make_folder(work, "--work")
     from hdmole.demo.build import build
 
@@ -270,7 +281,10 @@ def demo_conflicts(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     scale: Annotated[float, typer.Option(help="Share of the speech, for a quick trial.")] = 1.0,
 ) -> None:
-    """Make speech in twelve accents that conflict, for a comparison: in each the same sound stands for another phoneme."""
+    """Make speech in twelve conflicting accents, for a comparison.
+
+    In each of these accents the same sound stands for a different phoneme.
+    """
     _make_folder(out, "--out")
     from hdmole.demo.build import conflicts
 
@@ -332,7 +346,7 @@ def app_command(
     main = Path(__file__).resolve().parent.parent / "app" / "main.py"
     if not main.is_file():
         _fail("The app is not installed with the package; clone the repository and run 'make app' there.")
-    # the app runs in the repository's folder, where a relative path would lead elsewhere
+    # the app runs in the repository's folder, so the path must not be relative
     os.environ["HDMOLE_MODEL"] = str(Path(model).resolve()) if Path(model).is_dir() else model
     command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.port", str(port)]
     os.chdir(main.parent.parent)

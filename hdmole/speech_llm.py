@@ -1,3 +1,7 @@
-"""The module that adapters saved before version 0.2 name in their configuration (`auto_mapping.parent_library`)."""
+"""The former place of `SpeechLLM`.
+
+Adapters saved before version 0.2 name this module in their configuration
+(`auto_mapping.parent_library`).
+"""
 
 from hdmole.models.speech_llm import SpeechLLM as SpeechLLM

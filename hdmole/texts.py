@@ -1,4 +1,4 @@
-"""English texts that can be translated where they are shown."""
+"""English texts that can be translated when they are shown."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 
 class Text(str):
-    """An English text that remembers what it was made of.
+    """An English text that keeps the sentence and the values that it was made of.
 
-    It is the finished text, and can be used, saved and compared as any other.
+    It is a string with the values in place.
 
     Args:
-        sentence: the text, with `{name}` where the value `name` stands. Translations are keyed by it.
-        values: the values in it, by name; texts and errors among them are translated too.
+        sentence: the text, with `{name}` in the place of the value `name`. It is the key of
+            translations.
+        values: the values by name. Texts and errors among them are translated too.
     """
 
     sentence: str

@@ -22,7 +22,7 @@ whole gate. pi_0 is the posterior of the general domain.
 
 docs/method.md lists every switch, whose choice it is and why.
 
-* The functions here are pure functions of tensors. They know of no models, audio or files.
+* All functions here are pure functions of tensors. They do not depend on models, audio or files.
 * Every shape ends in N, the number of experts. Leading dimensions broadcast:
   (U, 1, N) against (U, T, N).
 * An expert whose gate is exactly 0 is off.
@@ -75,16 +75,16 @@ def sparsegen(logits: Tensor, sparsity: Tensor) -> Tensor:
 
 
 def top_k(q: Tensor, k: int) -> Tensor:
-    """The `k` largest of `q` (..., N), divided by their sum; the others 0.
+    """The `k` largest of `q` (..., N), divided by their sum; the others are 0.
 
-    Dynamic thresholds take the place of this choice.
+    This is the usual choice in mixtures of experts. Dynamic thresholds replace it.
     """
     kept = torch.zeros_like(q).scatter(-1, q.topk(min(k, q.shape[-1]), -1).indices, 1)
     return _normalise(q * kept)
 
 
 def top_p(q: Tensor, p: float) -> Tensor:
-    """The fewest of `q` (..., N) that together reach `p`, divided by their sum; the others 0."""
+    """The fewest of `q` (..., N) that together reach `p`, divided by their sum; others are 0."""
     ordered, order = q.sort(-1, descending=True)
     before = ordered.cumsum(-1) - ordered  # mass of the larger ones
     kept = torch.zeros_like(q).scatter(-1, order, (before < p).to(q.dtype))
@@ -126,7 +126,10 @@ def select(
 
 
 def entropy(q: Tensor) -> Tensor:
-    """Entropy (...) of distributions `q` (..., N) over log N: 1 for the uniform one, 0 for N = 1."""
+    """Entropy (...) of distributions `q` (..., N), divided by log N.
+
+    It is 1 for the uniform distribution, and 0 for N = 1.
+    """
     return -torch.xlogy(q, q).sum(-1) / math.log(max(2, q.shape[-1]))
 
 

@@ -35,7 +35,7 @@ class Intervention:
     switches: dict[str, Any]
 
     def change_thresholds(self, tau_global: Tensor, tau_local: Tensor) -> tuple[Tensor, Tensor]:
-        """The thresholds after the change: the given ones, or the layer's own, times the scale."""
+        """The changed thresholds: the given ones, or the layer's own, times the scale."""
         if self.tau_global is not None:
             tau_global = torch.full_like(tau_global, self.tau_global)
         if self.tau_local is not None:
@@ -43,9 +43,9 @@ class Intervention:
         return tau_global * self.scale, tau_local * self.scale
 
     def change_gate(self, gates: Gates, most: Tensor) -> Gates:
-        """The gates with the gate G after the change.
+        """The gates with the changed gate G.
 
-        `most` (...) is the sum of G where every branch has experts on; forced experts share it.
+        `most` (...) is the sum of G when every branch has experts on. Forced experts share it.
         """
         gate = gates.gate
         if self.gate is not None:
@@ -77,7 +77,7 @@ def intervene(
 ) -> Iterator[None]:
     """Run the calls in the block with changed routing.
 
-    Where blocks are nested, the innermost that names a layer holds for it.
+    If blocks are nested, the innermost block that includes a layer applies to it.
 
     Parameters
     ----------
@@ -90,13 +90,14 @@ def intervene(
     mask : experts that are switched off; the others keep their weight
     tau_global, tau_local : thresholds, 0 to 1
     scale_thresholds : factor on both thresholds
-    thresholds, top_k, top_p : another way of choosing experts, one of `hdmole.method.gate.THRESHOLDS`
+    thresholds, top_k, top_p : another way of choosing experts, one of
+        `hdmole.method.gate.THRESHOLDS`
     gate : the gate itself (N,)
 
     Raises
     ------
     ValueError : an unknown expert, accent, layer or switch; a threshold outside 0 to 1; a gate or
-        posterior of another shape or with numbers it cannot have; a number that the chosen way of
+        posterior with the wrong shape or impossible numbers; a number that the chosen way of
         choosing experts does not use
     """
     adapter, config = adapter_of(model)

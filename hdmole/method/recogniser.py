@@ -1,8 +1,9 @@
-"""The accent recogniser: a network that gives the accent posterior which routes an utterance.
+"""The accent recogniser: a network that computes the accent posterior of an utterance.
 
-It reads mel features. It is a small time-delay network of dilated convolutions (x-vectors, Snyder
-et al. 2018) with statistics pooling. Only valid frames are pooled, so padding does not change the
-result. It is trained before the adapter, then frozen, and saved with it.
+The posterior routes the utterance. The network reads mel features. It is a small time-delay network
+of dilated convolutions (x-vectors, Snyder et al. 2018) with statistics pooling. Only valid frames
+are pooled, so padding does not change the result. It is trained before the adapter, then frozen,
+and saved with the adapter.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Routing: the utterance that each row of a layer's input belongs to, and its accent posterior.
 
-A forward pass needs both, and its inputs tell neither. They are kept in one context variable,
-together with the interventions and traces in force. Threads that share a model therefore never see
-each other's, and the model holds no state of a call.
+A layer needs both, but its input holds neither. They are kept in one context variable, together
+with the active interventions and traces. Threads that share a model therefore do not see each
+other's routing, and the model holds no state of a call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Routing:
             raise RoutingError(
                 f"The accent posterior has shape {tuple(self.posterior.shape)}; it must be (utterances, experts + 1)."
             )
-        if not ((self.posterior.sum(1) - 1).abs() < 1e-2).all() or (self.posterior < 0).any():  # NaN fails the first
+        # the first is false for NaN
+        if not ((self.posterior.sum(1) - 1).abs() < 1e-2).all() or (self.posterior < 0).any():
             raise RoutingError("The accent posterior must be probabilities that sum to 1 over the classes, for every utterance.")
 
     def of_rows(self, x: Tensor, layer: str) -> Tensor:
@@ -85,7 +86,7 @@ class Context:
     routing: Routing | None = None
     interventions: tuple[Any, ...] = ()
     recorders: tuple[Any, ...] = ()
-    losses: list[Tensor] | None = None  # of layers with an auxiliary loss, where they are collected
+    losses: list[Tensor] | None = None  # auxiliary losses of layers, if they are collected
 
 
 _context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa: B039  (immutable)
@@ -130,9 +131,10 @@ def route(posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, 
 
 @contextmanager
 def auxiliary_losses() -> Iterator[list[Tensor]]:
-    """Collect the auxiliary loss () of every HDMoLE layer that runs in the block (`HDMoLEConfig.auxiliary_loss`).
+    """Collect the auxiliary loss () of every HDMoLE layer that runs in the block.
 
-    Add their sum, times a weight, to the loss of a training step. Empty where no layer has one.
+    Add their sum, times a weight, to the loss of a training step. The list is empty if no layer has
+    such a loss (`HDMoLEConfig.auxiliary_loss`).
     """
     losses: list[Tensor] = []
     with use(replace(current(), losses=losses)):
@@ -142,9 +144,8 @@ def auxiliary_losses() -> Iterator[list[Tensor]]:
 def checkpoint_contexts() -> tuple[Any, Any]:
     """`context_fn` for torch.utils.checkpoint: recomputation sees the routing of the forward pass.
 
-    It records no trace, which would otherwise hold every frame twice. Needs `use_reentrant=False`.
-
-    Give it to transformers as `gradient_checkpointing_kwargs`:
+    The recomputation records no trace, because the trace would hold every frame twice. It needs
+    `use_reentrant=False`. Give it to transformers as `gradient_checkpointing_kwargs`:
     `{"use_reentrant": False, "context_fn": checkpoint_contexts}`.
     """
     context = current()
@@ -166,9 +167,9 @@ def adapter_of(model: nn.Module) -> tuple[str, Any]:
 def layers_of(model: nn.Module, layers: str | list[str] | None = None) -> dict[int, tuple[str, int]]:
     """The HDMoLE layers of `model` whose name matches: id(layer) -> (name, place).
 
-    The place counts all HDMoLE layers of the model from 0.
-    `layers` is None for all, a regular expression searched in the name, or a list of names. Raises
-    ValueError where no layer matches.
+    The place is the number of the layer among all HDMoLE layers of the model, from 0. `layers` is
+    None for all, a regular expression searched in the name, or a list of names. Raises ValueError
+    if no layer matches.
     """
     found = {}
     named = [(name, module) for name, module in model.named_modules() if getattr(module, "is_hdmole_layer", False)]

@@ -1,8 +1,8 @@
 """The trace: what every HDMoLE layer decided, frame by frame, while the model ran.
 
-* while no trace is asked for, it costs nothing: the layer loops over an empty tuple
-* a trace copies what the layer computes anyway, so no output changes by a bit
-* it holds only what was asked for: some layers, some frames, or means over frames
+* Without a trace there is no cost: the layer loops over an empty tuple.
+* A trace copies what the layer computes anyway, so the output stays the same to the bit.
+* It holds only what was asked for: some layers, some frames, or means over frames.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Trace:
 
     | name | shape | meaning |
     |---|---|---|
-    | `segment` | () | part of a long recording, from 0; 0 where it was heard whole |
-    | `call` | () | how many calls of this layer the trace held before |
+    | `segment` | () | segment of a long recording, from 0 |
+    | `call` | () | number of the layer's call in this trace, from 0 |
     | `layer`, `layer_index` | () | name, and place among the model's HDMoLE layers |
     | `utterance` | (F,) | utterance of the batch, from 0 |
     | `row` | (F,) | row of the layer's input: an utterance, or one of its beams |
@@ -91,7 +91,7 @@ class Trace:
         return joined
 
     def shifted(self, seconds: float) -> Trace:
-        """The same trace with every frame `seconds` later; earlier where that is below 0."""
+        """The same trace with `seconds` added to the time of every frame."""
         return Trace(self.experts, [replace(r, arrays={**r.arrays, "time": r.arrays["time"] + seconds}) for r in self.records])
 
     def of_segment(self, segment: int) -> Trace:
@@ -181,7 +181,7 @@ class Trace:
 
 @contextmanager
 def _for_tables() -> Iterator[None]:
-    """Around the imports that only tables need: says which extra brings them."""
+    """Wraps imports that only tables need. If one is missing, the error says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -211,15 +211,17 @@ class Recorder:
         self.adapter, self.layers, self.trace = adapter, layers, Trace(list(experts))
         self.frames, self.aggregate, self.lengths, self.seconds_per_frame = frames, aggregate, lengths, seconds_per_frame
         self._calls: dict[str, int] = {}
-        self._seen: dict[str, int] = {}  # frames of a layer in earlier calls: the position under a KV cache
+        # frames of a layer in earlier calls, which is its position with a KV cache
+        self._seen: dict[str, int] = {}
 
     def begin(self) -> None:
-        """Called where a new `forward` or `generate` starts: frames count from 0 again."""
+        """Called when a new `forward` or `generate` starts. Frames then count from 0 again."""
         self._seen.clear()
 
     def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor) -> None:
-        """Called by a layer (its `id`) with its gates and the utterance of each row of its input
-        `x` (B, ..., d).
+        """Called by a layer with its `id` and gates, and the utterance of each row of its input.
+
+        The input `x` is (B, ..., d).
         """
         name, order = self.layers[layer]
         call = self._calls[name] = self._calls.get(name, -1) + 1
@@ -268,7 +270,7 @@ class Recorder:
 
 
 def _count_within(utterance: np.ndarray) -> np.ndarray:
-    """For each element (F,) how many before it are of the same utterance."""
+    """For each element (F,), how many earlier elements belong to the same utterance."""
     order = np.argsort(utterance, kind="stable")
     _, first, counts = np.unique(utterance[order], return_index=True, return_counts=True)
     frame = np.empty(len(utterance), np.int64)
@@ -277,7 +279,7 @@ def _count_within(utterance: np.ndarray) -> np.ndarray:
 
 
 def _mean(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means over the frames of each row, which then stand at the row's first frame."""
+    """Means over the frames of each row. They get the place of the row's first frame."""
     groups = [np.flatnonzero(arrays["row"] == r) for r in np.unique(arrays["row"])]
     return {k: np.stack([v[g[0]] if k in _PLACE else v[g].mean(0) for g in groups]) for k, v in arrays.items()}
 

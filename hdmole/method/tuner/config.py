@@ -14,8 +14,7 @@ from hdmole.names import GENERAL
 class _PeftType(str):
     """The name of the tuner.
 
-    PEFT has an enum of names that cannot be extended; it looks tuners up by them and reads
-    `.value`.
+    PEFT finds tuners by an enum of names that cannot be extended. It reads their `.value`.
     """
 
     @property
@@ -30,7 +29,7 @@ class _PeftType(str):
 HDMOLE = _PeftType("HDMOLE")
 
 
-FORMAT = 2  # of saved configurations; files of version 0.1 have none, and other defaults
+FORMAT = 2  # version of saved configurations; files of version 0.1 have none, and other defaults
 PARAMETRISATIONS = ("scalar", "sigmoid", "input")
 AUXILIARY = ("balance", "accent")
 SHARED_WEIGHTS = ("mass", "entropy")
@@ -40,10 +39,10 @@ SHARED_WEIGHTS = ("mass", "entropy")
 class HDMoLEConfig(PeftConfig):
     """Configuration of a mixture of LoRA experts with hierarchical routing and dynamic thresholds.
 
-    Without further switches it is the method of the paper, equations (4) to (9) of arXiv 2409.19878 (see
+    By default it is the method of the paper, equations (4) to (9) of arXiv 2409.19878 (see
     `hdmole.method.gate`). `HDMoLEConfig.extended` is this project's own variant.
 
-    Raises ValueError where a switch has a value it does not know, or no accent is named.
+    Raises ValueError if a switch has an unknown value, or if no accent is named.
     """
 
     accents: list[str] = field(
@@ -115,7 +114,8 @@ class HDMoLEConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.format is None and self.peft_type is not None:  # PEFT hands on what a file says; a new one has no type yet
+        # it was read from a file; a new configuration has no type yet
+        if self.format is None and self.peft_type is not None:
             self._read_first_format()
         self.format = self.format or FORMAT
         self.peft_type = HDMOLE
@@ -159,10 +159,11 @@ class HDMoLEConfig(PeftConfig):
 
     @classmethod
     def extended(cls, accents: list[str], r: int = 2, **switches: Any) -> HDMoLEConfig:
-        """This project's own variant, what `HDMoLEConfig()` was before version 0.2; docs/method.md gives the reasons.
+        """This project's own variant, which was `HDMoLEConfig()` before version 0.2.
 
-        Soft selection under bounded thresholds, weights that sum to 1 a branch, a gate scaled by the accent mass, local
-        routers that read A x, and a scale of 8. `switches` are further fields, and come before these.
+        Experts are selected softly, with bounded thresholds. The weights of each branch sum to 1.
+        The accent mass scales the gate. Local routers read A x, and the scale is 8. docs/method.md
+        gives the reasons. `switches` are further fields; they override these.
         """
         ours = dict(
             thresholds="relu", threshold_parametrisation="sigmoid", threshold_init=0.5, general_class=True, router_input="ax",
@@ -171,7 +172,10 @@ class HDMoLEConfig(PeftConfig):
         return cls(accents=accents, r=r, **{**ours, **switches})
 
     def _read_first_format(self) -> None:
-        """Give the names of version 0.1, whose files hold every field but `format`, their present meaning."""
+        """Translate the settings of a file of version 0.1 into the present ones.
+
+        Such files hold every field but `format`, with other meanings.
+        """
         self.thresholds = {"dynamic": "relu"}.get(self.thresholds, self.thresholds)
         self.threshold_parametrisation = {"layer": "sigmoid"}.get(self.threshold_parametrisation, self.threshold_parametrisation)
         self.alpha = 8.0 * self.r if self.alpha is None else self.alpha
@@ -179,7 +183,7 @@ class HDMoLEConfig(PeftConfig):
 
     @property
     def bounded(self) -> bool:
-        """Whether thresholds are tau_max times a sigmoid, not free numbers."""
+        """Whether thresholds are tau_max times a sigmoid. Otherwise they are free numbers."""
         return self.thresholds in ("dynamic", "relu") and self.threshold_parametrisation != "scalar"
 
     @property

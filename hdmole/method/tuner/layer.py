@@ -2,9 +2,8 @@
 
 * All experts are stacked: A (N * r, d_in) and B (d_out, N * r). The gate scales the N * r numbers
   between them.
-* Of what lies outside the layer, it reads one context variable: the routing, interventions and
-  traces in force.
-* Traces get detached copies of what was computed anyway. Interventions change what the gate is
+* The layer reads one context variable, which holds the active routing, interventions and traces.
+* Traces get detached copies of what is computed anyway. Interventions change what the gate is
   computed from.
 """
 
@@ -80,7 +79,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         self.configs[adapter_name] = config
         a = _started(size, self.in_features, config)
         width = size if config.router_input == "ax" else self.in_features
-        share = config.threshold_init / config.threshold_max  # only of bounded thresholds
+        share = config.threshold_init / config.threshold_max  # used only by bounded thresholds
         parameters = {
             "hdmole_A": a,
             "hdmole_B": torch.zeros(self.out_features, size),
@@ -88,7 +87,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if config.routing != "global":
             parameters["hdmole_router"] = torch.randn(n, width) * 0.1 / math.sqrt(width)
             if config.router_accent is not None:
-                parameters["hdmole_accent"] = torch.full((1,), float(config.router_accent))  # FSDP shards no scalar
+                # (1,), not (): FSDP cannot shard a scalar
+                parameters["hdmole_accent"] = torch.full((1,), float(config.router_accent))
         if config.learned:
             start = math.log(share / (1 - share)) if config.bounded else config.threshold_init / n
             start = 0.0 if config.thresholds == "sparsegen" else start
@@ -108,7 +108,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     def thresholds(self, adapter: str, read: Tensor) -> tuple[Tensor, Tensor]:
         """tau_g and tau_l: () each, or (...) where they depend on the router's input (..., d)."""
         config, wide = self.configs[adapter], self._wide(adapter)
-        if adapter not in self.hdmole_threshold:  # not learned: only an intervention reads them
+        if adapter not in self.hdmole_threshold:  # not learned; only an intervention reads them
             tau = torch.full((2,), config.threshold_init / config.experts, dtype=wide, device=read.device)
             return tau[0], tau[1]
         free = self.hdmole_threshold[adapter].to(wide)
@@ -121,7 +121,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         return tau[..., 0], tau[..., 1]
 
     def _wide(self, adapter: str) -> torch.dtype:
-        """The dtype gates are computed in: float32 at least."""
+        """The dtype in which gates are computed: float32, or a wider one."""
         return torch.promote_types(self.hdmole_A[adapter].dtype, torch.float32)
 
     def _change(self, x: Tensor, adapter: str) -> Tensor:
@@ -136,7 +136,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
             )
         change = next((i for i in reversed(context.interventions) if i.adapter == adapter and id(self) in i.layers), None)
         posterior = context.routing.posterior
-        if posterior.shape[1] == config.experts and not config.general_class:  # no general domain among the classes
+        # the classes lack the general domain
+        if posterior.shape[1] == config.experts and not config.general_class:
             posterior = functional.pad(posterior, (1, 0))
         if posterior.shape[1] != config.experts + 1:
             raise RoutingError(
@@ -155,7 +156,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         ax = functional.linear(x, a)  # (..., N * r)
         read = ax if config.router_input == "ax" else x
         if config.routing == "global":
-            logits = read.new_zeros((*read.shape[:-1], config.experts), dtype=wide)  # no local router
+            # no local router
+            logits = read.new_zeros((*read.shape[:-1], config.experts), dtype=wide)
         else:
             logits = functional.linear(read, self.hdmole_router[adapter]).to(wide)  # (..., N)
         if adapter in self.hdmole_accent:
@@ -210,7 +212,10 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
 
 
 def _started(rank: int, size: int, config: HDMoLEConfig) -> Tensor:
-    """How A (rank, size) starts: PEFT's "gaussian", with a standard deviation of 1 / r, or its default."""
+    """The initial A (rank, size).
+
+    It is PEFT's "gaussian", with standard deviation 1 / r, or PEFT's default.
+    """
     if config.init_weights == "gaussian":
         return torch.randn(rank, size) / config.r
     a = torch.empty(rank, size)
@@ -219,7 +224,7 @@ def _started(rank: int, size: int, config: HDMoLEConfig) -> Tensor:
 
 
 def _most(gates: Gates, switches: dict[str, Any]) -> Tensor:
-    """The sum (...) of a gate whose branches all have experts on, which forced experts share."""
+    """The sum (...) of a gate whose branches all have experts on. Forced experts share it."""
     both = switches["combination"] == "sum" and switches["routing"] == "hierarchical"
     if switches["thresholds"] != "dynamic":
         return gates.gate.new_tensor(2.0 if both else 1.0)

@@ -23,12 +23,12 @@ _MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask")
 
 
 def _strip(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A forward pre-hook that takes out the routing arguments, which the model does not know."""
+    """A forward pre-hook that removes the routing arguments, which the model does not know."""
     return args, {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
 
 
 def _features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The features of a call: `input_features`, or the first argument where it is no token ids."""
+    """The features of a call: `input_features`, or the first argument unless it is token ids."""
     features: Tensor | None = kwargs.get("input_features")
     return args[0] if features is None and args and isinstance(args[0], Tensor) and args[0].is_floating_point() else features
 
@@ -69,7 +69,8 @@ class HDMoLEModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
         self.hdmole_recogniser = nn.ModuleDict()
-        if getattr(model, "is_activation_checkpointing", False):  # switched on before there was a routing to keep
+        # it was switched on before the adapter was added
+        if getattr(model, "is_activation_checkpointing", False):
             model.activation_checkpointing_enable({**_KEEP_ROUTING})  # type: ignore[operator]
         model.register_forward_pre_hook(_strip, with_kwargs=True)
         if hasattr(type(model), "generate"):
@@ -83,7 +84,8 @@ class HDMoLEModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         if config.recogniser is not None and adapter_name not in self.hdmole_recogniser:
             recogniser = AccentRecogniser(**config.recogniser).requires_grad_(False).eval()
-            device, empty = next(model.parameters()).device, recogniser.output.weight.is_meta  # empty: low_cpu_mem_usage
+            # empty: low_cpu_mem_usage
+            device, empty = next(model.parameters()).device, recogniser.output.weight.is_meta
             self.hdmole_recogniser[adapter_name] = recogniser if empty else recogniser.to(device)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
@@ -142,7 +144,7 @@ class HDMoLEModel(BaseTuner):
     def train(self, mode: bool = True) -> HDMoLEModel:
         """Switch to training, or out of it; the recogniser stays out of it."""
         super().train(mode)
-        self.hdmole_recogniser.eval()  # it is frozen: no dropout, in training either
+        self.hdmole_recogniser.eval()  # it is frozen, so it has no dropout in training
         return self
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -180,7 +182,7 @@ class HDMoLEModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Find out the accent once. PEFT opens this block around every `forward` and `generate`."""
+        """Recognise the accent once. PEFT opens this block around a `forward` or `generate`."""
         context = current()
         cache = kwargs.get("past_key_values")
         if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):
@@ -191,7 +193,7 @@ class HDMoLEModel(BaseTuner):
             posterior, unmasked = self.recognise(args, kwargs), self._mask(args, kwargs) is None
         if posterior is not None:
             context = replace(context, routing=Routing(posterior.detach(), kwargs.get("utterance_rows"), unmasked=unmasked))
-        with use(context):  # without a routing, a layer that runs will say what is missing
+        with use(context):  # without routing, the first layer that runs says what is missing
             yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -228,7 +230,8 @@ class HDMoLEModel(BaseTuner):
         if recogniser is None or features is None:
             return None
         time = 1 if recogniser.arguments["feature_layout"] == "time_first" else 2
-        masks = _MASKS if kwargs.get("input_ids") is None else _MASKS[:2]  # the text's own mask may be as long by chance
+        # the mask of the text may have the same length by chance
+        masks = _MASKS if kwargs.get("input_ids") is None else _MASKS[:2]
         candidates = [kwargs.get(m) for m in masks] + [a for a in args[1:] if isinstance(a, Tensor)]
         return next((m for m in candidates if m is not None and m.shape == (features.shape[0], features.shape[time])), None)
 
