@@ -2,8 +2,8 @@
 
 The torchaudio wheel for Linux is linked against CUDA. Beside a CPU build of torch, `import
 torchaudio` raises OSError, and peft and most of transformers import it whenever it is installed.
-Where its compiled extension cannot load, an empty stand-in takes its place, and the Python half of
-torchaudio works. Nothing is imported to find that out.
+If its compiled extension cannot load, an empty stand-in takes its place, so that the Python part of
+torchaudio works. No import is needed to find that out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def loads() -> bool:
 
 
 def guard() -> bool:
-    """Put the stand-in in place where it is needed; True where torchaudio's own is left to load."""
+    """Put the stand-in in place if it is needed.
+
+    Returns False if the stand-in is used, else True.
+    """
     if _NAME in sys.modules:
         return bool(getattr(sys.modules[_NAME], "_IS_TORCHAUDIO_EXT_AVAILABLE", False))
     if find_spec("torchaudio") is None or loads():

@@ -54,7 +54,7 @@ def dynamic(q: Tensor, tau: Tensor | float) -> Tensor:
 def relu(q: Tensor, tau: Tensor | float) -> Tensor:
     """Weights (..., N) in proportion to how far `q` (..., N) exceeds `tau`, of shape (...) or ().
 
-    They sum to 1. All of them are 0 where no `q` exceeds the threshold. This is our selection, and
+    They sum to 1. All of them are 0 if no `q` exceeds the threshold. This is our selection, and
     with thresholds of the input that of AdaMoLE (arXiv 2405.00361).
     """
     return _normalise(torch.relu(q - _wide(tau)))
@@ -97,7 +97,7 @@ def _wide(tau: Tensor | float) -> Tensor | float:
 
 
 def _normalise(weight: Tensor) -> Tensor:
-    """`weight` (..., N) divided by its sum; 0 where the sum is 0."""
+    """`weight` (..., N) divided by its sum, or 0 if the sum is 0."""
     total = weight.sum(-1, keepdim=True)
     return torch.where(total > 0, weight / torch.where(total > 0, total, 1), 0)
 

@@ -43,7 +43,7 @@ class Routing:
     def of_rows(self, x: Tensor, layer: str) -> Tensor:
         """Utterance of each row of `x` (B, ..., d), as a LongTensor.
 
-        Its shape is the beginning of the shape of `x`. Raises RoutingError where the index does not
+        Its shape is the beginning of the shape of `x`. Raises RoutingError if the index does not
         fit the input; nothing is guessed.
         """
         utterances, batch = len(self.posterior), x.shape[0]
@@ -93,7 +93,7 @@ _context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa:
 
 
 def current() -> Context:
-    """The context of this thread; empty outside every block."""
+    """The context of this thread. It is empty outside of all blocks."""
     return _context.get()
 
 
@@ -155,7 +155,7 @@ def checkpoint_contexts() -> tuple[Any, Any]:
 def adapter_of(model: nn.Module) -> tuple[str, Any]:
     """Name and configuration of the active HDMoLE adapter of `model`.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     configs = getattr(model, "peft_config", {})
     for name in getattr(model, "active_adapters", []):

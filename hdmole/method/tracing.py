@@ -54,7 +54,7 @@ class Trace:
     | `utterance` | (F,) | utterance of the batch, from 0 |
     | `row` | (F,) | row of the layer's input: an utterance, or one of its beams |
     | `frame` | (F,) | frame of audio, or position of the token in an LLM layer, from 0 |
-    | `time` | (F,) | start of the frame in seconds; NaN where the layer sees no frames of audio |
+    | `time` | (F,) | start of the frame in seconds; NaN if the layer sees no frames of audio |
     | `posterior` | (F, N) | accent posterior pi_1..N of the utterance |
     | `local_probability` | (F, N) | local router, p |
     | `global_gate`, `local_gate`, `gate` | (F, N) | g, l and G |
@@ -76,9 +76,9 @@ class Trace:
     def join(cls, traces: Sequence[Trace]) -> Trace:
         """One trace of several, such as those of the segments of a recording, in this order.
 
-        Segments and calls are numbered on from trace to trace, so that the first trace of one
-        segment becomes segment 0, the second segment 1; `of_segment` takes them apart again. Raises
-        ValueError for no trace, or traces of other experts.
+        Segments and calls are numbered consecutively through all traces. If each trace has one
+        segment, they become segments 0, 1 and so on, and `of_segment` gives each of them back.
+        Raises ValueError if there is no trace, or if the traces are of different experts.
         """
         if not traces or any(other.experts != traces[0].experts for other in traces):
             raise ValueError("Only traces of the same experts can be joined, and at least one is needed.")
@@ -95,7 +95,7 @@ class Trace:
         return Trace(self.experts, [replace(r, arrays={**r.arrays, "time": r.arrays["time"] + seconds}) for r in self.records])
 
     def of_segment(self, segment: int) -> Trace:
-        """What was recorded of one segment; `ASR.transcribe` numbers them from 0."""
+        """The part of the trace of one segment. `ASR.transcribe` numbers segments from 0."""
         return Trace(self.experts, [r for r in self.records if r.segment == segment])
 
     @property
@@ -106,7 +106,7 @@ class Trace:
     def arrays(self, layer: str, utterance: int = 0) -> dict[str, np.ndarray]:
         """Arrays (F,) and (F, N) of one layer and utterance, from all calls in their order.
 
-        Raises ValueError where nothing was recorded of such a layer.
+        Raises ValueError if nothing was recorded of such a layer.
         """
         records = [r for r in self.records if r.layer == layer]
         if not records:
@@ -118,8 +118,8 @@ class Trace:
     def to_frame(self) -> pd.DataFrame:
         """A tidy table with one row for each segment, call, layer, frame and expert.
 
-        `Trace` lists its columns. Needs pandas; raises ModuleNotFoundError, with the extra to
-        install, where it is missing.
+        `Trace` lists its columns. It needs pandas. If that is missing, it raises
+        ModuleNotFoundError and names the extra to install.
         """
         with _for_tables():
             import pandas as pd

@@ -108,7 +108,7 @@ class ProjectorLayer(nn.Module):
         y = self.norm_attention(x)
         q, k, v = (p(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rotary_pos_emb(q, k, *positions)
-        # (B, heads, T, hidden / heads)
+        # y: (B, heads, T, hidden / heads)
         y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         x = x + self.dropout(self.o_proj(y.transpose(1, 2).flatten(2)))
         x = x + self.dropout(self.fc2(functional.gelu(self.fc1(self.norm_feed_forward(x)))))
@@ -134,7 +134,7 @@ class Projector(nn.Module):
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         x = self.linear_1(states)
         positions = self.rotary(x, torch.arange(x.shape[1], device=x.device)[None])
-        # (B, 1, 1, T)
+        # bias: (B, 1, 1, T)
         bias = torch.zeros(mask.shape, device=x.device).masked_fill(~mask, -1e4)[:, None, None, :]
         for layer in self.layers:
             x = layer(x, positions, bias)
@@ -204,7 +204,7 @@ class SpeechLLM(PreTrainedModel):
         source = (torch.arange(length, device=audio.device)[None] - padding[:, None]) % length
         audio = audio.gather(1, source[..., None].expand_as(audio))
         tokens = torch.tensor([self.config.text_config.bos_token_id, self.config.sep_token_id], device=audio.device)
-        # (B, 2, d_llm)
+        # ends: (B, 2, d_llm)
         ends = self.get_input_embeddings()(tokens).to(audio.dtype).expand(len(audio), -1, -1)
         embeds = torch.cat([ends[:, :1], audio, ends[:, 1:]], 1)
         # the padding stands first, then <bos>, then audio

@@ -103,7 +103,7 @@ def frames(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def declared_seconds(container: Any, stream: Any, size: int) -> float:
-    """The length in seconds that the file declares; 0 where it declares none.
+    """The length in seconds that the file declares; 0 if it declares none.
 
     For uncompressed audio it is at most what `size` bytes can hold.
     """

@@ -141,7 +141,7 @@ class ASR:
         return sum(p.numel() for n, p in model.named_parameters() if ("hdmole_" in n and "recogniser" not in n) or "lora_" in n)
 
     def check_method(self, method: str) -> None:
-        """Raise ModelError where this model has no such method."""
+        """Raise ModelError if this model has no such method."""
         if method not in self.models:
             sentence = "This model has no method {method}; it has {methods}."
             raise ModelError("model.no_such_method", sentence, method=repr(method), methods=", ".join(self.methods))

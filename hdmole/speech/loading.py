@@ -29,7 +29,7 @@ class ModelError(UserError):
 def find_model(model: str | Path) -> Path:
     """The folder of a model: "demo", a path, or the name of a repository on the Hugging Face hub.
 
-    Raises ModelError where there is none.
+    Raises ModelError if there is none.
     """
     if str(model) == "demo":
         folder = Path(__file__).resolve().parents[2] / "assets" / "demo"

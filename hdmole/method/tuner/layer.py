@@ -189,7 +189,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output (..., d_out) for `x` (..., d_in), plus what each adapter adds.
 
-        Raises RoutingError where the accent posterior, or the utterance of a row, is not known.
+        Raises RoutingError if the accent posterior, or the utterance of a row, is not known.
         """
         y: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:

@@ -84,7 +84,7 @@ class HDMoLEModel(BaseTuner):
         config: Any = self.peft_config[adapter_name]
         if config.recogniser is not None and adapter_name not in self.hdmole_recogniser:
             recogniser = AccentRecogniser(**config.recogniser).requires_grad_(False).eval()
-            # empty: low_cpu_mem_usage
+            # under low_cpu_mem_usage the weights are empty
             device, empty = next(model.parameters()).device, recogniser.output.weight.is_meta
             self.hdmole_recogniser[adapter_name] = recogniser if empty else recogniser.to(device)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -101,7 +101,7 @@ class HDMoLEModel(BaseTuner):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """Also take the adapter's name out of the recogniser's keys.
 
-        They hold it in the middle, where PEFT does not look.
+        These keys hold it in the middle, where PEFT does not look for it.
         """
         return super()._remove_adapter_name_from_key(key.replace(f"{_RECOGNISER}{adapter_name}.", _RECOGNISER, 1), adapter_name)
 
@@ -142,7 +142,7 @@ class HDMoLEModel(BaseTuner):
         self.hdmole_recogniser.requires_grad_(False)
 
     def train(self, mode: bool = True) -> HDMoLEModel:
-        """Switch to training, or out of it; the recogniser stays out of it."""
+        """Switch the model to training mode or out of it. The recogniser is never in it."""
         super().train(mode)
         self.hdmole_recogniser.eval()  # it is frozen, so it has no dropout in training
         return self
@@ -164,7 +164,7 @@ class HDMoLEModel(BaseTuner):
     def set_recogniser(self, recogniser: AccentRecogniser, adapter_name: str = "default") -> None:
         """Copy a trained recogniser's weights into the adapter.
 
-        Raises ValueError where the adapter has no recogniser (HDMoLEConfig.recogniser), or one of
+        Raises ValueError if the adapter has no recogniser (HDMoLEConfig.recogniser), or one of
         other labels or features.
         """
         if adapter_name not in self.hdmole_recogniser:
@@ -199,8 +199,8 @@ class HDMoLEModel(BaseTuner):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward.
 
-        PEFT's models for a task withhold `attention_mask` from the block above; where one arrives
-        here, the accent is found again with it.
+        PEFT's models for a task do not pass `attention_mask` to the block above. If it arrives
+        here, the accent is recognised again with it.
         """
         context = current()
         if context.routing is not None and context.routing.unmasked and self._mask(args, kwargs) is not None:
@@ -213,19 +213,19 @@ class HDMoLEModel(BaseTuner):
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Accent posterior (U, N + 1) from `input_features`, by the active adapter's recogniser.
 
-        None where either is missing.
+        None if either is missing.
         """
         recogniser, features = self._recogniser, _features(args, kwargs)
         return None if recogniser is None or features is None else recogniser.posterior(features, self._mask(args, kwargs))
 
     @property
     def _recogniser(self) -> Any:
-        """The active adapter's accent recogniser; None where it has none."""
+        """The active adapter's accent recogniser; None if it has none."""
         name = self.active_adapters[0] if self.active_adapters else ""
         return dict(self.hdmole_recogniser.items()).get(name)
 
     def _mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The mask (U, T) of the given features, false on padding; None where there is none."""
+        """The mask (U, T) of the given features, false on padding; None if there is none."""
         recogniser, features = self._recogniser, _features(args, kwargs)
         if recogniser is None or features is None:
             return None
