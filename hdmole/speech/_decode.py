@@ -19,6 +19,7 @@ import json
 import math
 import os
 import resource
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -26,11 +27,15 @@ from typing import Any
 import av
 import numpy as np
 
-CLIPPED = 0.999  # of full scale; a sample at or above it counts as clipped
+CLIPPED = 0.999  # of full scale; what reaches it counts as clipped
+SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
+LATE, EARLY = 0.015, 0.02  # seconds by which a frame may miss its time before silence is put in or an overlap cut out
+LIVE = 60.0  # seconds; a file that begins later than this is a piece of a longer stream, whose clock began before it
+STRETCH = 0.1  # seconds in which it is decided whether channels are in opposite phase
 
-# Only containers that hold one recording. Playlists (HLS, concat, DASH) are refused, because they
-# open other files and addresses.
-CONTAINERS = "wav,w64,flac,mp3,aac,ogg,mov,mp4,m4a,matroska,webm,amr,aiff,caf,au"
+# Only containers that hold one recording. Playlists (HLS, concat, DASH) stay out: they open other files and addresses.
+CONTAINERS = "wav,w64,flac,mp3,aac,ogg,mov,mp4,m4a,matroska,webm,amr,aiff,caf,au,nistsphere"
+STATED = "wav,w64,flac,mov,aiff,caf,au,nistsphere"  # those that state their length; of others FFmpeg may guess it
 NAMES = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "webm"}
 
 
@@ -39,21 +44,82 @@ class Refused(Exception):
 
 
 class Input:
-    """Standard input without a file name, so that FFmpeg goes by the content alone."""
+    """Standard input from `start` to `end`, without a file name, so that FFmpeg goes by the content alone."""
 
     name = ""
 
-    def __init__(self) -> None:
+    def __init__(self, start: int, end: int) -> None:
         self._file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
+        self._start, self._end, self._at = start, end, 0
+        self._patch: tuple[int, bytes] = (0, b"")
+        self._patch = whole_words(self.read(65536))
+        self._at = 0
 
     def read(self, size: int) -> bytes:
-        return self._file.read(size) or b""
+        left = self._end - self._start - self._at
+        if left <= 0:  # a damaged file may ask for what no file can hold
+            return b""
+        self._file.seek(self._start + self._at)
+        data = self._file.read(min(size, left)) or b""
+        for k, byte in enumerate(self._patch[1], self._patch[0] - self._at):
+            if 0 <= k < len(data):
+                data = data[:k] + bytes([byte]) + data[k + 1 :]
+        self._at += len(data)
+        return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end - self._start}[whence]
+        if at < 0:  # a damaged file may ask for it; FFmpeg takes it for an error and goes on
+            return -1
+        self._at = at
+        return at
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._at
+
+
+def links(size: int) -> list[tuple[int, int]]:
+    """Beginning and end of the recordings that follow each other in an Ogg file; one of all bytes where it is no such file."""
+    with open(0, "rb", buffering=0, closefd=False) as file:
+        found, at, headers = [], 0, False
+        while at + 27 <= size:
+            file.seek(at)
+            page = file.read(282) or b""
+            if page[:4] != b"OggS" or len(page) < 27 + page[26]:
+                if at == 0:
+                    break
+                at += 1  # damaged: on to the next page
+                file.seek(at)
+                step = (file.read(65536) or b"").find(b"OggS")
+                at += step if step >= 0 else 65533
+                continue
+            begins = bool(page[5] & 2)
+            if begins and not headers:
+                found.append(at)
+            headers = begins
+            at += 27 + page[26] + sum(page[27 : 27 + page[26]])
+    found = [0, *(start for start in found if start)]
+    return list(zip(found, [*found[1:], size], strict=True))
+
+
+def whole_words(head: bytes) -> tuple[int, bytes]:
+    """Which bytes of a WAV's beginning to replace, and by what, so that FFmpeg reads extensible WAV as the standard says.
+
+    A sample fills its container from the top, however many of its bits are valid. FFmpeg goes by the valid bits alone
+    and takes 24 of 32 for another format.
+    """
+    if head[8:12] != b"WAVE" or head[:4] not in (b"RIFF", b"RF64", b"BW64"):
+        return 0, b""
+    at = 12
+    while at + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, at)
+        if name == b"fmt ":
+            if size < 40 or at + 28 > len(head):
+                break
+            code, _, _, _, _, bits, _, valid = struct.unpack_from("<HHIIHHHH", head, at + 8)
+            return (at + 26, struct.pack("<H", bits)) if code == 0xFFFE and valid != bits else (0, b"")
+        at += 8 + size + size % 2
+    return 0, b""
 
 
 def limit(cpu_seconds: int, memory_mb: int) -> None:
@@ -74,10 +140,9 @@ def limit(cpu_seconds: int, memory_mb: int) -> None:
 
 
 def channels_first(frame: Any) -> np.ndarray:
-    """A decoded frame of any sample format as (channels, samples) float32 in [-1, 1].
-
-    NaN becomes 0.
-    """
+    """(channels, samples) float32 in [-1, 1] from a decoded frame of any sample format; NaN becomes 0."""
+    if frame.format.name in ("s64", "s64p"):  # PyAV has no arrays of it
+        frame = av.AudioResampler(format="dblp").resample(frame)[0]
     data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(-1, frame.layout.nb_channels).T
@@ -90,23 +155,50 @@ def channels_first(frame: Any) -> np.ndarray:
     return np.asarray(np.clip(data, -1.0, 1.0), np.float32)
 
 
+def mixed(data: np.ndarray) -> np.ndarray:
+    """The mean of the channels of a stretch (channels, samples); those in opposite phase are turned over first.
+
+    Channels in opposite phase cancel each other. This is taken to happen where the mean has less than
+    a quarter of the energy that the mean of unrelated channels would have.
+    """
+    mean = np.asarray(data.mean(axis=0))
+    energies = np.square(data, dtype=np.float64).sum(axis=1)
+    if len(data) < 2 or np.square(mean, dtype=np.float64).sum() >= 0.25 * energies.sum() / len(data) ** 2:
+        return mean
+    loudest = data[energies.argmax()]
+    signs = np.where(data @ loudest < 0, -1.0, 1.0).astype(np.float32)
+    return np.asarray((data * signs[:, None]).mean(axis=0))
+
+
 def frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames. Damaged packets are skipped; at a broken end the frames simply stop."""
-    try:
-        for packet in container.demux(stream):
-            try:
-                yield from packet.decode()
-            except (av.InvalidDataError, av.EOFError):
-                continue
-    except (av.InvalidDataError, av.EOFError):
-        return
+    """Decoded frames; packets that cannot be decoded are passed over, and where the container breaks off is the end."""
+
+    def decoded(packet: Any) -> list[Any]:
+        try:
+            return list(packet.decode() if packet is not None else stream.decode(None))
+        except (av.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", 0) == errno.ENOMEM:
+                raise
+            return []
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except (av.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", 0) == errno.ENOMEM:
+                raise
+            yield from decoded(None)  # what the decoder still holds
+            return
+        yield from decoded(packet)
 
 
 def declared_seconds(container: Any, stream: Any, size: int) -> float:
-    """The length in seconds that the file declares; 0 if it declares none.
-
-    For uncompressed audio it is at most what `size` bytes can hold.
-    """
+    """The length that the file states, 0 where it states none; uncompressed audio cannot be longer than its bytes."""
+    if container.format.name.split(",")[0] not in STATED.split(","):
+        return 0.0
     if stream.duration is not None and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
     else:
@@ -115,6 +207,49 @@ def declared_seconds(container: Any, stream: Any, size: int) -> float:
         # a WAV written to a pipe declares hours
         seconds = min(seconds, size * 8 / stream.codec_context.bit_rate)
     return seconds
+
+
+def placed(found: Iterator[Any], begin: float, longest: float) -> Iterator[tuple[float, float, Any]]:
+    """Frames with the silence before each and what is to be cut off its beginning, both in seconds.
+
+    A frame stands at its own time. Where frames are missing there is silence. A jump forward counts only where the next
+    frame confirms it, and where it stays within `longest` seconds. A jump far back is a clock that began anew.
+
+    Args:
+        found: decoded frames.
+        begin: time of the file's beginning in seconds.
+        longest: where the recording ends at the latest, in seconds.
+    """
+    clock, shift = begin, 0.0  # the end of what is placed; what is added to the times of frames
+
+    def late(frame: Any) -> float:
+        if frame.pts is None or not frame.time_base:
+            return 0.0
+        return float(frame.pts * frame.time_base) + shift - clock
+
+    def follows(frame: Any, other: Any) -> bool:
+        if other is None or other.pts is None:
+            return other is None
+        gap = (other.pts * other.time_base - frame.pts * frame.time_base) - frame.samples / frame.sample_rate
+        return bool(gap > -EARLY)
+
+    usable = (frame for frame in found if frame.samples and frame.sample_rate)
+    frame = next(usable, None)
+    while frame is not None:
+        coming = next(usable, None)
+        lateness, silence, overlap = late(frame), 0.0, 0.0
+        if lateness > LATE:
+            if clock + lateness - begin > longest:
+                shift -= lateness  # no such time: the clock is wrong or began anew
+            elif follows(frame, coming):
+                silence = lateness
+        elif lateness < -0.5:
+            shift -= lateness
+        elif lateness < -EARLY:
+            overlap = min(-lateness, frame.samples / frame.sample_rate)
+        clock += silence - overlap + frame.samples / frame.sample_rate
+        yield silence, overlap, frame
+        frame = coming
 
 
 class Resampler:
@@ -147,53 +282,135 @@ class Resampler:
         self.parts += [out.to_ndarray()[0] for out in self._resampler.resample(frame)]
 
 
-def decode(max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
-    source = Input()
-    size = os.fstat(0).st_size
+class Mixer:
+    """Frames with any number of channels at any rate to mono at `target` Hz, and what is found in them on the way."""
+
+    def __init__(self, target: int) -> None:
+        self._resampler, self._waiting, self._rate = Resampler(target), [np.zeros((1, 0), np.float32)], 0
+        self.seconds, self.clipped, self.total, self.rate, self.channels = 0.0, 0, 0, 0, 0
+
+    def add(self, data: np.ndarray, rate: int) -> None:
+        """Take a frame (channels, samples)."""
+        self.rate, self.channels = self.rate or rate, self.channels or len(data)
+        self.clipped += int(np.count_nonzero(np.abs(data) >= CLIPPED))
+        self.total += data.size
+        self._put(data, rate)
+
+    def silence(self, seconds: float, rate: int) -> None:
+        """Take silence, in pieces of a second at most."""
+        left = round(seconds * rate)
+        while left > 0:
+            self._put(np.zeros((1, min(left, rate)), np.float32), rate)
+            left -= rate
+
+    def finish(self) -> np.ndarray:
+        """All of it: (samples,) float32."""
+        self._mix()
+        self._resampler.finish()
+        return np.concatenate([*self._resampler.parts, np.zeros(0, np.float32)])
+
+    def _put(self, data: np.ndarray, rate: int) -> None:
+        if len(data) != len(self._waiting[0]) or rate != self._rate:
+            self._mix()
+            self._waiting, self._rate = [data[:, :0]], rate
+        self.seconds += data.shape[1] / rate
+        self._waiting.append(data)
+        if len(data) == 1 or sum(part.shape[1] for part in self._waiting) >= STRETCH * rate:
+            self._mix()
+
+    def _mix(self) -> None:
+        data = np.concatenate(self._waiting, axis=1)
+        self._waiting = [data[:, :0]]
+        if data.size:
+            self._resampler.add(mixed(data), self._rate)
+
+
+def opened(source: Input) -> Any:
     try:
-        container = av.open(source, options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"})
-    except av.FFmpegError as error:
-        raise Refused("memory" if error.errno == errno.ENOMEM else "not_audio") from None
-    streams = container.streams.audio
-    if not streams:
-        raise Refused("no_sound_track")
-    stream = container.streams.best("audio") or streams[0]
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+        return av.open(source, options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        raise Refused("memory" if getattr(error, "errno", 0) == errno.ENOMEM else "not_audio") from None
+
+
+def decode(max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
+    """What is known about a file, and its samples. The links of a chained Ogg file follow each other."""
+    reason: Refused | None = None
+    parts: list[tuple[dict[str, Any], np.ndarray]] = []
+    left = max_seconds
+    for start, end in links(os.fstat(0).st_size):
+        try:
+            parts.append(decode_link(start, end, left, target))
+        except Refused as refused:
+            if str(refused) == "too_long":
+                raise
+            reason = reason or refused
+        else:
+            left -= len(parts[-1][1]) / target
+    if not parts:
+        raise reason or Refused("damaged")
+    about = parts[0][0]
+    lengths = [len(samples) for _, samples in parts]
+    if len(parts) > 1 and sum(lengths) > 0:
+        about["clipped"] = float(np.average([part["clipped"] for part, _ in parts], weights=lengths))
+    return about, np.concatenate([samples for _, samples in parts])
+
+
+def decode_link(start: int, end: int, max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
+    """The first of the sound tracks that can be decoded and is not silent; FFmpeg's choice comes first."""
+    with opened(Input(start, end)) as container:
+        streams = container.streams.audio
+        if not streams:
+            raise Refused("no_sound_track")
+        best = container.streams.best("audio") or streams[0]
+        order = sorted(range(len(streams)), key=lambda k: streams[k].index != best.index)
+    result: tuple[dict[str, Any], np.ndarray] | None = None
+    reason: Refused | None = None
+    for number in order:
+        with opened(Input(start, end)) as container:
+            try:
+                found = decode_track(container, container.streams.audio[number], end - start, max_seconds, target)
+            except Refused as refused:
+                reason = reason or refused
+                continue
+        if np.abs(found[1]).max(initial=0.0) >= SILENCE:
+            return found
+        result = result or found
+    if result is None:
+        raise reason or Refused("damaged")
+    return result
+
+
+def decode_track(container: Any, stream: Any, size: int, max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
+    """What is known about one sound track, and its samples."""
     if stream.codec_context is None:
         raise Refused("unknown_codec")
-    if declared_seconds(container, stream, size) > max_seconds + 0.5:
-        raise Refused("too_long")
-    seconds, clipped, total, rate, channels = 0.0, 0, 0, 0, 0
-    resampler, first = Resampler(target), Resampler(target)
-    for frame in frames(container, stream):
-        if not frame.samples or not frame.sample_rate:
-            continue
-        data = channels_first(frame)
-        rate, channels = rate or frame.sample_rate, channels or len(data)
-        clipped += int(np.count_nonzero(np.abs(data) >= CLIPPED))
-        total += data.size
-        seconds += frame.samples / frame.sample_rate
-        if seconds > max_seconds + 0.5:  # codecs round up to whole frames
-            raise Refused("too_long")
-        resampler.add(data.mean(axis=0), frame.sample_rate)
-        if len(data) > 1:
-            first.add(data[0], frame.sample_rate)
-    for each in (resampler, first):
-        each.finish()
-    if not total:
-        raise Refused("damaged")
     name = container.format.name
+    stated = declared_seconds(container, stream, size)
+    if stated > max_seconds + 0.5:
+        raise Refused("too_long")
+    begin = (container.start_time or 0) / av.time_base
+    if 0 <= begin < LIVE and name not in ("mp3", "aac"):  # these have no clock; FFmpeg's begins after the encoder's delay
+        begin = 0.0
+    mixer = Mixer(target)
+    longest = stated + 0.5 if stated and name == "flac" else max_seconds
+    for silence, overlap, frame in placed(frames(container, stream), begin, longest):
+        rate = frame.sample_rate
+        mixer.silence(silence, rate)
+        mixer.add(channels_first(frame)[:, round(overlap * rate) :], rate)
+        if mixer.seconds > max_seconds + 0.5:  # codecs round up to whole frames
+            raise Refused("too_long")
+    samples = mixer.finish()
+    if not mixer.total:
+        raise Refused("damaged")
     about = {
         "format": NAMES.get(name, name),
         "codec": stream.codec_context.name,
-        "rate": rate,
-        "channels": channels,
-        "clipped": clipped / total,
+        "rate": mixer.rate,
+        "channels": mixer.channels,
+        "clipped": mixer.clipped / mixer.total,
     }
-    mono, left = (np.concatenate([*each.parts, np.zeros(0, np.float32)]) for each in (resampler, first))
-    # channels in opposite phase cancel out
-    if np.abs(left).max(initial=0.0) > 30 * np.abs(mono).max(initial=0.0):
-        mono = left
-    return about, np.clip(mono, -1.0, 1.0)
+    return about, np.clip(samples, -1.0, 1.0)
 
 
 def main() -> None:

@@ -1,0 +1,201 @@
+"""Where sound stands in time, which track and which channels are read: files as people have them."""
+
+from __future__ import annotations
+
+import io
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from hdmole.speech.audio import SAMPLE_RATE, Audio, AudioError, decode
+
+RATE = 48_000
+
+
+def bursts_at(*seconds: float, length: float, rate: int = RATE) -> np.ndarray:
+    """(1, samples) of silence with a tone of 0.2 s at each of these times."""
+    data = np.zeros((1, round(length * rate)), np.float32)
+    for start in seconds:
+        k = np.arange(round(0.2 * rate))
+        data[0, round(start * rate) : round(start * rate) + len(k)] = 0.5 * np.sin(2 * np.pi * 1000 * k / rate)
+    return data
+
+
+def onsets(audio: Audio) -> list[float]:
+    """Seconds at which the tones of `bursts_at` begin."""
+    loud = np.flatnonzero(np.abs(audio.samples) > 0.05) / SAMPLE_RATE
+    return [float(t) for t, before in zip(loud, [-9.0, *loud[:-1]], strict=True) if t - before > 0.2]
+
+
+def mux(
+    container: str, codec: str, tracks: list[np.ndarray], rate: int = RATE, late: float = 0.0,
+    lost: tuple[float, float] = (0.0, 0.0), spoilt: tuple[float, float] = (0.0, 0.0),
+) -> bytes:  # fmt: skip
+    """A file of mono tracks: `late` by seconds, without the packets in `lost`, with nonsense in those in `spoilt`."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        streams = [output.add_stream(codec, rate=rate, layout="mono") for _ in tracks]
+        for stream, data in zip(streams, tracks, strict=True):
+            context = stream.codec_context
+            resampler = av.AudioResampler(
+                format=context.format or "s16", layout="mono", rate=rate, frame_size=context.frame_size or None
+            )
+            frame = av.AudioFrame.from_ndarray(data, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+            for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+                for packet in stream.encode(part):
+                    at = float(packet.pts * packet.time_base)
+                    if lost[0] <= at < lost[1]:
+                        continue
+                    if spoilt[0] <= at < spoilt[1]:
+                        pts, dts, base = packet.pts, packet.dts, packet.time_base
+                        packet = av.Packet(b"\xff" * packet.size)
+                        packet.pts, packet.dts, packet.time_base, packet.stream = pts, dts, base, stream
+                    packet.pts += round(late / packet.time_base)
+                    packet.dts = packet.pts
+                    output.mux(packet)
+    return buffer.getvalue()
+
+
+CLOCKED = [("webm", "libopus"), ("ogg", "libopus"), ("mp4", "aac"), ("mov", "pcm_s16le"), ("matroska", "flac")]
+
+
+@pytest.mark.parametrize(("container", "codec"), CLOCKED)
+def test_missing_packets_leave_silence(container: str, codec: str) -> None:
+    data = bursts_at(0.5, 1.5, 6.0, 7.0, length=8.0)
+    audio = decode(mux(container, codec, [data], lost=(2.0, 5.5)))
+    assert onsets(audio) == pytest.approx([0.5, 1.5, 6.0, 7.0], abs=0.02)
+    assert audio.seconds == pytest.approx(8.0, abs=0.04)
+
+
+@pytest.mark.parametrize(("container", "codec"), CLOCKED)
+def test_a_late_start_is_silence(container: str, codec: str) -> None:
+    audio = decode(mux(container, codec, [bursts_at(0.5, 2.5, length=3.0)], late=1.5))
+    assert onsets(audio) == pytest.approx([2.0, 4.0], abs=0.02)
+
+
+def test_a_piece_of_a_stream_that_began_long_ago_begins_at_its_first_frame() -> None:
+    audio = decode(mux("webm", "libopus", [bursts_at(0.5, 2.5, length=3.0)], late=5000.0))
+    assert onsets(audio) == pytest.approx([0.5, 2.5], abs=0.02)
+    assert audio.seconds == pytest.approx(3.0, abs=0.03)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("webm", "libopus"), ("mp4", "aac"), ("matroska", "flac")])
+def test_packets_that_cannot_be_decoded_leave_the_rest_where_it_was(container: str, codec: str) -> None:
+    data = bursts_at(0.5, 1.5, 2.5, 3.5, 4.5, length=5.0)
+    audio = decode(mux(container, codec, [data], spoilt=(1.9, 3.2)))
+    found = onsets(audio)
+    assert [*found[:2], *found[-2:]] == pytest.approx([0.5, 1.5, 3.5, 4.5], abs=0.02)
+    assert audio.seconds == pytest.approx(5.0, abs=0.04)
+
+
+def test_links_of_an_ogg_file_follow_each_other_whatever_their_rate() -> None:
+    for codec, rates in (("libopus", (48_000, 48_000)), ("flac", (48_000, 16_000))):
+        links = [mux("ogg", codec, [bursts_at(0.5, 1.5, length=2.0, rate=rate)], rate) for rate in rates]
+        audio = decode(b"".join(links))
+        assert onsets(audio) == pytest.approx([0.5, 1.5, 2.5, 3.5], abs=0.02)
+        assert audio.seconds == pytest.approx(4.0, abs=0.03)
+
+
+def test_a_length_guessed_from_the_bit_rate_refuses_nothing() -> None:
+    """A quiet beginning at a few bits a second makes FFmpeg expect hours of what is 24 s."""
+    quiet, loud = np.zeros((1, 20 * RATE), np.float32), np.random.default_rng(0).normal(0, 0.2, (1, 4 * RATE)).astype(np.float32)
+    data = mux("adts", "aac", [np.concatenate([quiet, loud], axis=1)])
+    with av.open(io.BytesIO(data)) as container:
+        assert container.duration and container.duration / av.time_base > 60
+    assert decode(data, max_seconds=30).seconds == pytest.approx(24, abs=0.1)
+    with pytest.raises(AudioError) as error:
+        decode(data, max_seconds=20)
+    assert error.value.code == "audio.too_long"
+
+
+def test_where_the_first_track_is_silent_another_is_read() -> None:
+    silent, spoken = np.zeros((1, 3 * RATE), np.float32), bursts_at(0.5, 2.0, length=3.0)
+    for container, codec in (("mp4", "aac"), ("matroska", "flac")):
+        assert onsets(decode(mux(container, codec, [silent, spoken]))) == pytest.approx([0.5, 2.0], abs=0.02)
+    with pytest.raises(AudioError) as error:
+        decode(mux("matroska", "flac", [silent, silent]))
+    assert error.value.code == "audio.silent"
+
+
+def stereo(left: np.ndarray, right: np.ndarray) -> Audio:
+    data = (np.stack([left, right], axis=1) * 32767).astype("<i2").tobytes()
+    return decode(wav(data, struct.pack("<HHIIHH", 1, 2, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 16)))
+
+
+def wav(data: bytes, form: bytes) -> bytes:
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def levels(samples: np.ndarray) -> np.ndarray:
+    """Level of each half second."""
+    return np.asarray(np.sqrt((samples[: len(samples) // 8000 * 8000].reshape(-1, 8000) ** 2).mean(1)))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.6])
+def test_opposite_phase_is_decided_stretch_by_stretch(share: float) -> None:
+    left = np.random.default_rng(0).normal(0, 0.1, 4 * SAMPLE_RATE)
+    right = share * np.where(np.arange(len(left)) < 2 * SAMPLE_RATE, left, -left)
+    audio = stereo(left, right)
+    assert (levels(audio.samples) > 0.75 * levels(left)).all()
+    np.testing.assert_allclose(audio.samples[:SAMPLE_RATE], ((left + right) / 2)[:SAMPLE_RATE], atol=1e-4)
+
+
+def test_channels_with_nothing_in_common_are_averaged() -> None:
+    left, right = np.random.default_rng(0).normal(0, 0.1, (2, 2 * SAMPLE_RATE))
+    np.testing.assert_allclose(stereo(left, right).samples, (left + right) / 2, atol=1e-4)
+    np.testing.assert_allclose(stereo(left, 0 * left).samples, left / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("bits", "valid"), [(32, 24), (32, 20), (32, 16), (24, 20), (16, 12), (16, 8), (32, 32)])
+def test_samples_of_extensible_wav_fill_their_container_from_the_top(bits: int, valid: int) -> None:
+    wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    whole = np.round(wave * 2 ** (valid - 1)).astype(np.int64) << (bits - valid)
+    data = b"".join(int(v).to_bytes(bits // 8, "little", signed=True) for v in whole)
+    size, guid = bits // 8, bytes.fromhex("0100000000001000800000aa00389b71")
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, SAMPLE_RATE, SAMPLE_RATE * size, size, bits, 22, valid, 4) + guid
+    audio = decode(wav(data, form))
+    np.testing.assert_allclose(audio.samples, wave, atol=2 ** -(valid - 1))
+    assert audio.clipped == 0
+
+
+def test_wav_of_64_bit_integers() -> None:
+    wave = 0.25 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    data = np.round(wave * 2.0**63).astype("<i8").tobytes()
+    audio = decode(wav(data, struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, 8 * SAMPLE_RATE, 8, 64)))
+    np.testing.assert_allclose(audio.samples, wave, atol=1e-6)
+
+
+def test_nist_sphere_is_read() -> None:
+    wave = (0.5 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE) * 32767).astype("<i2")
+    head = (
+        b"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i 16000\nsample_rate -i 16000\nsample_n_bytes -i 2\n"
+        b"sample_byte_format -s2 01\nsample_sig_bits -i 16\nsample_coding -s3 pcm\nend_head\n"
+    )
+    audio = decode(head.ljust(1024, b" ") + wave.tobytes(), "SX1.WAV")
+    np.testing.assert_allclose(audio.samples, wave / 32768, atol=1e-6)
+    assert audio.format == "nistsphere"
+
+
+def test_a_seek_to_a_place_that_no_file_has_is_not_the_end() -> None:
+    """A CAF file whose chunk after the sound claims 2**62 bytes."""
+    sound = (bursts_at(0.5, length=1.0, rate=SAMPLE_RATE)[0] * 32767).astype(">i2").tobytes()
+    form = struct.pack(">d4sIIIII", SAMPLE_RATE, b"lpcm", 0, 2, 1, 1, 16)
+    caf = b"caff" + struct.pack(">HH", 1, 0) + b"desc" + struct.pack(">q", len(form)) + form
+    caf += b"data" + struct.pack(">q", 4 + len(sound)) + bytes(4) + sound + b"free" + struct.pack(">q", 2**62)
+    assert onsets(decode(caf)) == pytest.approx([0.5], abs=0.01)
+
+
+def test_tags_in_latin_1_do_not_matter() -> None:
+    plain = wav(
+        bursts_at(0.5, length=1.0, rate=SAMPLE_RATE)[0].astype("<f4").tobytes(),
+        struct.pack("<HHIIHH", 3, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 32),
+    )
+    name = "Grüße".encode("latin-1") + b"\0"
+    tags = b"INFOINAM" + struct.pack("<I", len(name)) + name
+    audio = decode(plain + b"LIST" + struct.pack("<I", len(tags)) + tags)
+    assert onsets(audio) == pytest.approx([0.5], abs=0.01)
