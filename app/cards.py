@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import Transcript
     from hdmole.speech.decoding import Word
 
-_MOST_SPANS = 8  # of a long recording that a warning names one by one
+_MOST_SPANS = 8  # spans of a long recording that a warning lists
 # word confidence above which words have no mark, and below which they have a strong one
 SURE, UNSURE = 0.8, 0.5
 LEGEND_CONFIDENCE = Text(

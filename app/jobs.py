@@ -75,7 +75,7 @@ class Task:
         self.error: str = ""
         self.step: str = Text("Waiting for a free turn on the model")
         self._asr, self._stop = asr, threading.Event()
-        self._share = 0.0  # of the running step that is done
+        self._share = 0.0  # share of the running step that is done
         self._turn = False  # whether this task holds one of TURNS
         self._thread = threading.Thread(target=self._run, name="transcribe", daemon=True)
         self._thread.start()
@@ -152,7 +152,7 @@ class Job(Task):
         self.methods = list(asr.methods)
         self.audio: Audio | None = stopped.audio if stopped else None
         self.encoded: list[Encoded] | None = stopped.encoded if stopped else None
-        # by method
+        # method -> transcript
         self.transcripts: dict[str, Transcript] = dict(stopped.transcripts) if stopped else {}
         self._tables: dict[int, pd.DataFrame] = {}
         self.utterance = utterance
@@ -203,7 +203,7 @@ class Job(Task):
             transcript = self._asr.transcribe(
                 audio, method=method, want_trace=method == "hdmole", encoded=self.encoded, progress=self._advance
             )
-            # they hold what the base heard, which the next method needs too
+            # `encoded` also holds what the base heard, so that the next method need not decode it
             self._share, self.encoded = 0.0, transcript.encoded
             self.transcripts[method] = transcript
         self.step = Text("Done")

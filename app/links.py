@@ -27,7 +27,7 @@ def joined(names: Iterable[str]) -> str:
     """
     line = io.StringIO()
     if found := list(names):
-        # with this, names with line ends are quoted too
+        # with this line end, names that hold one are quoted too
         csv.writer(line, lineterminator="\r\n").writerow(found)
     return line.getvalue().removesuffix("\r\n")
 

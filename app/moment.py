@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _AROUND = 0.3  # seconds on either side of a moment that lies in no word
 _MARGIN = 0.03  # seconds on either side of a word
-_MOST_WORDS = 40  # that are shown in a row
+_MOST_WORDS = 40  # words that are shown in a row
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
     """As `choose`, but None if there are no results."""
     known, link = folders(asr), st.query_params.get("results", "")
     widgets = st.session_state
-    # an address that the visitor opened, not one that this page wrote
+    # the visitor opened this address; this page did not write it
     if link and link != session().results:
         widgets.results_given = "" if link in known else link
         widgets.results_name = link if link in known else None

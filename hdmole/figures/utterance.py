@@ -35,7 +35,7 @@ METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3A9AD0", "gated_lora": "#14507A",
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
 # gate -> column that counts its experts
 ACTIVE = {"gate": "n_active", "global_gate": "n_active_global", "local_gate": "n_active_local"}
-MAX_COLUMNS = 600  # of a heatmap that can be clicked, which has a mark for each cell
+MAX_COLUMNS = 600  # of a heatmap that can be clicked; each cell has a mark
 MEL_COLUMNS = 1_000  # of a spectrogram
 WORD_LABELS = 60  # with more words on one axis they cannot be read
 

@@ -27,7 +27,7 @@ SHORTEST = 0.1  # seconds
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 
 _CHILD = Path(__file__).with_name("_decode.py")
-# by the second half of the error code; the child process gives the first five and "memory"
+# second half of the error code -> sentence; the child process gives the first five and "memory"
 _SENTENCES = {
     "not_audio": "{name} is not audio that can be read; give a WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM file.",
     "no_sound_track": "{name} has no sound track; give a file that holds speech.",
@@ -143,7 +143,7 @@ def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memo
         raise refuse("time") from None
     if child.returncode == -signal.SIGXCPU:
         raise refuse("time")
-    # by the CPU limit, or by the system when memory ran out
+    # it was killed by the CPU limit, or by the system because memory ran out
     if child.returncode == -signal.SIGKILL:
         raise refuse("memory")
     if child.returncode < 0:

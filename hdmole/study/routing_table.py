@@ -15,8 +15,7 @@ from hdmole.method.tracing import Trace, trace
 from hdmole.study.bootstrap import ROUTING_RESAMPLES
 from hdmole.study.results import Correspondence, Measure, RouterResult, Routing
 
-# Columns of a routing table that hold weights of experts -> label of the router that they come
-# from.
+# Column of a routing table that holds weights of experts -> label of the router.
 ROUTERS = {"gate": "Combined gate", "global_gate": "Global router", "local_probability": "Local router"}
 DEALS = 50  # random assignments of accents, for the level of chance
 
