@@ -154,6 +154,7 @@ def test_what_an_adapter_changes_is_its_own(tiny_model: Path, tmp_path: Path) ->
 
 def test_every_method_in_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
     """Each encodes for itself: routed, traced, changed by an intervention, and alone as in a batch."""
+    torch.manual_seed(0)
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     base: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
     place = r"audio_tower\.encoder\.layers\..*(linear1|q_proj|k_proj)"

@@ -600,7 +600,7 @@ def test_a_warm_start_trains_each_expert_on_its_own_accent_first(
     assert (warm["config"].routing, warm["config"].thresholds, warm["config"].shared_expert_rank) == ("global", "dense", 0)
     assert (rest["config"].routing, rest["config"].thresholds, rest["config"].shared_expert_rank) == (
         "hierarchical",
-        "dynamic",
+        "relu",
         1,
     )
     assert warm["batch"]["accent_posterior"].amax(1).tolist() == [1.0] * 8  # the accent that was spoken
