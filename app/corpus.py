@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import stat
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING
 
+from app import access
 from app.jobs import Stopped, Task
 from app.texts import Text
 from hdmole.speech.manifest import ManifestError
@@ -24,11 +26,15 @@ MOST_UNPACKED = 4e9  # bytes that a ZIP may unpack to
 class Evaluation(Task):
     """Judges `methods` on the recordings of a manifest or of a ZIP.
 
-    A ZIP is unpacked to `folder`/speech. The results are in the folder `out`.
+    A ZIP is unpacked to `folder`/speech. The results are in the folder `out`. A ZIP may name
+    its own files only, a manifest on this machine those that visitors may open. `key` names the
+    results in an address.
     """
 
     def __init__(self, asr: ASR, source: Path | IO[bytes], methods: list[str], folder: Path) -> None:
         self.source, self.methods, self.folder, self.out = source, methods, folder, folder / "results"
+        self.key = access.evaluation_key(folder)
+        self.within = access.open_folders(asr.folder) if isinstance(source, Path) else [folder / "speech"]
         self.summary: Results | None = None
         atexit.register(shutil.rmtree, folder / "speech", ignore_errors=True)
         super().__init__(asr, Path(str(getattr(source, "name", source))).name)
@@ -49,7 +55,7 @@ class Evaluation(Task):
             self.step = Text("Unpacking")
             self.source = unpack(self.source, self.folder / "speech")
         try:
-            self.summary = evaluate(self._asr, self.source, self.methods, self.out, progress=self._progress)
+            self.summary = evaluate(self._asr, self.source, self.methods, self.out, within=self.within, progress=self._progress)
         except Cancelled:
             raise Stopped from None
 
@@ -62,6 +68,11 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]
+            if any(_leads_out(e) for e in entries):
+                raise ManifestError(
+                    "manifest.zip_leads_out",
+                    "The ZIP holds links, or files that would lie outside its folder; pack the files themselves.",
+                )
             if sum(e.file_size for e in entries) > MOST_UNPACKED:
                 raise ManifestError(
                     "manifest.zip_too_large",
@@ -83,3 +94,9 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
         sentence = "The ZIP cannot be unpacked ({reason}); give its files plain names."
         raise ManifestError("manifest.zip_not_unpacked", sentence, reason=error.strerror or error) from None
     return paths[min(manifests, key=lambda e: (e.filename.count("/"), e.filename)).filename]
+
+
+def _leads_out(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry of a ZIP is a link, or has an absolute name or one with `..`."""
+    names = PurePosixPath(entry.filename), PureWindowsPath(entry.filename)
+    return stat.S_ISLNK(entry.external_attr >> 16) or any(name.anchor or ".." in name.parts for name in names)

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from app.texts import Text
+from app.access import hide_folders
+from app.texts import Text, without_folders
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES
 from hdmole.speech.audio import Audio, decode
@@ -131,9 +132,9 @@ class Task:
         except Stopped:
             pass
         except UserError as error:
-            self.error = Text(error.sentence, **error.values)
+            self.error = Text(error.sentence, **without_folders(error))
         except Exception as error:  # no error in here may break the page
-            reason = str(error) or type(error).__name__
+            reason = hide_folders(str(error)) or type(error).__name__
             self.error = Text("The transcription of {name} failed: {reason}", name=self.name, reason=reason)
         finally:
             self._end_turn()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
+from app.access import hide_folders
 from app.texts import t
 from hdmole.errors import UserError
 from hdmole.figures.utterance import mel_spectrogram
@@ -41,7 +42,7 @@ def load_model() -> ASR:
     try:
         return _load(model)
     except (UserError, OSError) as error:
-        st.error(t(error) if isinstance(error, UserError) else str(error))
+        st.error(t(error) if isinstance(error, UserError) else hide_folders(str(error)))
         if model == "demo":
             st.info(
                 t(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import mimetypes
+import re
 import zipfile
 from datetime import UTC, datetime
 from html import escape
@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from app import texts
+from app.access import audio_type
 from app.cards import legend_html, method_card
 from app.jobs import Job
 from app.texts import Text, drawn, language, t
@@ -75,7 +76,7 @@ def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFra
 def html(job: Job, reference: str, layer: str, summary: Results | None, about: dict[str, str]) -> str:
     """The whole report. At its foot stand `about` and the provenance of the results."""
     utterance = job.utterance
-    kind = mimetypes.guess_type(utterance.name)[0] or "audio/wav"
+    kind = audio_type(utterance.data) or "audio/wav"
     audio = base64.b64encode(utterance.data).decode()
     cards = "".join(method_card(method, job.transcripts.get(method), reference, t("not transcribed")) for method in job.methods)
     title = t("{name}: who heard what, and which expert did the work", name=utterance.name)
@@ -146,7 +147,7 @@ def data(job: Job, layer: str, results: Path) -> bytes:
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr(f"audio/{Path(job.utterance.name).name}", job.utterance.data)
+        packed.writestr("audio/" + (re.sub(r"[^\w .-]", "_", job.utterance.name).lstrip(".") or "audio"), job.utterance.data)
         heard = [{"file": job.utterance.name, **t.to_dict()} for t in job.transcripts.values()]
         packed.writestr("transcripts.json", json.dumps(heard, indent=1))
         for name, (_, _, table) in pictures(job, layer).items():

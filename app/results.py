@@ -10,7 +10,7 @@ import pandas as pd
 import soundfile
 import streamlit as st
 
-from app import links, plots, texts
+from app import access, links, plots, texts
 from app.model import ROOT
 from app.session import session
 from app.texts import t
@@ -57,17 +57,22 @@ def summary_of(folder: Path) -> Results | None:
         return None
 
 
-@st.cache_data(show_spinner=False, max_entries=8)
-def sound_of(folder: Path, utterance: str, text: str, accent: str, speaker: str) -> tuple[str, bytes] | None:
+def sound_of(asr: ASR, folder: Path, utterance: str, text: str, accent: str, speaker: str) -> tuple[str, bytes] | None:
     """Name and content of an utterance's audio: the recording, or synthetic speech made again.
 
-    None if neither is to be had.
+    None if neither is to be had, or if the recording lies where visitors may not look.
     """
     listed = folder / "recordings.parquet"
     if listed.is_file():
-        audio = pd.read_parquet(listed, columns=["utterance", "audio"]).set_index("utterance").audio
-        found = Path(str(audio[audio.index == utterance].iloc[0])) if utterance in audio.index else Path()
-        return (found.name, found.read_bytes()) if found.is_file() else None
+        audio = read_table(listed).set_index("utterance").audio
+        named = str(audio[audio.index == utterance].iloc[0]) if utterance in audio.index else ""
+        content = access.audio_of(folder, named, asr.folder) if named else None
+        return (Path(named).name, content) if content is not None else None
+    return _synthetic(utterance, text, accent, speaker)
+
+
+@st.cache_data(show_spinner=False, max_entries=8)
+def _synthetic(utterance: str, text: str, accent: str, speaker: str) -> tuple[str, bytes] | None:
     from hdmole.demo.synth import say_again
 
     wave = say_again(text, accent, speaker)
@@ -119,17 +124,20 @@ def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
         given = st.text_input(
             t("or a folder of your own"), key="results_given", placeholder="results/mine", persist_state="session",
             on_change=lambda: widgets.update(results_name=None),
-            help=t("A folder on the app's machine that `hdmole compare` or `hdmole evaluate` wrote."),
+            help=t(
+                "A results folder that `hdmole compare` or `hdmole evaluate` wrote, in a folder that the app was started with: "
+                "`hdmole app --data FOLDER`."
+            ),
         ).strip()  # fmt: skip
     if not given and name is None:
         return None
-    folder = Path(given) if given else known[str(name)]
     session().results = given or str(name)
     if link != session().results:
         links.write(results=session().results)
     try:
+        folder = access.results_folder(given, asr.folder) if given else known[str(name)]
         summary = load(folder)
-    except ResultsError as error:
+    except (ResultsError, access.AccessError) as error:
         st.error(t(error))
         st.stop()
     if not given and (note := other_base(asr, folder, summary)):

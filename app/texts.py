@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from app.access import hide_folders
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES, accent_label
 from hdmole.study.claims import claim_texts
@@ -66,12 +67,20 @@ def choose_language() -> None:
 def t(text: str | UserError, /, **values: Any) -> str:
     """A text or the sentence of an error in the visitor's language, with its values in place."""
     if isinstance(text, Text | UserError):
-        values = {**text.values, **values}
+        values = {**text.values, **values} if isinstance(text, Text) else {**without_folders(text), **values}
         text = text.sentence
     if language() == "zh":
         text = _chinese().get(text, text)
         values = {name: t(value) if isinstance(value, Text | UserError) else value for name, value in values.items()}
     return text.format(**values) if values else text
+
+
+def without_folders(error: UserError) -> dict[str, Any]:
+    """The values of an error's sentence as visitors may read them: of paths only the file's name."""
+    return {
+        name: value.name if isinstance(value, Path) else hide_folders(value) if isinstance(value, str) else value
+        for name, value in error.values.items()
+    }
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -341,6 +342,13 @@ def app_command(
         str,
         typer.Option(envvar="HDMOLE_MODEL", help="demo, a model folder, or the name of a repository on the Hugging Face hub."),
     ] = "demo",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder whose results, manifests and recordings visitors may open by path; repeatable."),
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="Address of this machine at which the app listens and is visited; by default nobody else can.")
+    ] = "localhost",
 ) -> None:
     """Start the web app on this machine; Ctrl-C ends it."""
     main = Path(__file__).resolve().parent.parent / "app" / "main.py"
@@ -348,7 +356,15 @@ def app_command(
         _fail("The app is not installed with the package; clone the repository and run 'make app' there.")
     # the app runs in the repository's folder, so the path must not be relative
     os.environ["HDMOLE_MODEL"] = str(Path(model).resolve()) if Path(model).is_dir() else model
-    command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.port", str(port)]
+    for folder in data or []:
+        if not folder.is_dir():
+            _fail(f"There is no folder {folder}; give --data the folder that visitors may open.")
+    if data:
+        os.environ["HDMOLE_DATA"] = os.pathsep.join(str(folder.resolve()) for folder in data)
+    command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.port", str(port), "--server.address", address]
+    if "STREAMLIT_SERVER_ALLOWED_HOSTS" not in os.environ:  # which an operator sets where visitors come by another name
+        for host in dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), address]):
+            command += ["--server.allowedHosts", host]
     os.chdir(main.parent.parent)
     os.execv(sys.executable, command)
 

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import links, plots, results, texts
+from app.access import audio_type
 from app.cards import LEGEND_DIFFERENCE, text_card
 from app.model import ROOT, load_model
 from app.texts import Text, t
@@ -214,7 +215,7 @@ if file.is_file():
     shown |= {f"hypothesis {name}": t("hypothesis {method}", method=name) for name in (str(method), str(against))}
     event = st.dataframe(
         table, hide_index=True, height=300, on_select="rerun", selection_mode="single-row",
-        key=f"utterances-{folder}-{method}-{against}-{accent}-{cell}",
+        key=f"utterances-{folder.name}-{method}-{against}-{accent}-{cell}",
         column_order=list(shown), column_config=shown,
     )  # fmt: skip
     st.caption(
@@ -231,8 +232,8 @@ if file.is_file():
     if event.selection.rows:
         row = table.iloc[event.selection.rows[0]]
         heard = [text_card(name, row[f"hypothesis {name}"], row.reference) for name in (method, against)]
-        if sound := results.sound_of(folder, row.utterance, row.reference, row.accent, row.speaker):
-            st.audio(sound[1])
+        if sound := results.sound_of(asr, folder, row.utterance, row.reference, row.accent, row.speaker):
+            st.audio(sound[1], format=audio_type(sound[1]) or "audio/wav")
         else:
             st.caption(t("The audio of this utterance is not part of the results."))
         st.html(f"<div class='cards'>{''.join(heard)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import links, plots, results, texts, watch
+from app import access, links, plots, results, texts, watch
 from app.cards import LEGEND_DIFFERENCE, text_card
 from app.corpus import Evaluation
 from app.model import load_model
@@ -35,7 +35,10 @@ if kept.evaluation_new or "corpus_results" not in st.session_state:
 with st.sidebar:
     earlier = st.text_input(
         t("Results of an earlier evaluation"), key="corpus_results", placeholder="results/mine", persist_state="session",
-        help=t("A folder on the app's machine that `hdmole evaluate` or this page wrote; this page's address names it."),
+        help=t(
+            "Results that `hdmole evaluate` wrote, in a folder that the app was started with (`hdmole app --data FOLDER`), or of this "
+            "page, as its address names them."
+        ),
     ).strip()  # fmt: skip
 task = None if earlier else kept.evaluation
 with st.expander(t("The recordings"), expanded=not (earlier or (task and not task.error)), icon=":material/folder_open:"):
@@ -55,16 +58,20 @@ with st.expander(t("The recordings"), expanded=not (earlier or (task and not tas
         samples = asr.folder / "samples" / "manifest.jsonl"
         try_it = samples.is_file() and st.button(t("Try it with the samples"), disabled=not methods, key="corpus_samples")
     if start or try_it:
+        try:
+            source = samples if try_it else file or access.manifest_file(path.strip(), asr.folder)
+        except access.AccessError as error:
+            st.error(t(error))
+            st.stop()
         if kept.evaluation is not None:
             kept.evaluation.cancel()
             kept.evaluation.forget()
-        source = samples if try_it else file or Path(path.strip())
         kept.evaluation = Evaluation(asr, source, methods, Path(tempfile.mkdtemp(prefix="hdmole-corpus-")))
         kept.evaluation_new = True
         st.rerun()
 if task is not None:
     if task.running:  # so that a reload opens the same results
-        links.write(results=str(task.out))
+        links.write(results=task.key)
     watch.ended(task)
     if task.error:
         st.error(t(task.error))
@@ -74,14 +81,19 @@ if task is not None:
         st.stop()
 elif not earlier:
     st.stop()
-out = task.out if task is not None else Path(earlier)
-links.write(results=str(out))
+try:
+    out = task.out if task is not None else access.results_folder(earlier, asr.folder)
+except access.AccessError as error:
+    st.error(t(error))
+    st.stop()
+name_of_results = task.key if task is not None else earlier
+links.write(results=name_of_results)
 if (out / "unfinished").is_dir() and not (out / "summary.json").is_file():
     st.info(t("This evaluation is not finished yet; open this address again later."))
     st.stop()
 for name in ("summary.json", "recordings.parquet", "utterances.parquet"):
     if not (out / name).is_file():
-        st.error(t("{folder} has no {file}; name a folder that `hdmole evaluate` wrote.", folder=out, file=name))
+        st.error(t("{folder} has no {file}; name a folder that `hdmole evaluate` wrote.", folder=name_of_results, file=name))
         st.stop()
 try:
     summary = load(out)
@@ -115,12 +127,18 @@ def archive() -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
         for file in sorted(f for f in out.iterdir() if f.is_file()):
-            packed.write(file, file.name)
+            if file.name == "recordings.parquet":  # without the paths on this machine
+                known = pd.read_parquet(file)
+                packed.writestr(
+                    file.name, known.assign(audio=known.audio.map(lambda path: Path(path).name)).to_parquet(index=False)
+                )
+            else:
+                packed.write(file, file.name)
     return content.getvalue()
 
 
 with st.container(horizontal=True, vertical_alignment="center"):
-    link = {"results": str(out)}
+    link = {"results": name_of_results}
     st.page_link("../pages/compare.py", label=t("Compare the methods"), icon=":material/bar_chart:", query_params=link)
     if summary.routing:
         st.page_link("../pages/correspondence.py", label=t("Experts and accents"), icon=":material/grid_on:", query_params=link)
@@ -166,7 +184,7 @@ def one_by_one() -> None:
     event = st.dataframe(
         shown.drop(columns="audio"), hide_index=True, height=320, on_select="rerun", selection_mode="single-row",
         # a new key for a new table, in which nothing is chosen yet
-        key=f"corpus_rows-{out}-{accents}-{text}-{least}",
+        key=f"corpus_rows-{name_of_results}-{accents}-{text}-{least}",
         column_order=["utterance", "accent", *rates_of, "reference", "words", "seconds", "level", "clipped", "in_domain", "speaker"],
         column_config={
             **{name: t(name) for name in ("utterance", "accent", "reference", "words", "speaker")},
@@ -184,8 +202,8 @@ def one_by_one() -> None:
     )
     if event.selection.rows:
         row = shown.iloc[event.selection.rows[0]]
-        if Path(row.audio).is_file():
-            st.audio(row.audio)
+        if content := access.audio_of(out, str(row.audio), asr.folder):
+            st.audio(content, format=access.audio_type(content))
         of = results.read_table(out / "utterances.parquet", row.utterance)
         cards = [text_card(r["method"], r["hypothesis"], r["reference"]) for r in of.to_dict("records")]
         st.html(f"<div class='cards'>{''.join(cards)}</div><div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import links, plots, results, texts
+from app.access import audio_type
 from app.jobs import Utterance
 from app.model import load_model
 from app.texts import t
@@ -32,14 +33,14 @@ def hear(folder: Path, name: str) -> None:
     clips = samples(asr.folder)
     same = (row.reference, row.accent, row.speaker)
     clip = next((c for c in clips if (c.text, c.accent, c.speaker) == same and c.path.is_file()), None)
-    sound = results.sound_of(folder, name, row.reference, row.accent, row.speaker)
+    sound = results.sound_of(asr, folder, name, row.reference, row.accent, row.speaker)
     if sound is None and clip is None:
         st.caption(t("The audio of this utterance is not part of the results."))
         return
     chosen = clip.utterance() if clip else Utterance(*sound, row.reference, row.accent) if sound else None
     assert chosen is not None
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.audio(chosen.data, width=180)
+        st.audio(chosen.data, format=audio_type(chosen.data) or "audio/wav", width=180)
         for page, label, icon in (
             ("transcribe", t("Transcribe"), ":material/graphic_eq:"), ("routing", t("Routing"), ":material/account_tree:"),
         ):  # fmt: skip

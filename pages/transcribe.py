@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Callable
 
 import pandas as pd
 import streamlit as st
 
 from app import links, plots, texts, watch
+from app.access import audio_type
 from app.cards import show_cards, show_legend
 from app.model import load_model
 from app.session import session
@@ -36,7 +36,7 @@ if job.error and job.audio is None:  # there is nothing to play
     watch.show_trouble(job)
     st.stop()
 player, text = st.columns([1, 2], vertical_alignment="bottom")
-player.audio(chosen.data, format=mimetypes.guess_type(chosen.name)[0] or "audio/wav")
+player.audio(chosen.data, format=audio_type(chosen.data) or "audio/wav")
 with text:
     reference = reference_input(chosen)
 

@@ -133,8 +133,10 @@ def app_url(start_app: Callable[[str], str], tiny_model: Path) -> str:
 
 
 @pytest.fixture
-def open_app(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+def open_app(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
+    """Opens a page on the tiny model; the folder of the test is the one that visitors may open."""
     monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
+    monkeypatch.setenv("HDMOLE_DATA", str(tmp_path))
 
     def opened(page: str = "transcribe", **query: str) -> AppTest:
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)

@@ -114,6 +114,7 @@ def sentences() -> Iterator[str]:
                 written.setdefault(node.targets[0].id, set()).update(text for text in constants if text.endswith("."))
         for node in nodes(file):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "AccessError",
                 "AudioError",
                 "ManifestError",
                 "ModelError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -71,19 +72,43 @@ def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent"
         yield number, row
 
 
-def read_manifest(path: Path) -> list[Line]:
+def find_inside(path: Path, folders: Sequence[Path]) -> Path | None:
+    """The path with its links followed, if it then lies inside one of the folders; else None.
+
+    A path whose name alone leads out is not looked up, so that nothing tells whether it exists.
+    """
+    try:
+        known = {root for folder in folders for root in (Path(os.path.abspath(folder)), folder.resolve())}
+        if not any(Path(os.path.abspath(path)).is_relative_to(root) for root in known):
+            return None
+        found = path.resolve()
+    except (OSError, ValueError, RuntimeError):  # a null byte, or links in a circle
+        return None
+    return found if any(found.is_relative_to(root) for root in known) else None
+
+
+def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line]:
     """The recordings of a manifest.
 
     Each line has `audio` (a path relative to the manifest), `text`, `accent`, and optionally
-    `speaker`. A recording without a speaker counts as a speaker of its own.
+    `speaker`. A recording without a speaker counts as a speaker of its own. Where the manifest is
+    a stranger's, `within` are the folders in which its recordings must lie, links followed.
 
     Raises:
         ManifestError: the manifest cannot be read or is empty, a line lacks something, or a
-            recording does not exist.
+            recording lies elsewhere or does not exist.
     """
     lines = []
     for number, row in manifest_rows(path):
         audio = path.parent / row["audio"]
+        if within is not None and find_inside(audio, within) is None:
+            raise ManifestError(
+                "manifest.audio_elsewhere",
+                "Line {number} of {name} names {audio}, which is no file that belongs to the manifest; name one in its folder.",
+                number=number,
+                name=path.name,
+                audio=row["audio"],
+            )
         if not audio.is_file():
             raise ManifestError(
                 "manifest.no_such_audio",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from hashlib import sha256
@@ -40,6 +40,7 @@ def evaluate(
     *,
     accent: str = "auto",
     seed: int = 0,
+    within: Sequence[Path] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Results:
     """Transcribe every recording of a manifest with every method, and write the results to `out`.
@@ -63,6 +64,7 @@ def evaluate(
         out: folder of the results; it is made.
         accent: "auto", or the accent to route all recordings by.
         seed: training seed of the model, written into each row. It influences no result.
+        within: the folders in which recordings must lie; see `read_manifest`.
         progress: called with the number of recordings that are done and the number of all. It may
             raise Cancelled.
 
@@ -83,7 +85,7 @@ def evaluate(
     for method in methods:
         asr.check_method(method)
     asr.check_accent(accent)
-    lines = read_manifest(manifest)
+    lines = read_manifest(manifest, within)
     unfinished = _open_unfinished(out, asr, lines, methods, accent, seed)
     routed = _routed(lines) if "hdmole" in methods else set()
     done = 0

@@ -1,0 +1,179 @@
+"""What a visitor can open, and what not: each test tries a way in that was once open."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import soundfile
+from driver import assert_no_exception, session, settle
+from streamlit.testing.v1 import AppTest
+from tiny import speech_like
+
+from app import access
+from app.corpus import Evaluation, unpack
+from hdmole.speech.asr import ASR
+from hdmole.speech.manifest import ManifestError, read_manifest
+from hdmole.study.evaluate import evaluate
+
+REFUSED = "cannot be opened here"
+
+
+@pytest.fixture
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that nobody opened to visitors, with a text and a sound."""
+    folder = tmp_path_factory.mktemp("secret")
+    (folder / "passwords.txt").write_text("root:x")
+    soundfile.write(folder / "private.wav", speech_like(1.0, 3), 16_000)
+    return folder
+
+
+@pytest.fixture
+def results(tiny_model: Path, tmp_path: Path) -> Path:
+    """A results folder that visitors may open, of the model's samples."""
+    out = tmp_path / "mine"
+    evaluate(ASR.load(tiny_model), tiny_model / "samples" / "manifest.jsonl", ["base", "hdmole"], out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["passwords.txt", "private.wav"])
+def test_results_play_no_file_from_elsewhere(
+    open_app: Callable[..., AppTest], results: Path, secret: Path, name: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[object] = []
+    monkeypatch.setattr("streamlit.audio", lambda data, **_: played.append(data))
+    monkeypatch.setattr("streamlit.delta_generator.DeltaGenerator.audio", lambda self, data, **_: played.append(data))
+    table = pd.read_parquet(results / "recordings.parquet")
+    utterance = table.utterance.iloc[0]
+    named = [str(secret / name), f"../../{secret.parent.name}/{secret.name}/{name}", "link.wav"]
+    (results / "link.wav").symlink_to(secret / name)
+    for audio in named:
+        table.assign(audio=audio).to_parquet(results / "recordings.parquet")
+        assert access.audio_of(results, audio, tiny_model) is None
+        for page, chosen in (("correspondence", {"map_utterance": utterance}), ("corpus", {}), ("compare", {})):
+            at = open_app(page, results=str(results))
+            for key, value in chosen.items():
+                at.selectbox(key=key).set_value(value).run()
+            assert_no_exception(at)
+    assert played and (secret / name).read_bytes() not in played  # the model's own sample of these words is
+
+
+def test_a_text_is_not_played_from_the_opened_folder_either(results: Path, tiny_model: Path) -> None:
+    (results / "notes.wav").write_text("<html>")
+    assert access.audio_of(results, "notes.wav", tiny_model) is None
+    shutil.copy(next((tiny_model / "samples").glob("*.flac")), results / "own.flac")
+    assert access.audio_of(results, "own.flac", tiny_model) == (results / "own.flac").read_bytes()
+
+
+@pytest.mark.parametrize("page", ["compare", "correspondence", "corpus", "report"])
+def test_results_elsewhere_are_refused_whether_they_exist_or_not(
+    open_app: Callable[..., AppTest], results: Path, secret: Path, tmp_path: Path, page: str
+) -> None:
+    shutil.copytree(results, secret / "results")
+    (tmp_path / "link").symlink_to(secret / "results")
+    ways = [
+        secret / "results", secret / "absent", secret / "passwords.txt", tmp_path / "link",
+        f"{tmp_path}/../{secret.name}/results", "x" * 5000, "a\0b",
+    ]  # fmt: skip
+    said = set()
+    for way in ways:
+        at = open_app(page, results=str(way))
+        assert_no_exception(at)
+        said |= {error.value for error in at.error}
+    assert len([s for s in said if REFUSED in s]) == 1 and not any(str(secret) in s for s in said)
+    assert all(REFUSED in s for s in said), said
+
+
+def test_without_data_only_the_repositorys_and_the_models_results_open(
+    open_app: Callable[..., AppTest], results: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HDMOLE_DATA", "")
+    assert REFUSED in open_app("compare", results=str(results)).error[0].value
+    for allowed in (str(tiny_model / "results"), "assets/results/main", "this model's own"):
+        assert not open_app("compare", results=allowed).error
+    monkeypatch.setenv("HDMOLE_DATA", str(results.parent))
+    assert not open_app("compare", results="mine").error  # relative to the folder that was named
+
+
+def test_an_uploaded_results_folder_is_not_opened(
+    open_app: Callable[..., AppTest],
+    results: Path,
+    secret: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HDMOLE_DATA", "")
+    table = pd.read_parquet(results / "recordings.parquet").assign(audio=str(secret / "private.wav"))
+    table.to_parquet(results / "recordings.parquet")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in (*results.glob("*.*"), *(tiny_model / "samples").iterdir()):
+            archive.write(file, file.name)
+    task = Evaluation(ASR.load(tiny_model), packed, ["base"], tmp_path / "zip")
+    task.wait(60)
+    assert not task.error and (tmp_path / "zip" / "speech" / "summary.json").is_file()
+    for way in (str(tmp_path / "zip" / "speech"), str(task.out), f"{task.key}/../speech"):
+        assert REFUSED in open_app("corpus", results=way).error[0].value
+    at = open_app("corpus", results=task.key)  # the evaluation itself is, and plays the recordings of the ZIP
+    assert_no_exception(at)
+    heard = pd.read_parquet(task.out / "recordings.parquet").audio
+    assert len(heard) == 4 and all(access.audio_of(task.out, audio, tiny_model) for audio in heard)
+
+
+def test_addresses_errors_and_downloads_keep_the_servers_folders_to_themselves(
+    open_app: Callable[..., AppTest], tmp_path: Path, results: Path
+) -> None:
+    at = open_app("corpus")
+    settle(at.button(key="corpus_samples").click().run())
+    assert_no_exception(at)
+    out = session(at).evaluation.out
+    assert at.query_params["results"] in ([session(at).evaluation.key], session(at).evaluation.key)
+    assert str(out.parent) not in repr(at)
+    (results / "summary.json").write_text("[1]")
+    at = open_app("compare", results="mine")  # relative to the folder that visitors may open
+    assert "summary.json is not a summary" in at.error[0].value and str(tmp_path) not in at.error[0].value
+    assert access.hide_folders("[Errno 13] no: '/srv/data/a.wav'") == "[Errno 13] no: 'a.wav'"
+
+
+def test_a_manifest_elsewhere_is_refused(open_app: Callable[..., AppTest], secret: Path) -> None:
+    (secret / "list.jsonl").write_text(json.dumps({"audio": "private.wav", "text": "x", "accent": "german"}))
+    said = set()
+    for name in ("list.jsonl", "none.jsonl"):
+        at = open_app("corpus")
+        at.text_input(key="corpus_path").set_value(str(secret / name)).run()
+        settle(at.button(key="corpus_start").click().run())
+        said.add(at.error[0].value)
+        assert session(at).evaluation is None and not at.exception
+    assert len(said) == 1 and REFUSED in said.pop()
+
+
+@pytest.mark.parametrize("way", ["{}/private.wav", "{}/absent.wav", "../../{}/private.wav", "link.wav", "a\0.wav"])
+def test_a_strangers_manifest_reads_its_own_files_only(tmp_path: Path, secret: Path, way: str) -> None:
+    (tmp_path / "link.wav").symlink_to(secret / "private.wav")
+    name = way.format(secret if way.startswith("{") else f"{secret.parent.name}/{secret.name}")
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"audio": name, "text": "x", "accent": "german"}))
+    with pytest.raises(ManifestError) as refused:
+        read_manifest(manifest, [tmp_path])
+    assert refused.value.code == "manifest.audio_elsewhere"
+
+
+def test_an_uploaded_zip_with_links_or_paths_that_lead_out_is_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link.wav")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    for entry in (link, "../out.wav", "/etc/out.wav", "C:\\out.wav", "..\\out.wav", "a/../../out.wav"):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("list.jsonl", "{}")
+            archive.writestr(entry, "/etc/passwd")
+        with pytest.raises(ManifestError) as refused:
+            unpack(packed, tmp_path / "in")
+        assert refused.value.code == "manifest.zip_leads_out" and not (tmp_path / "in").exists()
