@@ -50,29 +50,33 @@ def results_folder(given: str, model: Path) -> Path:
     """The results folder that a visitor named, by a key or by a path. Raises AccessError where it is not to be opened."""
     if given in _evaluations:
         return _evaluations[given] / "results"
-    return _find(
-        given, model, "access.results",
-        "Results of this name cannot be opened here; choose some from the list, or start the app with `--data FOLDER`, which "
-        "opens what lies in FOLDER.",
-    )  # fmt: skip
+    found = _find(given, model)
+    if found is None:
+        raise AccessError(
+            "access.results",
+            "Results of this name cannot be opened here; choose some from the list, or start the app with `--data FOLDER`, "
+            "which opens what lies in FOLDER.",
+        )
+    return found
 
 
 def manifest_file(given: str, model: Path) -> Path:
     """The manifest that a visitor named by its path. Raises AccessError where it is not to be opened."""
-    return _find(
-        given, model, "access.manifest",
-        "A manifest of this name cannot be opened here; upload a ZIP, or start the app with `--data FOLDER`, which opens what "
-        "lies in FOLDER.",
-    )  # fmt: skip
+    found = _find(given, model)
+    if found is None:
+        raise AccessError(
+            "access.manifest",
+            "A manifest of this name cannot be opened here; upload a ZIP, or start the app with `--data FOLDER`, which opens what "
+            "lies in FOLDER.",
+        )
+    return found
 
 
-def _find(given: str, model: Path, code: str, sentence: str) -> Path:
+def _find(given: str, model: Path) -> Path | None:
     roots = open_folders(model)
     found = [find_inside(folder / given, roots) for folder in (Path.cwd(), *data_folders())]
     allowed = [path for path in found if path is not None and len(path.name) < 256]  # no file system has longer names
-    if not allowed:
-        raise AccessError(code, sentence)
-    return next((path for path in allowed if path.exists()), allowed[0])
+    return next((path for path in allowed if path.exists()), allowed[0] if allowed else None)
 
 
 def audio_of(results: Path, named: str, model: Path) -> bytes | None:
