@@ -361,10 +361,11 @@ def app_command(
             _fail(f"There is no folder {folder}; give --data the folder that visitors may open.")
     if data:
         os.environ["HDMOLE_DATA"] = os.pathsep.join(str(folder.resolve()) for folder in data)
-    command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.port", str(port), "--server.address", address]
+    command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.address", address]
     if "STREAMLIT_SERVER_ALLOWED_HOSTS" not in os.environ:  # which an operator sets where visitors come by another name
         for host in dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), address]):
             command += ["--server.allowedHosts", host]
+    command += ["--server.port", str(port)]
     os.chdir(main.parent.parent)
     os.execv(sys.executable, command)
 

@@ -144,7 +144,14 @@ def test_the_app_starts_on_the_chosen_model_wherever_it_is_called(tmp_path: Path
         assert run_here("app", "--port", 8765, *arguments)[0] == 0
         assert os.environ["HDMOLE_MODEL"] == model
         assert started[-1][1:4] == ["-m", "streamlit", "run"] and started[-1][-2:] == ["--server.port", "8765"]
+        assert started[-1][started[-1].index("--server.address") + 1] == "localhost"
         os.chdir(tmp_path)
+    monkeypatch.setenv("HDMOLE_DATA", "")
+    assert run_here("app", "--data", "mine", "--data", ".", "--address", "192.0.2.7")[0] == 0
+    assert os.environ["HDMOLE_DATA"] == os.pathsep.join([str(tmp_path / "mine"), str(tmp_path)])
+    assert started[-1][started[-1].index("--server.address") + 1] == "192.0.2.7" in started[-1][started[-1].index("::1") :]
+    os.chdir(tmp_path)
+    assert "There is no folder none" in run_here("app", "--data", "none")[1]
 
 
 @pytest.mark.parametrize(
