@@ -16,6 +16,8 @@ import soundfile
 
 # what differs from one run to the next: time, folders, the machine's state
 FLEETING = {"rtf", "date", "command", "commit", "file", "audio"}
+# keys of summary.json that version 2 of its layout renamed
+RENAMED = {"combined": "gate", "global": "global_gate", "local": "local_probability"}
 
 
 def run(out: Path) -> None:
@@ -52,8 +54,9 @@ def differing(before: Any, after: Any, where: str = "") -> Iterator[str]:
     """Where two values read from JSON differ. Entries that only the later one has are no difference."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in (k for k in before if k not in FLEETING):
-            if key in after:
-                yield from differing(before[key], after[key], f"{where}/{key}")
+            later = key if key in after else RENAMED.get(key, key)
+            if later in after:
+                yield from differing(before[key], after[later], f"{where}/{key}")
             else:
                 yield f"{where}/{key} is gone"
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):

@@ -41,6 +41,10 @@ def test_what_is_gone_is_a_difference_and_what_is_new_is_none(tmp_path: Path) ->
     pd.DataFrame({"gate": np.array([0.25, 0.5], np.float32), "segment": 0}).to_parquet(after / "trace.parquet")
     (after / "new.txt").touch()
     assert compare(before, after) == []
+    (before / "routers.json").write_text(json.dumps({"routers": {"combined": 1, "local": 2}}))
+    (after / "routers.json").write_text(json.dumps({"routers": {"gate": 1, "local_probability": 3}}))
+    assert compare(before, after) == ["routers.json/routers/local: 2 became 3"]  # renamed since, and compared
+    (after / "routers.json").write_text((before / "routers.json").read_text())
     (after / "base.json").write_text(json.dumps({"text": "a", "rates": []}))
     (after / "info.txt").unlink()
     assert compare(before, after) == ["base.json/rates: [{'wer': 1.5}] became []", "info.txt is missing"]
