@@ -1,10 +1,12 @@
-"""Train the demo model from scratch: corpus, encoder, LLM, general-domain base, accent recogniser, three adaptations.
+"""Train the demo model from scratch.
 
-`hdmole demo build` runs all stages. Each stage writes its result to the work folder and is skipped if the result is
-there. An interrupted stage goes on from its last checkpoint. The published model is written to `out`.
+`hdmole demo build` runs all stages. Each stage writes its result to the work folder and is skipped
+if the result is there. An interrupted stage goes on from its last checkpoint. The published model
+is written to `out`.
 
-    corpus -> tokenizer -> encoder (CTC) | recogniser, llm -> states (encoder outputs, computed once) -> base
-           -> full | lora | hdmole (the projector, under one recipe) -> released folder -> in-domain score -> results
+    corpus -> tokenizer -> encoder (CTC) | recogniser, llm -> states (cached encoder outputs)
+           -> base -> full | lora | hdmole (adaptations of the projector) -> released folder
+           -> in-domain score -> results
 """
 
 from __future__ import annotations
@@ -88,7 +90,11 @@ class Recipe:
 
 
 class Build:
-    """The stages of the training. Each is a method that returns its result, and makes it if the work folder has none."""
+    """The stages of the training.
+
+    Each stage is a method that returns its result. It loads the result if the work folder has it,
+    and makes it otherwise.
+    """
 
     def __init__(self, work: Path, real_speech: list[Path], seed: int, recipe: Recipe, report: Callable[[str], None]) -> None:
         self.work, self.real_speech, self.seed, self.recipe = work, real_speech, seed, recipe
@@ -104,7 +110,9 @@ class Build:
         self._report(line)
 
     def take(self, released: Path) -> None:
-        """Copy the weights of a released model to the work folder, so that only speech and encoder outputs are made.
+        """Copy the weights of a released model to the work folder.
+
+        The later stages then make only the speech and the encoder outputs.
 
         Raises:
             ModelError: the folder is not a model that `build` released.
@@ -169,7 +177,11 @@ class Build:
     # -- models -------------------------------------------------------------------------------------------------------
 
     def encoder(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Any:
-        """The encoder, trained with CTC on general and real speech (digits and free sentences), not on the accents."""
+        """The encoder, trained with CTC on general and real speech.
+
+        The real speech is digits and free sentences. The synthetic accents are not among the
+        training speech.
+        """
         folder = self.work / "encoder"
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
@@ -177,7 +189,8 @@ class Build:
             model = _initialise(AutoModelForCTC.from_config(config)).to(self.device, memory_format=torch.channels_last)
             everything = corpus.select("train", GENERAL, "real_digits", "real_sentences")
             digits = [i for i in everything if is_digit_string(corpus.index.text[i])]
-            # Begin with the ten digits: there CTC leaves its plateau within minutes. On the whole vocabulary it does not.
+            # The training begins with the ten digits. There the CTC loss leaves its first plateau
+            # within minutes. On the whole vocabulary it does not.
             labels = self._labels(corpus, tokenizer, eos=False)
             for name, rows, epochs, frames, masks, shape in (
                 ("digits", digits, 1.0, 4_000, 0, {"warmup": 0.2, "last": 0.5}),
@@ -194,9 +207,10 @@ class Build:
     def llm(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """A small Llama, trained on sentences of the training grammar.
 
-        In three examples of four, the tokens that a CTC head might output for the sentence (`ctc_frames`) stand before
-        `<sep>`. The LLM so learns from text alone, in minutes, to write the sentence that stands before `<sep>`. Without
-        this, the base stays long at the loss of a language model before it makes use of the audio.
+        In three examples of four, the tokens that a CTC head might output for the sentence
+        (`ctc_frames`) stand before `<sep>`. In this way the LLM learns within minutes, and from
+        text alone, to write the sentence that stands before `<sep>`. Without this, the base takes
+        long to get below the loss of a language model that does not use the audio.
         """
         folder = self.work / "llm"
         if not (folder / "model.safetensors").is_file():
@@ -222,12 +236,12 @@ class Build:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.device(self.device))  # type: ignore[arg-type]
 
     def states(self, corpus: Corpus, encoder: Any) -> States:
-        """Encoder outputs of every utterance, in two SpecAugment views for training utterances."""
+        """Encoder outputs of the utterances, in two SpecAugment views for training utterances."""
         train = corpus.select("train", GENERAL, "accent", "real_digits")
         return encode_corpus(corpus, encoder.encoder, self.work / "states", train, self.seed, self.report)
 
     def base(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> SpeechLLM:
-        """The base: projector and LLM trained end to end on general synthetic speech and real digits."""
+        """The base: projector and LLM, trained on general synthetic speech and real digits."""
         folder = self.work / "base"
         if not (folder / "model.safetensors").is_file():
             torch.manual_seed(self.seed)
@@ -246,7 +260,8 @@ class Build:
             model.language_model.set_attn_implementation(ATTENTION)
             speech = Speech(corpus, states, tokenizer, folder)
             batches = speech.batches(corpus.select("train", GENERAL, "real_digits"), self.seed, lambda rows: {}, size=2)
-            # First the projector alone is trained to output the LLM's embeddings of what the CTC head hears.
+            # First the projector alone is trained to output the LLM's embeddings of the tokens that
+            # the CTC head outputs. Then projector and LLM are trained.
             for name, objective, epochs in (
                 ("aligned", embedding_objective, 0.3),
                 ("whole", smoothed_objective, self.recipe.base_epochs),
@@ -261,14 +276,15 @@ class Build:
     def recogniser(self, corpus: Corpus) -> tuple[AccentRecogniser, np.ndarray]:
         """The accent recogniser, and its posteriors (utterances, N + 1) for every utterance.
 
-        Real recordings count as general speech, because the base was trained on them. `train_recogniser` says how the
-        posteriors of training utterances are made.
+        Real recordings count as general speech, because the base was trained on them.
+        `train_recogniser` explains how the posteriors of training utterances are made.
         """
         rng = np.random.default_rng(self.seed)
         general = corpus.select("train", GENERAL)
         real = corpus.select("train", "real_digits", "real_sentences")
         stages = []
-        # First on plain features, then on masked ones (SpecAugment), then with all general and real speech.
+        # First plain features are used, then masked ones (SpecAugment), then masked ones of all
+        # general and real speech.
         for name, masked, share, epochs in zip(
             ("clear", "masked", "all"), (False, True, True), (2, 4, 1000), self.recipe.recogniser_epochs, strict=True
         ):
@@ -294,7 +310,10 @@ class Build:
     # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
 
     def adapt(self, name: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> Any:
-        """Adapt the base's projector to the accents by full, lora or hdmole, on the same data in the same order."""
+        """Adapt the base's projector to the accents by full, lora or hdmole.
+
+        All three get the same data in the same order.
+        """
         recogniser, posteriors = self.recogniser(corpus) if name == "hdmole" else (None, None)
         speech = Speech(corpus, states, tokenizer, self.work / "base", recogniser, posteriors)
         rank, shared = self.recipe.rank, self.recipe.shared_rank
@@ -309,9 +328,10 @@ class Build:
         )  # fmt: skip
 
     def beside(self, *lanes: tuple[str, ...]) -> None:
-        """On a CPU, run several lanes of stages at the same time, each lane in a process with one thread.
+        """On a CPU, run several lists of stages at the same time.
 
-        This is faster than one stage after the other on all threads. On a GPU nothing is done here.
+        Each list runs in a process with one thread. This is faster than one stage after the other
+        on all threads. On a GPU, this method does nothing.
         """
         products = {
             "encoder": "encoder/model.safetensors",
@@ -345,10 +365,11 @@ def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start:
 
 
 def _initialise(model: Any) -> Any:
-    """Initialise as PyTorch does, in place of transformers' standard deviation of 0.02 for all weights.
+    """Initialise a model as PyTorch does.
 
-    With 32 subsampling channels, the latter leaves 2e-7 of the input's variation after three convolutions. CTC then
-    stayed on its plateau for the 700 steps that we tried.
+    Transformers initialises all weights with a standard deviation of 0.02. With 32 subsampling
+    channels, this leaves 2e-7 of the input's variation after three convolutions. The CTC loss then
+    stayed on its first plateau for the 700 steps that we tried.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
@@ -359,11 +380,15 @@ def _initialise(model: Any) -> Any:
 
 
 def ctc_frames(tokens: list[int], vocabulary: int, rng: np.random.Generator, blank: int = 0) -> list[int]:
-    """Simulate what a CTC head outputs for a sentence: one or two frames a token, blanks between, a few errors."""
+    """Simulate what a CTC head outputs for a sentence.
+
+    Each token has one or two frames, and blanks stand between tokens. A few tokens are missing or
+    replaced by others.
+    """
     frames = [blank] * int(rng.integers(1, 5))
     for token in tokens:
         chance = rng.random()
-        if chance < 0.03:  # missed
+        if chance < 0.03:  # the token is missing
             frames.append(blank)
             continue
         heard = int(rng.integers(4, vocabulary)) if chance < 0.08 else token
@@ -372,7 +397,11 @@ def ctc_frames(tokens: list[int], vocabulary: int, rng: np.random.Generator, bla
 
 
 def language_batch(examples: list[tuple[list[int], int]]) -> dict[str, Tensor]:
-    """Pad examples (token ids, number of first tokens that are input only and not predicted) to a batch."""
+    """Pad examples to a batch.
+
+    An example is its token ids, and the number of first tokens that are input only. These are not
+    predicted.
+    """
     ids = pad([tokens for tokens, _ in examples])
     labels = ids.clone()
     for row, (_, read) in enumerate(examples):
@@ -395,10 +424,12 @@ def build(
         out: the model folder, such as assets/demo.
         real_speech: folders with a `manifest.jsonl` of real recordings; may be empty.
         seed: random seed.
-        scale: share of the recipe's data and sentences, 1 for the released model.
-        work: folder of the stages' results, from which a later call goes on; build/demo if not given.
-        report: is told what happens, a line at a time.
-        released: a released model whose weights are taken in place of training. Only the speech is made.
+        scale: share of the recipe's data and sentences that is used, 1 for the released model.
+        work: folder of the stages' results, from which a later call goes on; build/demo if not
+            given.
+        report: called with each line about the progress.
+        released: a released model whose weights are used, so that nothing is trained. Only the
+            speech is made.
 
     Returns:
         The results of the released model.
@@ -432,9 +463,9 @@ def conflicts(work: Path, out: Path, seed: int = 0, scale: float = 1.0, report: 
     Args:
         work: work folder of `build`, from which base and tokenizer are taken.
         out: the new folder, for the line `data` of a comparison's configuration.
-        seed: of speakers, sentences and training.
+        seed: random seed of speakers, sentences and training.
         scale: share of the speech that is made.
-        report: is told what happens, a line at a time.
+        report: called with each line about the progress.
 
     Raises:
         ModelError: `work` has no base.

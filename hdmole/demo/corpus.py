@@ -1,8 +1,9 @@
-"""The demo corpus: synthesised sentences in nine accents and, beside them, recordings of real people.
+"""The demo corpus: synthetic sentences in nine accents, and recordings of real people.
 
-Everything is kept as mel features in one flat float16 array with an index (one row an utterance), so that training
-never touches audio. Splits never share a sentence (`hdmole.demo.text`) or a speaker (`hdmole.demo.synth`, and for real
-people the rule in `split_speakers`).
+All speech is kept as mel features in one float16 array, with an index of one row per utterance.
+Training therefore reads no audio. Two splits have no synthetic sentence in common, except the ten
+single digits (`hdmole.demo.text`). They have no speaker in common (`hdmole.demo.synth`, and
+`split_speakers` for real people).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from hdmole.speech.segments import framed
 from hdmole.training.data import write_corpus
 
 N_MELS = 80
-CHUNK = 200  # utterances one worker makes at a time
+CHUNK = 200  # number of utterances that one worker makes at a time
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Sizes:
     test_per_accent: int = 300
     dev_general: int = 300
     dev_per_accent: int = 60
-    outside: int = 240  # per kind and split
+    outside: int = 240  # of each kind of sound outside the model's domain, in dev and in test
 
     def scaled(self, factor: float) -> Sizes:
-        """The same proportions at another size (at least a handful of each)."""
+        """All sizes times `factor`, but at least 6 of each kind."""
         return Sizes(**{name: max(6, round(value * factor)) for name, value in vars(self).items()})
 
 
@@ -72,7 +73,7 @@ def _extractor() -> ParakeetFeatureExtractor:
 
 
 def mel(samples: np.ndarray) -> np.ndarray:
-    """Features (T, 80) float16 of mono 16 kHz samples, as the released model's feature extractor makes them."""
+    """Mel features (T, 80) float16 of mono 16 kHz samples, by the released model's extractor."""
     return stored_mel_features(_extractor(), samples)
 
 
@@ -81,7 +82,11 @@ def _hash(name: str) -> str:
 
 
 def split_speakers(names: list[str]) -> dict[str, str]:
-    """Speaker -> train, dev or test: in the order of their hashes a fifth (at least one) is test, a tenth dev."""
+    """The split of each speaker: train, dev or test.
+
+    The speakers are sorted by the MD5 of their names. The first fifth, at least one speaker, is
+    test. The next tenth is dev, and the others are train.
+    """
     ordered = sorted(set(names), key=_hash)
     test = max(1, round(0.2 * len(ordered)))
     dev = round(0.1 * len(ordered))
@@ -89,9 +94,14 @@ def split_speakers(names: list[str]) -> dict[str, str]:
 
 
 def read_real(folders: list[Path]) -> pd.DataFrame:
-    """The manifests of real speech, one row a recording, with `split` by speaker and `path`.
+    """Read the manifests of real speech.
 
-    Raises ManifestError where a folder has no manifest, or a line of it cannot be used.
+    Returns:
+        One row per recording. Besides the values of the manifest it has `path`, the audio file;
+        `source`, the data set; and `split`, which `split_speakers` decides.
+
+    Raises:
+        ManifestError: a folder has no manifest, or a line of it cannot be used.
     """
     rows = []
     for folder in folders:
@@ -106,7 +116,10 @@ def read_real(folders: list[Path]) -> pd.DataFrame:
 
 
 def _said(accents: list[str], sizes: Sizes, seed: int, stream: int) -> list[dict[str, Any]]:
-    """Sentences in every split and accent, the general one among them; streams of sentences are numbered from `stream`."""
+    """Plan sentences of every split in `accents`, which may include the general one.
+
+    `stream` is added to the seed of the sentences, so that corpora get different sentences.
+    """
     jobs: list[dict[str, Any]] = []
     for k, accent in enumerate(accents):
         general = accent == GENERAL
@@ -127,13 +140,13 @@ def _said(accents: list[str], sizes: Sizes, seed: int, stream: int) -> list[dict
 
 
 def plan_conflicts(sizes: Sizes, seed: int) -> list[dict[str, Any]]:
-    """Speech in the accents that conflict, and general speech beside it."""
+    """Plan speech in the accents that conflict, and general speech."""
     jobs = _said([GENERAL, *CONFLICTING], sizes, seed, 500)
     return [{**job, "seed": [seed + 2, number]} for number, job in enumerate(jobs)]
 
 
 def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
-    """Every utterance to be made: its text, accent, speaker and how."""
+    """Plan the corpus: the text, accent and speaker of every utterance, and how it is made."""
     jobs = _said(list(ACCENTS), sizes, seed, 100)
     rng = np.random.default_rng(seed)
     for row in real.to_dict("records"):
@@ -149,7 +162,7 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
                      accent=row["accent"], text=row["text"], speaker=row["speaker"], paths=[row["path"]],
                      augment=train and (view > 0 or single))
             )  # fmt: skip
-    if len(real):  # single-digit recordings of one speaker joined to digit strings
+    if len(real):  # recordings of single digits by one speaker are joined to digit strings
         lone = real[[is_digit_string(t) and " " not in t for t in real.text]]
         groups = [g for _, g in lone.groupby("speaker") if len(g) >= 30]
         for group in groups:
@@ -165,7 +178,8 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     for split in ("dev", "test"):
         people = speakers(split, 12, seed)
         foreign = other_language_sentences()
-        halves = [f for f in foreign if (_hash(f[0]) < "8") == (split == "dev")] or foreign  # languages, dev or test
+        # Dev and test get different languages.
+        halves = [f for f in foreign if (_hash(f[0]) < "8") == (split == "dev")] or foreign
         for i in range(sizes.outside):
             language, text = halves[i % len(halves)]
             for kind in ("silence", "noise", "music", "language"):
@@ -181,7 +195,7 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
 
 
 def plan_unseen(per_accent: int, seed: int) -> list[dict[str, Any]]:
-    """Test sentences by test speakers in the accents that no training utterance has."""
+    """Plan test sentences by test speakers in accents that no training utterance has."""
     people = speakers("test", 12, seed)
     jobs = [
         dict(kind="say", split="test", domain="unseen", accent=accent, text=text, speaker=people[i % len(people)], augment=False)
@@ -202,7 +216,8 @@ def render(job: dict[str, Any], synthesiser: Synthesiser) -> np.ndarray:
         clips = [librosa.load(path, sr=SAMPLE_RATE, mono=True)[0] for path in job["paths"]]
         gaps = [np.zeros(int(SAMPLE_RATE * rng.uniform(0.02, 0.35)), np.float32) for _ in clips]
         wave = np.concatenate([part for pair in zip(clips, gaps, strict=True) for part in pair][:-1])
-        if job["augment"]:  # other speaking rates and vocal tracts from few real speakers
+        # Real speakers are few, so that their speech is varied in speaking rate and vocal tract.
+        if job["augment"]:
             wave = resample_poly(wave, int(rng.integers(85, 119)), 100).astype(np.float32)
         wave = 0.5 * wave / max(1e-6, float(np.abs(wave).max()))
     else:
@@ -218,7 +233,7 @@ def _make(jobs: list[dict[str, Any]]) -> list[tuple[np.ndarray, float]]:
 
 
 def make(jobs: list[dict[str, Any]], folder: Path) -> Iterator[float]:
-    """Write `mels.npy` (flat float16) and `index.parquet` for the jobs; yields the share that is done."""
+    """Make the planned utterances and write them as a corpus. Yields the share that is done."""
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
     mels: list[np.ndarray] = []
     rows = []

@@ -1,4 +1,4 @@
-"""From trained stages to the released folder: weights, samples, in-domain score, results and model card."""
+"""Write the released folder: weights, samples, in-domain score, results and model card."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ INSIDE = (GENERAL, "accent", "real_digits")
 
 @dataclass(frozen=True)
 class Trained:
-    """What a build trained, and the speech that it is judged on.
+    """The results of a build's stages, and the speech that the model is judged on.
 
     Args:
         work: folder with base, tokenizer and adapters.
-        seed: of the build; of the speakers and sentences of the samples as well.
+        seed: random seed of the build, and of the speakers and sentences of the samples.
         jobs: how each utterance of the corpus was made.
         posteriors: accent posterior of each utterance, (utterances, accents).
-        report: is told what happens, a line at a time.
+        report: called with each line about the progress.
     """
 
     work: Path
@@ -59,7 +59,7 @@ class Trained:
 
 
 def release(trained: Trained, out: Path) -> Results:
-    """Write the released folder; returns its results."""
+    """Write the released folder and return its results."""
     weights(trained.work, out)
     samples(trained.seed, out / "samples")
     asr = ASR.load(out)
@@ -84,12 +84,12 @@ def release(trained: Trained, out: Path) -> Results:
 
 
 def weights(work: Path, out: Path) -> None:
-    """Base, adapters and preprocessors, weights in fp16."""
+    """Write base, adapters, tokenizer and feature extractor. The weights are in fp16."""
     out.mkdir(parents=True, exist_ok=True)
     SpeechLLM.from_pretrained(work / "base", dtype=torch.float16).save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     for part in ("audio_config", "text_config"):
-        config[part].pop("_name_or_path", None)  # where the parts lay on the machine that trained them
+        config[part].pop("_name_or_path", None)  # a path on the machine that trained the part
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(work / "tokenizer" / file, out / file)
@@ -106,7 +106,10 @@ def weights(work: Path, out: Path) -> None:
 
 
 def samples(seed: int, folder: Path) -> None:
-    """Two clips per accent by test speakers: one sentence all accents share, one of its own, and their manifest."""
+    """Write two clips per accent by test speakers, and their manifest.
+
+    The first sentence is the same in all accents. The second is another one in each accent.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     long = [s for s in sentences(200, seed + 7, "test") if 7 <= len(s.split()) <= 11]
     lines = []
@@ -122,7 +125,7 @@ def samples(seed: int, folder: Path) -> None:
 
 
 def sample_errors(asr: ASR, folder: Path) -> dict[str, dict[str, int]]:
-    """Word errors of every method in each of the clips."""
+    """Number of word errors by clip and by method."""
     errors: dict[str, dict[str, int]] = {}
     for line in read_manifest(folder / "manifest.jsonl"):
         audio = decode(line.audio)
@@ -153,7 +156,11 @@ def transcribe_rows(asr: ASR, method: str, rows: list[int], states: States, post
 
 
 def judge(trained: Trained, asr: ASR) -> pd.DataFrame:
-    """What every method hears in the test speech inside the model's domain: one row per utterance and method."""
+    """Transcribe the test speech inside the model's domain by every method, and count word errors.
+
+    Returns:
+        One row per utterance and method.
+    """
     rows = trained.corpus.select("test", *INSIDE)
     index = trained.corpus.index.iloc[rows]
     tables = []
@@ -174,7 +181,13 @@ def judge(trained: Trained, asr: ASR) -> pd.DataFrame:
 
 
 def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> InDomain:
-    """Fit the in-domain score on dev speakers and sounds, judge it on test ones, and save it with the model."""
+    """Fit the in-domain score on dev speech and sounds, and save it with the model.
+
+    At most `most` utterances of each domain and split are used.
+
+    Returns:
+        Figures of the score on test speech and sounds.
+    """
     known = set(vocabulary())
     index = trained.corpus.index
     tables: dict[str, pd.DataFrame] = {}
@@ -216,10 +229,11 @@ def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> InDomai
 
 
 def model_card(results: Results) -> str:
-    """README.md of the model folder; every figure comes from the results."""
+    """The README.md of the model folder. Every figure comes from the results."""
     methods, origin = results.methods, results.provenance
     recogniser, domain = results.accent_recogniser, results.in_domain
-    assert recogniser is not None and domain is not None and origin.hours is not None  # `release` puts them there
+    # `release` has set all three.
+    assert recogniser is not None and domain is not None and origin.hours is not None
     accents = "\n".join(f"| {a.name} | {a.label} | {a.rules} |" for a in ACCENTS.values())
     per_accent = methods["hdmole"].domains["accent"].accents
     header = "| Accent | " + " | ".join(METHOD_NAMES[m] for m in methods) + " |\n|---|" + "---:|" * len(methods)

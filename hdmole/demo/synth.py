@@ -1,7 +1,8 @@
-"""Synthetic speech for the demo corpus: espeak-ng in this process, nine accents, many speakers, and what a room adds.
+"""Synthetic speech for the demo corpus by espeak-ng: nine accents, many speakers, noise and rooms.
 
-Native accents are espeak-ng's own voices. Foreign accents are rules: a voice file in `voices/` that takes the English
-phoneme table and replaces phonemes by what speakers of that language tend to say. They are caricatures, and named so.
+Native accents are espeak-ng's own voices. Foreign accents are rules in a voice file in `voices/`.
+The file takes the English phoneme table and replaces phonemes by those that speakers of the other
+language tend to say. These accents are caricatures, so their labels say "rule-based".
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ VOICES = Path(__file__).with_name("voices")
 
 @dataclass(frozen=True)
 class Accent:
-    """One accent of the demo: its espeak-ng voice and what makes it differ from the general one."""
+    """One accent of the demo.
+
+    Args:
+        name: the name in corpora and results.
+        label: the name that is shown.
+        kind: general, native or foreign.
+        voice: the espeak-ng voice.
+        rules: how it differs from the general accent.
+    """
 
     name: str
     label: str
-    kind: str  # general | native | foreign
+    kind: str
     voice: str
     rules: str
 
@@ -50,7 +59,8 @@ ACCENTS: dict[str, Accent] = {
     )
 }
 
-UNSEEN: dict[str, Accent] = {  # never trained on: what does an adapted model make of an accent it has no expert for?
+# Accents without an expert. No model is trained on them.
+UNSEEN: dict[str, Accent] = {
     a.name: a
     for a in (
         Accent("lancaster", "Lancaster", "native", "en-gb-x-gbclan", "espeak-ng's own voice"),
@@ -59,6 +69,7 @@ UNSEEN: dict[str, Accent] = {  # never trained on: what does an adapted model ma
     )
 }
 
+# Groups of similar phonemes, in the symbols of espeak-ng.
 _EXCHANGED = (
     "p t k",
     "b d g",
@@ -67,11 +78,14 @@ _EXCHANGED = (
     "l r w",
     "I E a V",
     "i: eI u: oU",
-)  # espeak-ng's phonemes, like sounds together
+)
 
 
 def _conflicting(count: int) -> dict[str, Accent]:
-    """Accents in each of which a pair of phonemes of every group is exchanged, at random: a sound stands for another in the next."""
+    """Invented accents. In each, two randomly drawn phonemes of every group are exchanged.
+
+    A sound therefore stands for different phonemes in different accents.
+    """
     found = {}
     for k in range(1, count + 1):
         rng = np.random.default_rng([12, k])
@@ -81,13 +95,14 @@ def _conflicting(count: int) -> dict[str, Accent]:
     return found
 
 
-# Of nobody: they ask when routing pays, which one shared adapter can do without where accents agree.
+# Nobody speaks these accents. They serve to study when routing helps: where accents agree, one
+# adapter for all of them is enough.
 CONFLICTING: dict[str, Accent] = _conflicting(12)
 EVERY: dict[str, Accent] = {**ACCENTS, **UNSEEN, **CONFLICTING}
 
 
 def _voice_file(accent: Accent) -> str:
-    """espeak-ng's voice file of one of `CONFLICTING`."""
+    """The espeak-ng voice file of an accent in `CONFLICTING`."""
     rules = [rule.split(" as ") for rule in accent.rules.split(", ")]
     head = f"name English ({accent.label})\nlanguage {accent.voice.lower()}\nlanguage en 9\n\nphonemes en-us\ndictrules 3 6\n\n"
     return head + "".join(f"replace 00 {one} {other}\n" for one, other in rules)
@@ -144,7 +159,16 @@ _OTHER_LANGUAGES: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Speaker:
-    """A synthetic speaker: espeak-ng voice variant, pitch (0-99), rate (words/min), pitch range, vocal-tract factor."""
+    """A synthetic speaker.
+
+    Args:
+        name: the name in corpora and results.
+        variant: the espeak-ng voice variant.
+        pitch: espeak-ng's pitch, 0 to 99.
+        rate: words per minute.
+        pitch_range: espeak-ng's pitch range.
+        vocal_tract: factor by which resampling raises all frequencies.
+    """
 
     name: str
     variant: str
@@ -161,7 +185,11 @@ def _variants() -> list[str]:
 
 
 def speakers(split: str, count: int, seed: int) -> list[Speaker]:
-    """`count` speakers of a split; no voice variant is in two splits."""
+    """`count` speakers of a split. No voice variant is in two splits.
+
+    Raises:
+        ValueError: the split is unknown.
+    """
     if split not in ("train", "dev", "test"):
         raise ValueError(f"There is no split {split!r}; the splits are train, dev and test.")
     names = list(np.random.default_rng(20_240_919).permutation(_variants()))
@@ -178,10 +206,13 @@ def speakers(split: str, count: int, seed: int) -> list[Speaker]:
 
 
 def say_again(text: str, accent: str, speaker: str, seed: int = 0) -> np.ndarray | None:
-    """The sound of a synthetic test utterance, from what a results file says of it; None where no such speaker says it.
+    """Make a synthetic test utterance again from its text, accent and speaker.
 
-    Test speech is not kept: it is made again from text, accent and the speaker's name. espeak-ng carries a little over from what it
-    said before, so that lengths differ by milliseconds.
+    Test speech is not kept. The length can differ from that of the first time by milliseconds,
+    because espeak-ng's output depends a little on what it said before.
+
+    Returns:
+        Samples (float32, mono, 16 kHz, peak 0.5), or None if the accent or the speaker is unknown.
     """
     person = next((p for p in speakers("test", 12, seed) if p.name == speaker), None)
     if person is None or accent not in EVERY:
@@ -191,17 +222,22 @@ def say_again(text: str, accent: str, speaker: str, seed: int = 0) -> np.ndarray
 
 
 def other_language_sentences() -> list[tuple[str, str]]:
-    """(language, sentence) pairs in ten other languages, languages taking turns."""
+    """Pairs (language, sentence) in ten other languages. The languages take turns."""
     longest = max(len(v) for v in _OTHER_LANGUAGES.values())
     return [(lang, texts[k]) for k in range(longest) for lang, texts in _OTHER_LANGUAGES.items() if k < len(texts)]
 
 
-_lock = Lock()  # espeak-ng keeps its state in globals: one synthesiser in a process at a time
+# espeak-ng has global state, so that a process can have only one synthesiser at a time.
+_lock = Lock()
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 class Synthesiser:
-    """espeak-ng with this project's accent voices; a context manager. Raises RuntimeError where the library fails."""
+    """espeak-ng with this project's accent voices, as a context manager.
+
+    Raises:
+        RuntimeError: espeak-ng does not start, or gives no sound.
+    """
 
     def __enter__(self) -> Synthesiser:
         _lock.acquire()
@@ -213,7 +249,8 @@ class Synthesiser:
         for accent in CONFLICTING.values():
             (data / "lang" / "gmw" / accent.voice).write_text(_voice_file(accent))
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._rate = self._library.espeak_Initialize(2, 0, str(data.parent).encode(), 0)  # 2: synchronous
+        # The first argument, 2, asks for synchronous output.
+        self._rate = self._library.espeak_Initialize(2, 0, str(data.parent).encode(), 0)
         if self._rate <= 0:
             self.__exit__()
             raise RuntimeError("espeak-ng did not start; reinstall the package espeakng-loader.")
@@ -234,13 +271,21 @@ class Synthesiser:
         return 0
 
     def say(self, text: str, accent: str, speaker: Speaker) -> np.ndarray:
-        """Samples (float32, mono, 16 kHz, peak 0.5) of an English text in one of `ACCENTS`."""
+        """Samples (float32, mono, 16 kHz, peak 0.5) of an English text in one of `ACCENTS`.
+
+        Raises:
+            ValueError: the accent is unknown.
+        """
         if accent not in ACCENTS:
             raise ValueError(f"There is no accent {accent!r}; the accents are {', '.join(ACCENTS)}.")
         return self.say_language(text, ACCENTS[accent].voice, speaker)
 
     def say_language(self, text: str, language: str, speaker: Speaker) -> np.ndarray:
-        """The same in any espeak-ng voice, such as `de`."""
+        """Samples (float32, mono, 16 kHz, peak 0.5) of a text in an espeak-ng voice, such as `de`.
+
+        Raises:
+            ValueError: espeak-ng has no such voice.
+        """
         voice = f"{language}+{speaker.variant}"
         if voice != self._voice:
             if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
@@ -250,7 +295,8 @@ class Synthesiser:
             self._library.espeak_SetParameter(parameter, value, 0)
         self._chunks.clear()
         encoded = text.encode()
-        self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, 1, None, None)  # 1: UTF-8
+        # The last 1 says that the text is in UTF-8.
+        self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, 1, None, None)
         if not self._chunks:
             raise RuntimeError(f"espeak-ng gave no sound for {text!r}.")
         wave = np.concatenate(self._chunks).astype(np.float32) / 32768
@@ -263,7 +309,10 @@ class Synthesiser:
 
 
 def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise with a power spectrum of 1 / f**exponent (0 white, 1 pink, 2 brown), standard deviation 1."""
+    """`count` samples of noise with a power spectrum of 1 / f**exponent and standard deviation 1.
+
+    The exponent is 0 for white, 1 for pink and 2 for brown noise.
+    """
     spectrum = np.fft.rfft(rng.standard_normal(count))
     frequency = np.arange(len(spectrum))
     frequency[0] = 1
@@ -272,7 +321,11 @@ def coloured_noise(count: int, exponent: float, rng: np.random.Generator) -> np.
 
 
 def augment(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What microphones, rooms and lines add: reverberation, noise, band limits, tilt, clipping, pauses. Peak <= 1."""
+    """Add at random what microphones, rooms and telephone lines add to speech.
+
+    This is reverberation, noise, band limits, spectral tilt, clipping, and silence at both ends.
+    The peak of the result is at most 1.
+    """
     wave = np.pad(wave, (int(rng.uniform(0, 0.3) * SAMPLE_RATE), int(rng.uniform(0, 0.3) * SAMPLE_RATE))).astype(np.float64)
     if rng.random() < 0.25:
         return (wave * rng.uniform(0.3, 1.8)).clip(-1, 1).astype(np.float32)
@@ -303,7 +356,16 @@ def augment(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def out_of_domain_noise(kind: str, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Sound that is not speech: kind `silence`, `noise` or `music` (made here), float32 mono 16 kHz."""
+    """Make sound that is not speech.
+
+    Args:
+        kind: silence, noise or music.
+        seconds: its length.
+        rng: decides how it sounds.
+
+    Returns:
+        Samples (float32, mono, 16 kHz).
+    """
     count = max(SAMPLE_RATE // 5, int(seconds * SAMPLE_RATE))
     time = np.arange(count) / SAMPLE_RATE
     if kind == "silence":

@@ -1,7 +1,8 @@
-"""Sentences of the demo corpus: what people say to voice assistants and call centres, with many digit strings.
+"""Sentences of the demo corpus, as people say them to voice assistants and call centres.
 
-A grammar of templates with slots. Every sentence belongs to one split by a hash of its text, so no dev or test
-sentence is ever trained on; only the ten single digits are in every split.
+A grammar of templates with slots makes the sentences. Many are digit strings. A hash of its text
+decides the split of a sentence, so that no dev or test sentence is used in training. Only the ten
+single digits are in every split.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ _SLOTS: dict[str, str] = {
     "thank you goodbye|hold on a second|you are welcome|who is speaking|wrong number",
 }
 
-# (weight, templates); {slot} is filled at random, every template is equally likely within its topic
+# Pairs (weight of a topic, its templates). Every template is equally likely within its topic. A
+# slot {name} is filled at random.
 _TOPICS: list[tuple[float, str]] = [
     (1.0, "set a timer for {num} {unit}|set an alarm for {time}|wake me up at {time}|cancel the alarm for {time}|"
           "how much time is left on the timer|add {num} minutes to the timer|snooze for {num} minutes"),
@@ -264,12 +266,16 @@ def _sentence(rng: random.Random) -> str:
 
 
 def is_digit_string(text: str) -> bool:
-    """Whether a text is nothing but digits spoken as words."""
+    """Whether all words of a text are digits, such as "four two". An empty text gives False."""
     return bool(text) and all(word in DIGITS for word in text.split())
 
 
 def split_of(text: str) -> str:
-    """The split a sentence belongs to: by its MD5 80 % train, 10 % dev, 10 % test; phrases without a slot train."""
+    """The split of a sentence.
+
+    Its MD5 puts 80 % of the sentences into train, 10 % into dev and 10 % into test. A template
+    without a slot is always in train.
+    """
     if text in _fixed():
         return "train"
     bucket = int(hashlib.md5(text.encode()).hexdigest(), 16) % 10
@@ -277,10 +283,13 @@ def split_of(text: str) -> str:
 
 
 def sentences(count: int, seed: int, split: str) -> list[str]:
-    """`count` sentences of a split, lower-case words separated by single spaces, none twice but single digits.
+    """`count` random sentences of a split, in lower case.
 
-    A sentence is in exactly one split, except the ten single digits: they are in every split, with the same share of about
-    2 % of the sentences. Raises ValueError for an unknown split.
+    A sentence is in exactly one split and occurs once. The exceptions are the ten single digits,
+    which are in every split and make up about 2 % of its sentences.
+
+    Raises:
+        ValueError: the split is unknown.
     """
     if split not in ("train", "dev", "test"):
         raise ValueError(f"There is no split {split!r}; the splits are train, dev and test.")
@@ -289,7 +298,10 @@ def sentences(count: int, seed: int, split: str) -> list[str]:
     found: list[str] = []
     while len(found) < count:
         text = _sentence(rng)
-        if text in DIGITS:  # in every split: kept as often as a longer sentence is, which has to hit its split's share
+        if text in DIGITS:
+            # The hash keeps 80 % of other sentences for train, and 10 % each for dev and test.
+            # Digits are kept in the same proportion, 0.1 / 0.8, so that every split has the same
+            # share.
             if split == "train" or rng.random() < 0.125:
                 found.append(text)
         elif text not in seen and split_of(text) == split:
@@ -300,7 +312,7 @@ def sentences(count: int, seed: int, split: str) -> list[str]:
 
 @cache
 def vocabulary() -> list[str]:
-    """Every word the grammar can produce, sorted."""
+    """Every word that the grammar can produce, sorted."""
     text = " ".join([*_SLOTS.values(), *(t for _, t in _TOPICS), *_DIGIT_CARRIERS, "up down on off o'clock half past in the "
                      "morning evening p m a an and cents hundred thousand", *DIGITS, *_TEENS, *_TENS, *_ORDINALS])  # fmt: skip
     return sorted(set(re.sub(r"\{\w+\}", " ", text).replace("|", " ").split()))

@@ -1,6 +1,7 @@
-"""Analyses of an adapted model's routing: how experts and accents correspond, thresholds, and attribution.
+"""Analyses of an adapted model's routing.
 
-Each analysis takes a `Subject` and returns the values for the results file. `ANALYSES` lists them by name.
+They look at how experts and accents correspond, at thresholds, and at attribution. Each analysis
+takes a `Subject` and returns the values for the results file. `ANALYSES` holds them by name.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hdmole.training.adapt import Adaptation, Around, Speech, encoder_states, pa
 from hdmole.training.data import Corpus
 from hdmole.training.preparation import SpeechError
 
-PER_ACCENT = 60  # utterances an analysis looks at
+PER_ACCENT = 60  # number of utterances per accent in an analysis
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 TOP_K = (1, 2, 3, 4, 6, 8)
 TOP_P = (0.3, 0.5, 0.7, 0.9)
@@ -42,9 +43,11 @@ class Subject:
         model: PEFT model with an active HDMoLE adapter.
         speech: the test speech, with accent posteriors.
         extra: further test sets, by domain.
-        hear: what the model hears in rows of a test set, as a table with the columns domain, accent, errors and words, one
-            row an utterance; each batch is decoded inside the context manager that the third argument gives.
-        log_likelihood: log-probability (rows,) of the references of rows of `speech`, in nats.
+        hear: transcribes rows of a test set and counts errors. The table has one row per utterance
+            and the columns domain, accent, errors and words. The third argument gives the context
+            manager in which each batch is decoded.
+        log_likelihood: gives the log-probability (rows,) of the references of rows of `speech`, in
+            nats.
         folder: where tables that are too large for the results file are written.
     """
 
@@ -60,7 +63,7 @@ def mean_rates(table: pd.DataFrame) -> dict[str, float]:
     """Mean over accents of the word error rate in %, for each domain.
 
     Args:
-        table: one row an utterance, with the columns domain, accent, errors and words.
+        table: one row per utterance, with the columns domain, accent, errors and words.
     """
     sums = table.groupby(["domain", "accent"])[["errors", "words"]].sum()
     rates = (100 * sums.errors / sums.words).groupby("domain").mean()
@@ -75,12 +78,14 @@ def chosen(speech: Speech, domains: tuple[str, ...] = ("accent", GENERAL)) -> li
 
 
 def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray) -> RecogniserResult:
-    """Balanced accuracy and confusion matrix of the accent recogniser on test speech in the accents it knows.
+    """Balanced accuracy and confusion matrix of the accent recogniser.
+
+    Test speech in the accents that the recogniser knows is used.
 
     Args:
         corpus: the speech.
         labels: the N + 1 classes of the recogniser.
-        posteriors: (utterances, N + 1).
+        posteriors: accent posterior of each utterance, (utterances, N + 1).
     """
     rows = [i for i in corpus.select("test", GENERAL, "accent") if corpus.index.accent[i] in labels]
     matrix = np.zeros((len(labels), len(labels)), int)
@@ -95,7 +100,10 @@ def recogniser_results(corpus: Corpus, labels: list[str], posteriors: np.ndarray
 
 
 def routing(subject: Subject) -> dict[str, Any]:
-    """The `routing_summary` of the test speech. Writes the routing of each utterance to routing.parquet."""
+    """The `routing_summary` of the test speech.
+
+    The routing of each utterance is written to routing.parquet in the subject's folder.
+    """
     tables = []
     for speech, domains in (
         (subject.speech, ("accent", GENERAL, "unseen")),
@@ -116,10 +124,13 @@ def routing(subject: Subject) -> dict[str, Any]:
 
 
 def frontier(subject: Subject) -> list[dict[str, Any]]:
-    """Word error rate and mean number of active experts, for scaled thresholds and for top-k and top-p in their place.
+    """Word error rate and mean number of active experts for other choices of experts.
+
+    Thresholds are multiplied by each of `SCALES`, or replaced by top-k or top-p.
 
     Returns:
-        One point a setting: `choice`, `value`, `active`, and the mean word error rate in % of each domain.
+        One dict per setting: `choice` and `value` name the setting, `active` is the mean number of
+        active experts, and each domain has its mean word error rate in %.
     """
     learned = {} if adapter_of(subject.model)[1].learned else {"thresholds": "relu"}
     settings: list[tuple[str, float, dict[str, Any]]] = [("thresholds", s, learned | {"scale_thresholds": s}) for s in SCALES]
@@ -147,8 +158,8 @@ def attribution(subject: Subject) -> dict[str, Any]:
     """Attribution: the change in log-likelihood of the reference when one expert is left out.
 
     Returns:
-        `values` (accents, experts) in nats per word; a value below zero means that the expert helps. `intervals` are
-        95 % intervals from a bootstrap over speakers.
+        A dict with `values` (accents, experts) in nats per word. A value below zero means that the
+        expert helps. `intervals` are 95 % intervals from a bootstrap over speakers.
     """
     speech, labels = subject.speech, _recogniser(subject.speech).labels
     experts, index = labels[1:], speech.corpus.index
@@ -187,7 +198,7 @@ def _per_word(cell: pd.DataFrame) -> tuple[float, list[float]]:
 
 @torch.no_grad()
 def log_likelihood(speech: Speech, model: nn.Module, adaptation: Adaptation, rows: list[int]) -> np.ndarray:
-    """Log-probability (U,) of each utterance's reference in nats, including the end-of-sequence token."""
+    """Log-probability (U,) in nats of each reference, including the end-of-sequence token."""
     device = next(model.parameters()).device
     states = encoder_states(speech, model, adaptation, rows)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)

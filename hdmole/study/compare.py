@@ -1,10 +1,13 @@
-"""The comparison: all methods are trained from one frozen base, with several seeds, and judged on the same speech.
+"""The comparison of methods.
 
-    trials (learning rates, on dev) -> runs (method x seed: adapter, transcripts, curve) -> analysis -> results
+All methods are trained from one frozen base, with several seeds, and judged on the same speech.
 
-Each step writes a file to `out/work` and is skipped if the file is there. An interrupted comparison therefore goes on
-where it stopped. Under `accelerate launch` the processes share the steps: each of them trains whole runs. All of them
-must then be able to read and write `out`.
+    trials (learning rates, on dev) -> runs (each method and seed: adapter, transcripts, curve)
+                                    -> analyses -> results
+
+Each step writes a file to `out/work` and is skipped if the file is there. An interrupted comparison
+therefore goes on where it stopped. Under `accelerate launch` the processes share the steps, and
+each of them trains whole runs. All of them must then be able to read and write `out`.
 """
 
 from __future__ import annotations
@@ -37,11 +40,14 @@ from hdmole.training.preparation import speech_digest, speech_of
 
 Job = TypeVar("Job")
 CURVE_POINTS = 8
-SPEED_ROUNDS = 5  # of decoding, of which the median time counts
+SPEED_ROUNDS = 5  # rounds of decoding when speed is measured; their median counts
 
 
 class _Curve(TrainerCallback):
-    """Measures word error rates on dev speech during training, and keeps them in a file for a resumed run."""
+    """Measures word error rates on dev speech during training.
+
+    They are kept in a file, so that a resumed run has them all.
+    """
 
     def __init__(self, file: Path, measure: Callable[[], dict[str, float]]) -> None:
         self.file, self.measure = file, measure
@@ -67,9 +73,10 @@ class Step:
     """One step of a comparison.
 
     Args:
-        folder: what belongs to the step.
+        folder: folder of the step's files.
         result: name of the file that is written last.
-        settings: what decides the result; compared with those that the folder was made with.
+        settings: everything that decides the result. The step is run again if the folder was made
+            with other settings.
     """
 
     folder: Path
@@ -89,7 +96,10 @@ class Step:
         return file.is_file() and json.loads(file.read_text()) == self.settings
 
     def begin(self, report: Callable[[str], None]) -> bool:
-        """Whether the step must be run. Removes the folder first if it was made with other settings."""
+        """Prepare the folder, and return whether the step must be run.
+
+        The folder is removed if it was made with other settings.
+        """
         if self.folder.is_dir() and not self._same():
             report(f"{self.folder.name}: its settings have changed, so it is made anew")
             shutil.rmtree(self.folder)
@@ -106,7 +116,7 @@ class Runner:
         out: the results folder.
         speech: speech for training, dev and test.
         extra: further test sets, by domain.
-        report: is told what happens, a line at a time.
+        report: called with each line about the progress.
         rank: number of this process, from 0.
         world: number of processes that share the steps.
     """
@@ -127,7 +137,7 @@ class Runner:
         }
 
     def settings(self, adaptation: Adaptation, epochs: float, rate: float, seed: int) -> dict[str, Any]:
-        """Everything that decides the result of a run, ready for JSON."""
+        """Everything that decides the result of a run, as values that JSON can hold."""
         kept = {name: getattr(adaptation, name) for name in ("kind", "replay", "share", "place", "true_accent", "warm_share")}
         return {**kept, "options": dict(adaptation.options), "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
 
@@ -159,7 +169,10 @@ class Runner:
         return Step(self.work / "trials" / f"{family}-{rate:g}", "dev.json", settings)
 
     def dev(self, model: nn.Module, adaptation: Adaptation, every: int = 1) -> dict[str, float]:
-        """Word error rates in % on every `every`-th dev utterance: the mean over accents, and the general domain."""
+        """Word error rates in % on dev speech: the mean over accents, and the general domain.
+
+        Every `every`-th dev utterance is transcribed.
+        """
         model.eval()
         rows = [i for domain in ("accent", GENERAL) for i in self.speech.corpus.select("dev", domain)[::every]]
         return analyses.mean_rates(self.errors(self.speech, model, adaptation, rows))
@@ -167,14 +180,18 @@ class Runner:
     def errors(
         self, speech: Speech, model: nn.Module, adaptation: Adaptation, rows: list[int], around: Around | None = None
     ) -> pd.DataFrame:
-        """Transcribe utterances and count errors; one row an utterance."""
+        """Transcribe utterances and count errors. The table has one row per utterance."""
         index = speech.corpus.index.iloc[rows]
         heard = score(index.text, hear(speech, model, adaptation, rows, around))
         table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
         return table.assign(reference=index.text.to_numpy(), **heard)
 
     def rates(self) -> dict[str, float]:
-        """The learning rate with the fewest errors on dev accents, by family. All trials must be done."""
+        """The learning rate with the lowest word error rate on dev accents, for each family.
+
+        A family is a method whose tuned learning rate other methods may share. All trials must be
+        done.
+        """
         tried, best = self.tried(), {}
         for family, rates in self.comparison.rates.items():
             found = [t for t in tried if t["method"] == family] or [{"rate": rates[0], "accent": 0.0}]
@@ -182,7 +199,7 @@ class Runner:
         return best
 
     def trials(self) -> list[tuple[str, float]]:
-        """Family and learning rate of each trial. A family with one rate needs no trial."""
+        """Family and learning rate of each trial. A family with a single rate needs no trial."""
         return [(family, rate) for family, rates in self.comparison.rates.items() if len(rates) > 1 for rate in rates]
 
     def tried(self) -> list[dict[str, Any]]:
@@ -272,9 +289,10 @@ class Runner:
             self.report(f"{kind} done")
 
     def speed(self, rates: dict[str, float]) -> dict[str, float]:
-        """Decoding time of each method, as a multiple of the frozen base's time on the same test speech.
+        """Decoding time of each method as a multiple of the frozen base's, on the same test speech.
 
-        Encoder outputs are given, unless one of the methods adapts the encoder. Then every method encodes the speech too.
+        The stored encoder outputs are used, unless one of the methods adapts the encoder. Then
+        every method encodes the speech too.
         """
         names, seeds = self.comparison.methods, self.comparison.seeds
         methods = {name: self.methods[name] for name in names}
@@ -299,7 +317,7 @@ class Runner:
         return found
 
     def everything(self) -> Results | None:
-        """Run all steps that are missing. The first process returns the results, the others None."""
+        """Run all steps that are missing. The first process returns the results, others None."""
         started = time.time()
         for family, rate in self.mine(self.trials()):
             self.trial(family, rate)
@@ -320,7 +338,7 @@ class Runner:
     # -- results ------------------------------------------------------------------------------------------------------
 
     def publish(self, rates: dict[str, float], kinds: list[str], seconds: float) -> Results:
-        """Write `utterances.parquet`, `routing.parquet` and `summary.json` to the results folder."""
+        """Write utterances.parquet, routing.parquet and summary.json to the results folder."""
         jobs = self.comparison.jobs()
         order = self.comparison.methods
         folders = {job: self.work / f"{job[0]}-{job[1]}" for job in sorted(jobs, key=lambda j: (order.index(j[0]), j[1]))}
@@ -365,7 +383,10 @@ class Runner:
 
 
 class _Clock(TrainerCallback):
-    """Keeps the seconds of training in a file with each checkpoint; `before` are those of earlier sessions of the run."""
+    """Writes the seconds of training to a file at each checkpoint.
+
+    `before` is the time in seconds that the run trained before it was interrupted.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file, self.started = file, time.time()
@@ -395,9 +416,9 @@ def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results |
     """Run a comparison.
 
     Args:
-        config: a TOML configuration, see `read_config`.
+        config: a TOML configuration, as `read_config` reads it.
         out: the results folder. A later call with the same folder goes on where this one stopped.
-        report: is told what happens, a line at a time.
+        report: called with each line about the progress.
 
     Returns:
         The results in the first process, None in the others.
@@ -413,9 +434,10 @@ def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results |
 
 
 def processes() -> tuple[int, int]:
-    """The number of this process, and how many processes `accelerate launch` started. Each trains on its own GPU.
+    """The number of this process, and how many processes `accelerate launch` started.
 
-    Their environment variables are removed. Otherwise transformers' Trainer would spread one run over all processes.
+    Each process trains on its own GPU. The environment variables of `accelerate launch` are
+    removed, because transformers' Trainer would otherwise spread one run over all processes.
     """
     rank, world = int(os.environ.pop("RANK", 0)), int(os.environ.pop("WORLD_SIZE", 1))
     local = os.environ.pop("LOCAL_RANK", None)

@@ -16,7 +16,10 @@ from hdmole.training.adapt import Adaptation, AdaptationError
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be used, or results that no longer fit it. The codes begin with `config.`."""
+    """A configuration that cannot be used, or results that no longer fit it.
+
+    The codes begin with `config.`.
+    """
 
 
 def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Adaptation]:
@@ -87,11 +90,11 @@ class Comparison:
         known: all methods that the configuration can name.
         methods: the methods that are compared, "base" first.
         seeds: training seeds of each method.
-        epochs: of each run.
+        epochs: passes over the training speech in each run.
         rates: learning rates to try, by method.
-        trial_epochs: of each trial of a learning rate.
+        trial_epochs: passes over the training speech in each trial of a learning rate.
         watched: methods whose word error rate on dev speech is measured during training.
-        text: the configuration file.
+        text: content of the configuration file.
     """
 
     data: Path | None
@@ -107,7 +110,7 @@ class Comparison:
     text: str = field(repr=False, default="")
 
     def jobs(self) -> list[tuple[str, int]]:
-        """(method, seed) of every run, the first seeds of all methods first."""
+        """Method and seed of every run. The first seeds of all methods come first."""
         pairs = [(name, seed) for name in self.methods for seed in self.seeds[name]]
         return sorted(pairs, key=lambda p: self.seeds[p[0]].index(p[1]))
 
@@ -293,7 +296,7 @@ def _rates(value: Any, family: str, path: Path) -> list[float]:
 
 
 def _path(value: str | None, where: Path) -> Path | None:
-    """A path, relative to the working directory if it exists there, otherwise to the folder `where`."""
+    """A path relative to the working directory if it exists there, otherwise to `where`."""
     if value is None:
         return None
     return Path(value) if Path(value).exists() else where / value

@@ -1,7 +1,9 @@
-"""Adapt a frozen speech LLM to accents by any method of the comparison, and transcribe cached speech with it.
+"""Adapt a frozen speech LLM to accents by any method of the comparison, and transcribe with it.
 
-* All methods share one `Speech`: the same encoder outputs, accent posteriors, order of utterances and batches.
-* An `Adaptation` says what is trained. Data, number of steps, batch size and schedule are the same for all methods.
+* All methods use one `Speech`: the same encoder outputs, accent posteriors, order of utterances
+  and batches.
+* An `Adaptation` says what is trained. Data, number of steps, batch size and schedule are the same
+  for all methods.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ PLACES = {
     "encoder": r"audio_tower\.encoder\.layers\..*(linear1|linear2|q_proj|k_proj|v_proj|o_proj)",
     "llm": r"language_model\.model\.layers\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
 }
-# Takes the rows of a batch and their lengths in frames; returns the context manager in which the batch is decoded.
+# A function that takes the rows of a batch and their lengths in frames. It returns the context
+# manager in which the batch is decoded.
 Around = Callable[[list[int], list[int]], AbstractContextManager[None]]
 KINDS = ("base", "full", "lora", "gated_lora", "hdmole")
 
@@ -51,15 +54,20 @@ class Adaptation:
 
     Args:
         label: the method's name in tables.
-        kind: base (nothing is trained), full (fine-tuning), lora, gated_lora (LoRA whose output is multiplied by the
-            probability that the speech is accented) or hdmole.
+        kind: base (nothing is trained), full (fine-tuning), lora, gated_lora (LoRA whose output is
+            multiplied by the probability that the speech is accented) or hdmole.
         options: arguments of `HDMoLEConfig` or `LoraConfig`.
-        rate: the method whose tuned learning rate this one takes; its own if empty.
-        replay: share of the training utterances that are general speech, in place of accented speech; from 0, below 1.
-        share: share of the training utterances that are used, above 0 and at most 1. The number of steps stays the same.
+        rate: name of the method whose tuned learning rate is used. If empty, this method has
+            its own.
+        replay: share of the accented training utterances that are replaced by general speech, at
+            least 0 and below 1.
+        share: share of the training utterances that are used, above 0 and at most 1. The number of
+            steps stays the same.
         place: the part of the model that is adapted: projector, encoder or llm.
-        true_accent: route by the true accent in place of the recogniser's posterior. This gives an upper bound.
-        warm_share: share of the steps in which each expert is trained on its own accent only, from 0, below 1.
+        true_accent: route by the true accent in place of the recogniser's posterior. This gives an
+            upper bound.
+        warm_share: share of the steps in which each expert is trained on its own accent only, at
+            least 0 and below 1. These steps come first.
 
     Raises:
         AdaptationError: kind or place is unknown, or a share is out of its range.
@@ -89,7 +97,7 @@ class Adaptation:
 
     @property
     def routed(self) -> bool:
-        """Whether its layers read the accent posterior."""
+        """Whether the adapted layers read the accent posterior."""
         return self.kind in ("gated_lora", "hdmole")
 
 
@@ -100,9 +108,9 @@ class Speech:
     Args:
         corpus: mel features and texts.
         states: encoder outputs.
-        tokenizer: of the LLM.
+        tokenizer: the tokenizer of the LLM.
         base: folder of the frozen model.
-        recogniser: the accent recogniser. Methods without routing do not need it.
+        recogniser: the accent recogniser of N accents. Methods without routing do not need it.
         posteriors: accent posterior of each utterance by `recogniser`, (utterances, N + 1).
     """
 
@@ -115,7 +123,13 @@ class Speech:
 
     @classmethod
     def load(cls, folder: Path, base: Path, tokenizer: Path) -> Speech:
-        """Load corpus, states and recogniser, as `hdmole.training.preparation` writes them, with a base and its tokenizer."""
+        """Load speech that `hdmole.training.preparation` wrote.
+
+        Args:
+            folder: folder with the subfolders corpus, states and recogniser.
+            base: folder of the frozen model.
+            tokenizer: folder of the LLM's tokenizer.
+        """
         return cls(
             Corpus(folder / "corpus"), States.load(folder / "states"), AutoTokenizer.from_pretrained(tokenizer), base,
             AccentRecogniser.load(folder / "recogniser"), np.load(folder / "recogniser" / "posteriors.npy"),
@@ -125,7 +139,8 @@ class Speech:
         """Accent posterior of the utterances in `rows`.
 
         Returns:
-            (U, N + 1), the general class first. For gated LoRA (U, 2): the probabilities of general and of accented speech.
+            (U, N + 1), the general class first. For gated LoRA (U, 2): the probabilities of general
+            and of accented speech.
         """
         assert self.recogniser is not None and self.posteriors is not None
         if adaptation.true_accent:
@@ -139,13 +154,16 @@ class Speech:
     def batches(
         self, rows: list[int], seed: int, extra: Callable[[list[int]], dict[str, Tensor]], mels: bool = False, size: int = 1
     ) -> Batches:
-        """Training batches. In each epoch one of the stored SpecAugment views of every utterance is drawn at random.
+        """Make training batches.
+
+        In each epoch, one of the two stored SpecAugment views of every utterance is drawn at
+        random.
 
         Args:
             rows: the utterances.
-            seed: of the batches and of the views.
+            seed: random seed that decides the batches and the views.
             extra: gives further tensors for the rows of a batch, such as accent posteriors.
-            mels: batches of mel features for the encoder, in place of encoder outputs.
+            mels: whether the batches hold mel features for the encoder in place of encoder outputs.
             size: a batch holds at most `size` times 80 s and `size` times 24 utterances.
         """
         index = self.corpus.index
@@ -197,7 +215,9 @@ def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentReco
     if adaptation.kind == "lora":
         rank = options.pop("r")
         config: Any = LoraConfig(r=rank, lora_alpha=2 * rank, **shared, **options)
-    elif adaptation.kind == "gated_lora":  # one expert for all accents, always on, times m: LoRA gated by the accent mass
+    elif adaptation.kind == "gated_lora":
+        # One expert for all accents. It is always active, and its output is multiplied by the
+        # probability that the speech is accented.
         rank = options.pop("r")
         config = HDMoLEConfig.extended(
             ["accented"], r=rank, alpha=2 * rank, routing="global", thresholds="dense", **shared, **options
@@ -212,7 +232,10 @@ def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentReco
 
 
 def _targets(base: SpeechLLM, place: str) -> list[nn.Module]:
-    """The modules that full fine-tuning trains: the whole projector, or the linear layers of encoder or LLM."""
+    """The modules that full fine-tuning trains.
+
+    These are the whole projector, or the linear layers of encoder or LLM.
+    """
     if place == "projector":
         return [base.multi_modal_projector]
     return [*_linears(base, place)]
@@ -228,15 +251,16 @@ def trainable(model: nn.Module) -> int:
 
 
 def equal_rank(base: SpeechLLM, parameters: int, place: str) -> int:
-    """The rank at which LoRA in `place` has nearest to `parameters` trainable parameters; at least 1."""
+    """The rank (at least 1) at which LoRA in `place` trains about `parameters` parameters."""
     linears = _linears(base, place)
     return max(1, round(parameters / sum(m.in_features + m.out_features for m in linears)))
 
 
 def training_rows(corpus: Corpus, adaptation: Adaptation, seed: int) -> list[int]:
-    """The training utterances of a method: accented speech, of which `share` is kept and `replay` exchanged.
+    """The training utterances of a method.
 
-    General utterances take the place of as many accented ones, so that the number of utterances stays the same.
+    The share `adaptation.share` of the accented utterances is kept. Of these, the share
+    `adaptation.replay` is replaced by as many general utterances.
     """
     rows, rng = corpus.select("train", "accent"), np.random.default_rng(seed)
     if adaptation.share < 1:
@@ -249,7 +273,10 @@ def training_rows(corpus: Corpus, adaptation: Adaptation, seed: int) -> list[int
 
 
 def parameter_groups(named: Sequence[tuple[str, nn.Parameter]], rate: float) -> list[dict[str, Any]]:
-    """AdamW parameter groups: thresholds get ten times the rate and no weight decay, all other parameters the rate."""
+    """Parameter groups for AdamW.
+
+    Thresholds get ten times the learning rate and no weight decay. All other parameters get `rate`.
+    """
     slow, fast = ([p for name, p in named if ("threshold" in name) == wanted] for wanted in (False, True))
     groups: list[dict[str, Any]] = [{"params": slow}]
     return [*groups, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else groups
@@ -269,20 +296,24 @@ def adapt(
 ) -> Any:
     """Load the adapted model from `folder`, or train it and save it there.
 
-    Every method gets the same number of steps, and utterances in the same order. The loss is the cross-entropy of the
-    transcript with label smoothing 0.05.
+    Every method gets the same number of steps, and utterances in the same order. The loss is the
+    cross-entropy of the transcript with label smoothing 0.05.
 
     Args:
-        speech: training speech; its `base` is adapted.
+        speech: training speech. Its `base` is adapted.
         adaptation: what is trained.
-        folder: the adapter. Checkpoints go to the folder of the same name with "-training" at its end, from which an
-            interrupted training goes on.
-        epochs: passes over the training utterances; may be a fraction.
+        folder: folder of the adapter. Checkpoints are written to the folder of the same name with
+            "-training" at its end. An interrupted training goes on from the last checkpoint.
+        epochs: passes over the training utterances; may be a fraction. If only a share of them is
+            used, there are as many more passes.
         rate: peak learning rate.
-        seed: of initialisation, order and views.
-        report: is told the loss, a line at a time.
+        seed: random seed of the initialisation, the order of utterances and the views.
+        report: called with each line about the progress, such as the loss.
         callbacks: callbacks of transformers' Trainer.
         device: where the model is trained.
+
+    Returns:
+        The adapted model, ready for decoding.
     """
     torch.manual_seed(seed)
     base = load_base(speech.base, device)
@@ -315,7 +346,8 @@ def adapt(
             run(replace(adaptation, true_accent=True), "warming", adaptation.warm_share)
     run(adaptation, "training", 1 - adaptation.warm_share)
     base.language_model.set_attn_implementation(attention)
-    part = folder.with_name(f"{folder.name}.part")  # renamed at the end, so that `folder` is never incomplete
+    # The folder gets its name only at the end, so that `folder` is never incomplete.
+    part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     if adaptation.kind == "full":
         part.mkdir(parents=True)
@@ -360,8 +392,9 @@ def hear(
         model: the adapted model.
         adaptation: how it was adapted.
         rows: the utterances.
-        around: gives the context manager in which each batch is decoded, such as a trace or an intervention. If the LLM is
-            adapted, each batch then has one utterance only: padding would otherwise appear in the trace.
+        around: gives the context manager in which each batch is decoded, such as a trace or an
+            intervention. If the LLM is adapted, each batch then has one utterance only, because
+            padding would otherwise appear in the trace.
 
     Returns:
         The transcripts, in the order of `rows`.
@@ -382,7 +415,11 @@ def hear(
 
 @torch.no_grad()
 def encoder_states(speech: Speech, model: Any, adaptation: Adaptation, rows: Sequence[int]) -> list[Tensor]:
-    """Encoder outputs (T, d) of utterances: the stored ones, or new ones if the encoder itself is adapted."""
+    """Encoder outputs (T, d) of each utterance.
+
+    The stored ones are returned, unless the encoder is adapted. Then the utterances are encoded
+    anew.
+    """
     device = next(model.parameters()).device
     if adaptation.place != "encoder":
         return [torch.from_numpy(speech.states.get(i).astype(np.float32)).to(device) for i in rows]

@@ -1,4 +1,4 @@
-"""Speech as training sees it: a corpus of mel features, cached encoder outputs, batches of utterances of like length."""
+"""The data of training: a corpus of mel features, cached encoder outputs, and batches of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torch.utils.data import Dataset
 
 
 class Corpus:
-    """A corpus folder: `index` (DataFrame) and `features(i)` (T, 80) of utterance i."""
+    """A corpus folder, as `write_corpus` writes it.
+
+    `index` is a table with one row per utterance. `features(i)` gives the mel features (T, n_mels)
+    of utterance i.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.index = pd.read_parquet(folder / "index.parquet")
@@ -25,7 +29,7 @@ class Corpus:
         return features
 
     def select(self, split: str, *domains: str) -> list[int]:
-        """Row numbers of a split, of the given domains (all where none is named)."""
+        """Row numbers of a split's utterances in the given domains, or in all if none is given."""
         keep = self.index.split == split
         if domains:
             keep &= self.index.domain.isin(domains)
@@ -33,25 +37,32 @@ class Corpus:
 
 
 def write_corpus(folder: Path, index: pd.DataFrame, mels: list[np.ndarray]) -> None:
-    """Write a corpus: `index.parquet`, one row an utterance, and `mels.npy`, the features (T, n_mels) of all of them.
+    """Write a corpus as `index.parquet` and `mels.npy`.
 
-    `index` has the columns split, domain, accent, text, speaker, utterance and seconds.
+    Args:
+        folder: the corpus folder; made if it does not exist.
+        index: one row per utterance, with the columns split, domain, accent, text, speaker,
+            utterance and seconds.
+        mels: mel features (T, n_mels) of each utterance.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frames = np.array([len(m) for m in mels])
     np.save(folder / "mels.npy", np.concatenate(mels))
-    part = folder / "index.part"  # what is there is whole
+    part = folder / "index.part"  # renamed at the end, so that the index is never incomplete
     index.assign(frames=frames, offset=frames.cumsum() - frames).to_parquet(part)
     part.replace(folder / "index.parquet")
 
 
 class States:
-    """Encoder outputs computed once: `get(i)` (T, d) of utterance i, in any of the `views` there are of it.
+    """Cached encoder outputs.
 
-    Parameters
-    ----------
-    states : (sum T, d) float16, all utterances one after the other
-    spans : (views, utterances, 2), offset and length of each; a view without frames is not there
+    `get(i, view)` gives the outputs (T, d) of utterance i. Each view of a training
+    utterance has other SpecAugment masks. If an utterance lacks the view, `get` gives view 0.
+
+    Args:
+        states: outputs of all utterances one after the other, (sum of T, d) float16.
+        spans: offset and length of each, (views, utterances, 2). Length 0 means that the utterance
+            lacks this view.
     """
 
     def __init__(self, states: np.ndarray, spans: np.ndarray) -> None:
@@ -67,18 +78,21 @@ class States:
 
 
 class Batches(Dataset[dict[str, torch.Tensor]]):
-    """Batches of utterances of like length, as dicts of padded tensors; the batch is the item.
+    """Batches of utterances of similar length.
 
-    Parameters
-    ----------
-    rows : utterances to use
-    fetch : row -> dict of 2-D arrays (time, features) to be padded with zeros; the first gets a mask
-    lengths : length of each row's first array, in frames
-    max_frames : padded frames a batch may hold
-    extra : called with the batch's rows, to add labels or posteriors
-    multiple : lengths are padded to multiples of it, so that batches come in few shapes
+    An item of this dataset is a whole batch: a dict of padded tensors. `hdmole.training.loop.fit`
+    sets `epoch` during training.
 
-    `epoch` is set by `hdmole.training.loop.fit` as it goes.
+    Args:
+        rows: the utterances.
+        fetch: gives the arrays (time, features) of a row by name. They are padded with zeros, and a
+            mask (rows, time) is added that is true where there is no padding.
+        lengths: length of each row's array, in frames.
+        max_frames: largest number of frames in a batch, padding included.
+        extra: gives further tensors for the rows of a batch, such as labels or posteriors.
+        seed: random seed of the order of utterances that are nearly equally long.
+        max_rows: largest number of utterances in a batch.
+        multiple: lengths are padded to multiples of this number, so that batches have few shapes.
     """
 
     epoch = 0
@@ -120,7 +134,17 @@ def _up(length: int, multiple: int) -> int:
 
 
 def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int = 2, width: float = 0.08) -> np.ndarray:
-    """SpecAugment (Park et al. 2019): two frequency bands of up to 15 mels and `times` stretches of time set to zero."""
+    """SpecAugment (Park et al. 2019): set random frequency bands and stretches of time to zero.
+
+    Args:
+        features: mel features (T, n_mels).
+        rng: draws two bands of up to 15 mels, and the stretches of time.
+        times: number of stretches of time.
+        width: greatest length of a stretch, as a share of T.
+
+    Returns:
+        A masked copy (T, n_mels) in float32.
+    """
     features = np.array(features, np.float32)
     for _ in range(2):
         size = int(rng.integers(0, 16))
@@ -136,13 +160,19 @@ def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int = 2,
 def mel_batches(
     corpus: Corpus, rows: list[int], max_frames: int, extra: Any, seed: int = 0, masks: int = 0, width: float = 0.08
 ) -> Batches:
-    """Batches of mel features; with `masks`, each of every epoch through another `spec_augment`, the same after a resume."""
+    """Batches of mel features, as in `Batches`.
+
+    If `masks` is above 0, `spec_augment` masks the features with `masks` stretches of time of up to
+    the share `width`. Every epoch gets new masks. They depend only on seed, epoch and utterance, so
+    that a resumed training gets the same.
+    """
 
     def fetch(i: int) -> dict[str, np.ndarray]:
         features = corpus.features(i)
         rng = np.random.default_rng((seed, batches.epoch, i))
         return {"input_features": spec_augment(features, rng, masks, width) if masks else features}
 
-    multiple = 32 if torch.cuda.is_available() else 1  # on a GPU every new shape of a convolution is planned first
+    # On a GPU, the first convolution of every new shape is slow, so that few shapes are better.
+    multiple = 32 if torch.cuda.is_available() else 1
     batches = Batches(rows, fetch, corpus.index.frames.to_numpy(), max_frames, extra, seed=seed, multiple=multiple)
     return batches

@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer over ready-made batches, resumable at any point; and its objectives."""
+"""The training loop, which can be interrupted and resumed, and the objectives that it minimises."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from hdmole.training.data import Batches
 
 Batch = dict[str, Tensor]
 Objective = Callable[[Any, Batch], Tensor]  # (model, batch) -> scalar loss
-# The attention of an LLM in training; on a CPU, "eager" is faster for short sequences.
+# The attention of an LLM in training. On a CPU, "eager" is faster for short sequences.
 ATTENTION = "sdpa" if torch.cuda.is_available() else "eager"
 
 
 class _Batch(Trainer):
-    """A Trainer whose dataset items are whole batches and whose loss is `objective(model, batch)`."""
+    """A Trainer whose dataset has whole batches and whose loss is `objective(model, batch)`."""
 
     objective: Objective
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
-        with self.accelerator.autocast():  # accelerate itself casts only inside the model's own forward
+        # Accelerate by itself uses autocast only inside the model's `forward`.
+        with self.accelerator.autocast():
             loss = self.objective(model, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
 
 class _Report(TrainerCallback):
-    """Reports the loss, and tells the batches which epoch it is."""
+    """Reports the loss, and sets the epoch of the batches."""
 
     def __init__(self, report: Callable[[str], None], name: str, batches: Batches | Sequence[Batch]) -> None:
         self.report, self.name, self.batches = report, name, batches
@@ -80,10 +81,11 @@ def fast_on_cpu(model: nn.Module) -> Iterator[None]:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the weights of linear layers in the model's blocks, AdamW for everything else.
+    """Muon (Jordan et al. 2024) for the linear layers in the model's blocks, AdamW for all else.
 
-    Both take the same learning rate: Muon's steps are scaled to the size of AdamW's (Liu et al. 2025). Three Newton-Schulz
-    iterations in place of five: nearly as good and cheaper on a CPU (docs/experiments.md).
+    Both take the same learning rate, because Muon's steps are scaled to the size of AdamW's
+    (Liu et al. 2025). Muon uses three Newton-Schulz iterations in place of the usual five. This is
+    nearly as good and cheaper on a CPU (docs/experiments/muon.md).
     """
 
     def __init__(self, model: nn.Module, rate: float) -> None:
@@ -100,7 +102,8 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        self.param_groups = [group for part in self.parts for group in part.param_groups]  # a schedule sets their rates
+        # A learning-rate schedule changes these groups, which are those of the two optimisers.
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self.parts:
@@ -116,13 +119,16 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def cosine(step: int, steps: int, warmup: float = 0.05, last: float = 0.01) -> float:
-    """The learning rate at a step, as a share of its peak: a linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
+    """The learning rate at a step, as a share of its peak.
+
+    It rises linearly during the warm-up and then falls along half a cosine (Loshchilov and
+    Hutter 2017).
 
     Args:
-        step: steps done, from 0.
-        steps: steps of the whole training.
+        step: number of steps done, from 0.
+        steps: number of steps of the whole training.
         warmup: share of the steps for the warm-up, which takes at least one step.
-        last: the share of the peak below which the rate does not fall.
+        last: after the warm-up, the learning rate does not fall below this share of the peak.
     """
     first = max(1, round(warmup * steps))
     if step < first:
@@ -146,21 +152,24 @@ def fit(
     last: float = 0.01,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train `model` in place, in bf16 autocast with a `cosine` schedule; goes on from the last checkpoint in `folder`.
+    """Train `model` in place, in bf16 autocast with a `cosine` schedule.
+
+    An interrupted training goes on from the last checkpoint in `folder`.
 
     Args:
+        model: the model. Its parameters that require a gradient are trained.
         batches: batches by number; each is a dict of tensors.
-        objective: what is minimised, called as (model, batch).
-        folder: where checkpoints go.
+        objective: the loss to minimise, called as `objective(model, batch)`.
+        folder: where checkpoints are written.
         epochs: passes over the data; may be a fraction.
         rate: peak learning rate.
-        report: is told the loss, a line at a time.
-        groups: AdamW parameter groups; every trainable parameter at `rate` if not given.
-        muon: train with `MuonAdamW` in place of AdamW; takes no groups.
-        seed: of the order of the batches.
+        report: called with each line about the loss.
+        groups: AdamW parameter groups. If not given, every trainable parameter has the rate `rate`.
+        muon: whether to train with `MuonAdamW` in place of AdamW. It takes no `groups`.
+        seed: random seed of the order of the batches.
         warmup: share of the steps for the warm-up.
-        last: least learning rate after the warm-up, as a share of the peak.
-        callbacks: callbacks of transformers' Trainer, to look on.
+        last: lowest learning rate after the warm-up, as a share of the peak.
+        callbacks: callbacks of transformers' Trainer.
     """
     steps = max(1, math.ceil(epochs * len(batches)))
     optimizer: torch.optim.Optimizer
@@ -203,7 +212,7 @@ def fit(
 
 
 def ctc_objective(model: nn.Module, batch: Batch) -> Tensor:
-    """CTC loss per token of a transformers CTC model; the blank is the padding token."""
+    """CTC loss per token of a transformers CTC model. The blank is the padding token."""
     encoder = model.encoder(input_features=batch["input_features"], attention_mask=batch["attention_mask"])  # type: ignore[operator]
     log_probs = model.ctc_head(encoder.last_hidden_state).float().log_softmax(-1).transpose(0, 1)  # type: ignore[operator]
     labels = batch["labels"]
@@ -228,10 +237,11 @@ def smoothed_objective(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def embedding_objective(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean squared error between the projector's output and the LLM's embeddings of what the CTC head hears.
+    """Mean squared error between the projector's output and token embeddings of the LLM.
 
-    The target of a frame is the mean of the token embeddings, weighted by the CTC head's posterior. The error is divided by
-    the variance of the targets, so that a projector that always says their mean has a loss of 1. The LLM gets no gradient.
+    The target of a frame is the mean of all token embeddings, weighted by the CTC head's posterior.
+    The error is divided by the variance of the targets, so that a projector that always outputs
+    their mean has a loss of 1. The LLM gets no gradient.
     """
     states, mask = batch["encoder_states"], batch["encoder_mask"]
     with torch.no_grad():

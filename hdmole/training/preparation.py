@@ -1,4 +1,7 @@
-"""What every method of a comparison shares, made once: mel features, encoder outputs, accent recogniser and posteriors."""
+"""Make what all methods of a comparison share.
+
+This is mel features, encoder outputs, the accent recogniser and its posteriors.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +37,29 @@ class SpeechError(UserError):
 
 Report = Callable[[str], None]
 SPLITS = ("train", "dev", "test")
-RECOGNISER_EPOCHS = 8.0, 4.0  # of training the accent recogniser on the features as they are, then on masked ones
+# Epochs in which the accent recogniser is trained, first on plain features, then on masked ones.
+RECOGNISER_EPOCHS = 8.0, 4.0
 Stage = tuple[str, list[int], bool, float]
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """Write an array so that it is there whole or not at all."""
+    """Write an array. The file appears only when it is complete."""
     part = path.with_suffix(".part.npy")
     np.save(part, array)
     part.replace(path)
 
 
 def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], seed: int, report: Report) -> States:
-    """Encoder outputs of every utterance: two SpecAugment views of the rows in `train`, others as they are.
+    """Encode a corpus, or load its encoder outputs if `folder` has them.
 
-    `encoder` is the encoder of a CTC model; other training rows are left out.
+    Args:
+        corpus: the speech.
+        encoder: the encoder of a CTC model.
+        folder: where the encoder outputs are kept.
+        train: training utterances to encode, each in two SpecAugment views. Other training
+            utterances are left out. Dev and test utterances are encoded without masks.
+        seed: random seed of the views.
+        report: called with each line about the progress.
     """
     if (folder / "spans.npy").is_file():
         return States.load(folder)
@@ -78,7 +89,7 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
 
 
 def recogniser_stages(rows: list[int]) -> list[Stage]:
-    """The stages of `train_recogniser` on training rows: first the features as they are, then masked."""
+    """The stages of `train_recogniser` on training rows: first plain features, then masked ones."""
     clear, masked = RECOGNISER_EPOCHS
     return [("clear", rows, False, clear), ("masked", rows, True, masked)]
 
@@ -94,15 +105,25 @@ def train_recogniser(
     report: Report,
     device: str = "cpu",
 ) -> tuple[AccentRecogniser, np.ndarray]:
-    """The accent recogniser and its posteriors (utterances, N + 1) for every utterance; what `folder` has is loaded.
+    """Train an accent recogniser and apply it to the corpus, or load the results from `folder`.
 
-    The posteriors of training utterances come from masked features and a temperature that makes them no surer than those
-    of dev speakers.
+    The posteriors of training utterances come from masked features and from a temperature that
+    makes them on average no more confident than those of dev speakers.
 
-    Parameters
-    ----------
-    labels : the classes, "general" first; an accent that is not among them counts as general
-    stages : name, training rows, whether their features are masked (SpecAugment), epochs
+    Args:
+        corpus: the speech.
+        labels: the N + 1 classes, "general" first. An accent that is not among them counts as
+            general.
+        stages: for each stage of the training its name, the training rows, whether their features
+            are masked (SpecAugment), and the number of epochs.
+        folder: where recogniser and posteriors are kept.
+        rate: peak learning rate.
+        seed: random seed of initialisation, order of batches and masks.
+        report: called with each line about the progress.
+        device: where the recogniser is trained.
+
+    Returns:
+        The recogniser and the posteriors (utterances, N + 1) of all utterances.
     """
     if (folder / "posteriors.npy").is_file():
         return AccentRecogniser.load(folder), np.load(folder / "posteriors.npy")
@@ -163,11 +184,13 @@ def _accent_logits(model: Any, corpus: Corpus, seed: int, device: str) -> Tensor
 
 
 def best_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature from 0.5 to 5, in steps of 0.05, with the least cross-entropy (Guo et al. 2017).
+    """The temperature with the lowest cross-entropy (Guo et al. 2017).
+
+    Temperatures from 0.5 to 5 are tried in steps of 0.05.
 
     Args:
-        logits: (utterances, N + 1).
-        targets: class of each utterance (utterances,).
+        logits: logits of each utterance, (utterances, N + 1).
+        targets: class of each utterance, (utterances,).
     """
     grid = torch.linspace(0.5, 5, 91)
     losses = torch.stack([nn.functional.cross_entropy(logits / t, targets) for t in grid])
@@ -175,15 +198,17 @@ def best_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def softer_temperature(train: Tensor, dev: Tensor, temperature: float) -> float:
-    """The temperature, raised in steps of 5 % until training utterances are recognised no more surely than dev ones.
+    """A temperature at which training posteriors are no more confident than dev posteriors.
 
-    A recogniser is surer of the speakers it was trained on; methods that learn from so sure posteriors would meet others later.
-    How sure it is, is the mean of the largest class probability. The search ends at a temperature of 10.
+    A recogniser is more confident about the speakers that it was trained on. Methods that learn
+    from such posteriors would later get less confident ones. Confidence is measured by the mean of
+    the largest class probability. The temperature is raised in steps of 5 % until this holds, but
+    not further once it has reached 10.
 
     Args:
-        train: logits of training utterances (U, N + 1).
-        dev: logits of dev utterances (V, N + 1).
-        temperature: what the dev logits are divided by; where the search begins.
+        train: logits of training utterances, (U, N + 1).
+        dev: logits of dev utterances, (V, N + 1).
+        temperature: the temperature of dev utterances, at which the search begins.
     """
     softer = temperature
     wanted = (dev / temperature).softmax(1).amax(1).mean()
@@ -193,14 +218,17 @@ def softer_temperature(train: Tensor, dev: Tensor, temperature: float) -> float:
 
 
 def tempered(logits: Tensor, train: np.ndarray, temperature: float, softer: float) -> np.ndarray:
-    """Posteriors (U, N + 1): the softmax of logits over the temperature, over the softer one where `train` (U,) is true."""
+    """Posteriors (U, N + 1): the softmax of the logits (U, N + 1) divided by a temperature.
+
+    The temperature is `softer` where `train` (U,) is true, and `temperature` elsewhere.
+    """
     divisor = torch.where(torch.tensor(train), softer, temperature)
     posteriors: np.ndarray = (logits / divisor[:, None]).softmax(1).numpy()
     return posteriors
 
 
 def posteriors_of(recogniser: AccentRecogniser, corpus: Corpus) -> np.ndarray:
-    """Accent posteriors (utterances, N + 1) of a corpus as it is."""
+    """Accent posteriors (utterances, N + 1) of all utterances of a corpus, without masks."""
     batches = mel_batches(corpus, list(range(len(corpus.index))), 40_000, lambda rows: {"rows": torch.tensor(rows)})
     posteriors = np.zeros((len(corpus.index), len(recogniser.labels)), np.float32)
     for n in range(len(batches)):
@@ -214,19 +242,23 @@ def speech_of(
 ) -> tuple[Speech, dict[str, Speech]]:
     """The speech that methods are compared on, and further test sets by domain.
 
-    With `data`, both lie there ready. Otherwise the first process (`rank` 0) reads the recordings of the manifests and
-    encodes them into `work`, while the others wait.
+    If `data` is given, both are loaded from there. Otherwise the first process (`rank` 0) reads the
+    recordings of the manifests and encodes them into `work`, while the others wait.
 
     Args:
         data: work folder of `hdmole demo build`, or None.
-        model: model folder that replaces the base of `data`, or encodes the manifests' recordings; "demo" if not given.
-        manifests: manifest of each split (train, dev, test); read where there is no `data`.
-        work: folder that keeps what is made.
+        model: model folder. With `data` it replaces the base. Otherwise it encodes the recordings;
+            the demo model does so if it is None.
+        manifests: manifest of each split (train, dev, test). They are read if `data` is None.
+        work: folder in which the encoded speech is kept.
+        report: called with each line about the progress.
+        rank: number of this process, from 0.
 
     Raises:
         ManifestError: a manifest cannot be used.
         ModelError: the model cannot be used.
-        SpeechError: the data folder lacks something, a split is missing, or speakers are in two splits.
+        SpeechError: the data folder lacks a file, a recording cannot be read, or the splits cannot
+            be used (see `read_splits`).
     """
     if data is not None:
         folder = data
@@ -263,7 +295,11 @@ def speech_of(
 
 
 def speech_digest(speech: Speech, extra: dict[str, Speech]) -> str:
-    """A digest of everything that the runs of a comparison start from: base, speech, encoder outputs, posteriors."""
+    """A digest of what the runs of a comparison start from.
+
+    It covers the base, the index of the speech, a sample of the encoder outputs, and the
+    posteriors.
+    """
     digest = sha256(file_digest(speech.base).encode())
     for part in (speech, *extra.values()):
         digest.update(pd.util.hash_pandas_object(part.corpus.index).to_numpy().tobytes())
@@ -275,7 +311,7 @@ def speech_digest(speech: Speech, extra: dict[str, Speech]) -> str:
 
 
 def file_digest(folder: Path) -> str:
-    """A digest of a model's weights and configuration, what lies beside them (adapters, results) left out."""
+    """A digest of the weights and configuration of a model, without its adapters and results."""
     digest = sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         digest.update(file.name.encode() + file.read_bytes())
@@ -283,7 +319,13 @@ def file_digest(folder: Path) -> str:
 
 
 def read_splits(files: Mapping[str, Path]) -> dict[str, list[Line]]:
-    """The lines of every split. Raises SpeechError where a split is missing, speakers are mixed up or there is no accent."""
+    """The lines of every split.
+
+    Raises:
+        ManifestError: a manifest cannot be used.
+        SpeechError: a split is missing, a speaker is in two splits, the train manifest has no
+            accent, or dev or test has none of its accents.
+    """
     manifests = {split: read_manifest(files[split]) for split in SPLITS if split in files}
     if missing := [split for split in SPLITS if split not in manifests]:
         raise SpeechError(
