@@ -33,9 +33,10 @@ screenshots: .venv/installed-dev ## write docs/screenshots from the running app 
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with its venv module is needed; install it (Debian: apt install python3 python3-venv) and run this again."; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python requirements.txt pyproject.toml
+.venv/installed: .venv/bin/python requirements.txt pyproject.toml Makefile
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -e .
+	@echo 'import hdmole._torchaudio' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/hdmole_torchaudio.pth"
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import shutil
 import stat
+import unicodedata
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -67,19 +69,22 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = [e for e in archive.infolist() if not e.is_dir() and "__MACOSX" not in e.filename]
+            entries = [e for e in archive.infolist() if not e.is_dir()]
+            for entry in entries:
+                entry.filename = _plain_name(entry)
             if any(_leads_out(e) for e in entries):
                 raise ManifestError(
                     "manifest.zip_leads_out",
                     "The ZIP holds links, or files that would lie outside its folder; pack the files themselves.",
                 )
+            entries = [e for e in entries if "__MACOSX" not in e.filename and not PurePosixPath(e.filename).name.startswith("._")]
             if sum(e.file_size for e in entries) > MOST_UNPACKED:
                 raise ManifestError(
                     "manifest.zip_too_large",
                     "The ZIP unpacks to more than {size} GB; give the manifest's path instead.",
                     size=f"{MOST_UNPACKED / 1e9:g}",
                 )
-            manifests = [e for e in entries if e.filename.endswith(".jsonl")]
+            manifests = [e for e in entries if e.filename.lower().endswith(".jsonl")]
             if not manifests:
                 raise ManifestError(
                     "manifest.not_in_zip",
@@ -100,3 +105,15 @@ def _leads_out(entry: zipfile.ZipInfo) -> bool:
     """Whether an entry of a ZIP is a link, or has an absolute name or one with `..`."""
     names = PurePosixPath(entry.filename), PureWindowsPath(entry.filename)
     return stat.S_ISLNK(entry.external_attr >> 16) or any(name.anchor or ".." in name.parts for name in names)
+
+
+def _plain_name(entry: zipfile.ZipInfo) -> str:
+    """The name of a ZIP's entry, whichever system packed it: composed letters, and "/" between folders.
+
+    Python takes a name without the flag for UTF-8 as code page 437. Macs write UTF-8 without it.
+    """
+    name = entry.filename
+    if not entry.flag_bits & 0x800:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))

@@ -25,7 +25,47 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import ASR, Transcript
     from hdmole.speech.decoding import Word
 
-UPLOADS = ["wav", "flac", "mp3", "ogg", "opus", "m4a", "mp4", "webm"]
+UPLOADS = [
+    "wav",
+    "wave",
+    "bwf",
+    "rf64",
+    "w64",
+    "flac",
+    "mp3",
+    "ogg",
+    "oga",
+    "ogv",
+    "ogx",
+    "opus",
+    "spx",
+    "m4a",
+    "m4b",
+    "m4r",
+    "m4v",
+    "mp4",
+    "mov",
+    "qt",
+    "3gp",
+    "3gpp",
+    "3g2",
+    "webm",
+    "weba",
+    "mkv",
+    "mka",
+    "aac",
+    "adts",
+    "amr",
+    "awb",
+    "caf",
+    "aif",
+    "aiff",
+    "aifc",
+    "au",
+    "snd",
+    "sph",
+    "nist",
+]
 
 
 # -- the model's samples ---------------------------------------------------------------------------

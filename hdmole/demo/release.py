@@ -23,7 +23,7 @@ from hdmole.demo.text import sentences, vocabulary
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import SAMPLE_RATE, decode
+from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.decoding import Encoded
 from hdmole.speech.domain import DomainScorer
 from hdmole.speech.manifest import read_manifest
@@ -128,7 +128,7 @@ def sample_errors(asr: ASR, folder: Path) -> dict[str, dict[str, int]]:
     """Number of word errors by clip and by method."""
     errors: dict[str, dict[str, int]] = {}
     for line in read_manifest(folder / "manifest.jsonl"):
-        audio = decode(line.audio)
+        audio = line.decode()
         heard = {method: asr.transcribe(audio, method=method).text for method in asr.methods}
         found = score([line.text] * len(heard), heard.values())
         errors[line.audio.stem] = dict(zip(heard, found["errors"], strict=True))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from hdmole.errors import UserError
+from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError, decode
 from hdmole.speech.words import normalise
 
 
@@ -31,6 +34,30 @@ class Line:
     text: str
     accent: str
     speaker: str
+    offset: float = 0.0  # seconds into the file at which the recording begins
+    duration: float | None = None  # its length in seconds; None for all that follows
+
+    def decode(self) -> Audio:
+        """The recording's sound. Raises AudioError."""
+        audio = decode(self.audio)
+        if not self.offset and self.duration is None:
+            return audio
+        first = round(self.offset * SAMPLE_RATE)
+        last = len(audio.samples) if self.duration is None else first + round(self.duration * SAMPLE_RATE)
+        samples = audio.samples[first:last]
+        if len(samples) < SHORTEST * SAMPLE_RATE:
+            sentence = (
+                "{name} is {length} s long and has nothing at the offset {offset} s that the manifest names; mend the line."
+            )
+            raise AudioError("audio.no_such_part", sentence, name=audio.source, length=f"{audio.seconds:.2f}", offset=self.offset)
+        return replace(audio, samples=samples, seconds=len(samples) / SAMPLE_RATE)
+
+
+# Fields of other toolkits that would change what a line means. They are refused, not passed over.
+_UNKNOWN = (
+    "start", "end", "begin", "stop", "start_time", "end_time", "start_ms", "end_ms", "channel", "channels", "channel_selector",
+    "segments", "speed",
+)  # fmt: skip
 
 
 def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent")) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -91,17 +118,18 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
     """The recordings of a manifest.
 
     Each line has `audio` (a path relative to the manifest), `text`, `accent`, and optionally
-    `speaker`. A recording without a speaker counts as a speaker of its own. Where the manifest is
+    `speaker`, `offset` and `duration` (seconds; the part of the file that is meant). A recording without a speaker counts as a speaker of its own. Where the manifest is
     a stranger's, `within` are the folders in which its recordings must lie, links followed.
 
     Raises:
         ManifestError: the manifest cannot be read or is empty, a line lacks something, or a
             recording lies elsewhere or does not exist.
     """
-    lines = []
+    lines: list[Line] = []
+    names: set[str] = set()  # each recording has a name of its own, also where several lie in one file
     for number, row in manifest_rows(path):
-        audio = path.parent / row["audio"]
-        if within is not None and find_inside(audio, within) is None:
+        spelt = _spelt(path.parent, row["audio"])
+        if within is not None and any(find_inside(file, within) is None for file in spelt):
             raise ManifestError(
                 "manifest.audio_elsewhere",
                 "Line {number} of {name} names {audio}, which is no file that belongs to the manifest; name one in its folder.",
@@ -109,6 +137,7 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
                 name=path.name,
                 audio=row["audio"],
             )
+        audio = next((file for file in spelt if file.is_file()), spelt[0])
         if not audio.is_file():
             raise ManifestError(
                 "manifest.no_such_audio",
@@ -120,11 +149,46 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
         speaker = row.get("speaker")
         if speaker in (None, ""):
             speaker = f"line-{number}"
-        lines.append(Line(number, row["audio"], audio, normalise(row["text"]), row["accent"], str(speaker)))
+        offset, duration = _part(number, path.name, row)
+        name = row["audio"] if not offset else f"{row['audio']} from {offset:g} s"
+        if name in names:
+            name = f"{name} (line {number})"
+        names.add(name)
+        lines.append(Line(number, name, audio, normalise(row["text"]), row["accent"], str(speaker), offset, duration))
     if not lines:
         sentence = "{name} is empty; give a JSON-lines file with audio, text and accent on each line."
         raise ManifestError("manifest.empty", sentence, name=path.name)
     return lines
+
+
+def _spelt(folder: Path, name: str) -> list[Path]:
+    """A name in a manifest as the systems spell it: letters composed or not, and either slash between folders."""
+    composed = unicodedata.normalize("NFC", name)
+    return [folder / spelt for spelt in (name, composed, unicodedata.normalize("NFD", name), composed.replace("\\", "/"))]
+
+
+def _part(number: int, name: str, row: dict[str, Any]) -> tuple[float, float | None]:
+    """Offset and duration of a line in seconds. Raises ManifestError where a field cannot be obeyed."""
+    for field in _UNKNOWN:
+        if row.get(field) not in (None, "", 0):
+            sentence = (
+                "Line {number} of {name} has the field {field}, which is not known here; give offset and duration in seconds."
+            )
+            raise ManifestError("manifest.unknown_field", sentence, number=number, name=name, field=field)
+    found: dict[str, float | None] = {}
+    for field in ("offset", "duration"):
+        value = row.get(field)
+        try:
+            seconds = None if value in (None, "") or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if isinstance(value, bool) or (
+            seconds is not None and not (math.isfinite(seconds) and seconds >= (field == "duration") * 1e-9)
+        ):
+            sentence = "Line {number} of {name} has the {field} {value}; it must be a number of seconds."
+            raise ManifestError("manifest.bad_seconds", sentence, number=number, name=name, field=field, value=repr(value))
+        found[field] = seconds
+    return found["offset"] or 0.0, found["duration"]
 
 
 def fingerprint(lines: list[Line]) -> str:
@@ -136,6 +200,7 @@ def fingerprint(lines: list[Line]) -> str:
             line.text,
             line.accent,
             line.speaker,
+            *((line.offset, line.duration) if line.offset or line.duration is not None else ()),
             (s := line.audio.stat()).st_size,
             s.st_mtime_ns,
         )

@@ -10,12 +10,42 @@ from typing import Any
 import jiwer
 from rapidfuzz.distance import Levenshtein
 
+# Characters written for an apostrophe: those that Unicode's table of confusables (UTS 39) maps to U+0027, without letters.
+_APOSTROPHES = dict.fromkeys(
+    map(
+        ord,
+        "\u0060\u00b4\u0384\u02b9\u02bb\u02bc\u02bd\u02be\u02c8\u02ca\u02cb\u02f4\u0374\u055a\u055d\u05f3\u07f4\u07f5"
+        "\u1fbd\u1fbf\u1fef\u1ffd\u1ffe\u2018\u2019\u201b\u2032\u2035\ua78c\uff07\uff40",
+    ),
+    "'",
+)
+
+
+def _invisible(character: str) -> bool:
+    """Whether a character shows nothing: zero width, a soft hyphen, a mark of direction, a selector of a variant."""
+    code = ord(character)
+    return (
+        unicodedata.category(character) == "Cf"
+        or code in (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0)
+        or 0x180B <= code <= 0x180F
+        or 0xFE00 <= code <= 0xFE0F
+        or 0xE0100 <= code <= 0xE01EF
+    )
+
+
+def _letters(text: str) -> str:
+    return "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
+
 
 def normalise(text: str) -> str:
-    """Lower-case words with single spaces and no punctuation. Apostrophes inside words stay."""
-    text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
-    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in text)
-    return " ".join(filter(None, (word.strip("'") for word in kept.split())))
+    """Lower-case words between single spaces, without punctuation; apostrophes inside words stay.
+
+    The same text gives the same words however it is encoded. Composed and decomposed letters, full and half width and
+    ligatures are one (Unicode's NFKC), so are all characters for an apostrophe. Characters that show nothing are left out.
+    """
+    text = "".join(c for c in text.translate(_APOSTROPHES) if not _invisible(c))
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _letters(text)).lower())
+    return " ".join(filter(None, (word.strip("'") for word in _letters(text).split())))
 
 
 def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import AudioError, decode
+from hdmole.speech.audio import AudioError
 from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import Line, ManifestError, fingerprint, read_manifest
 from hdmole.speech.words import score
@@ -112,7 +112,7 @@ def evaluate(
             "None of the {count} recordings of {name} could be read; the first says: {reason}",
             count=len(lines),
             name=manifest.name,
-            reason=_why(lines[0].audio, failed.error.iloc[0]),
+            reason=_why(lines[0], failed.error.iloc[0]),
         )
     table = _gather(unfinished, "utterances")
     origin = provenance(
@@ -135,13 +135,13 @@ def evaluate(
     return results
 
 
-def _why(audio: Path, said: str) -> AudioError | str:
+def _why(line: Line, said: str) -> AudioError | str:
     """Why a recording cannot be read, as an error that can be translated.
 
     If it can be read by now, this is the sentence `said` before.
     """
     try:
-        decode(audio)
+        line.decode()
     except AudioError as error:
         return error
     return said
@@ -193,7 +193,7 @@ def _hear(
         breathe()
         about = {"utterance": line.name, "audio": str(line.audio.resolve()), "accent": line.accent, "speaker": line.speaker}
         try:
-            audio = decode(line.audio)
+            audio = line.decode()
         except AudioError as error:
             nothing = {"seconds": np.nan, "level": np.nan, "clipped": np.nan, "in_domain": np.nan}
             recordings.append({**about, **nothing, "error": str(error)})

@@ -22,7 +22,7 @@ from hdmole.errors import UserError
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import AudioError, decode
+from hdmole.speech.audio import AudioError
 from hdmole.speech.manifest import Line, fingerprint, read_manifest
 from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed
@@ -371,7 +371,7 @@ def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, re
             if number % 100 == 0:
                 report(f"speech: {number} of {len(lines)} recordings read")
             try:
-                audio = decode(line.audio)
+                audio = line.decode()
             except AudioError as error:
                 raise SpeechError(
                     "speech.not_read",

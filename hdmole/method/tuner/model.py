@@ -183,6 +183,11 @@ class HDMoLEModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Recognise the accent once. PEFT opens this block around a `forward` or `generate`."""
+        for name in ("adapter_names", "alora_offsets"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"HDMoLE does not take {name}: one adapter serves all rows. Call set_adapter and run each adapter's rows apart."
+                )
         context = current()
         cache = kwargs.get("past_key_values")
         if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):

@@ -1,0 +1,143 @@
+"""Manifests, ZIPs and texts as other systems write them, and PEFT's arguments."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from app.corpus import unpack
+from app.utterance import UPLOADS
+from hdmole import HDMoLEConfig, route
+from hdmole.speech.audio import SAMPLE_RATE, AudioError
+from hdmole.speech.manifest import ManifestError, fingerprint, read_manifest
+from hdmole.speech.words import normalise
+
+
+def manifest(folder: Path, *lines: dict[str, object]) -> Path:
+    samples = np.repeat([0.1, 0.2, 0.3, 0.4], SAMPLE_RATE).astype(np.float32)
+    soundfile.write(folder / "session.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    rows = [{"audio": "session.wav", "text": "one", "accent": "x", **line} for line in lines]
+    (folder / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "m.jsonl"
+
+
+def test_offset_and_duration_are_obeyed_and_each_part_has_its_own_name(tmp_path: Path) -> None:
+    lines = read_manifest(manifest(tmp_path, {"offset": 1, "duration": 2}, {"offset": "3"}, {"duration": 0.5}, {}))
+    found = [line.decode() for line in lines]
+    assert [audio.seconds for audio in found] == [2.0, 1.0, 0.5, 4.0]
+    assert [audio.samples[0] for audio in found] == pytest.approx([0.2, 0.4, 0.1, 0.1]) and found[0].samples[-1] == pytest.approx(
+        0.3
+    )
+    assert len({line.name for line in lines}) == 4 and lines[2].name == "session.wav"
+    whole = fingerprint(read_manifest(manifest(tmp_path, {})))
+    assert whole != fingerprint(read_manifest(manifest(tmp_path, {"duration": 1})))
+
+
+@pytest.mark.parametrize(
+    "line", [{"offset": -1}, {"offset": "soon"}, {"duration": 0}, {"duration": float("nan")}, {"offset": True}]
+)
+def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, line: dict[str, object]) -> None:
+    with pytest.raises(ManifestError, match=f"Line 1 of m.jsonl has the {next(iter(line))} .*; it must be a number") as error:
+        read_manifest(manifest(tmp_path, line))
+    assert error.value.code == "manifest.bad_seconds"
+
+
+@pytest.mark.parametrize("field", ["start", "end_time", "channel"])
+def test_fields_that_change_the_meaning_are_refused_by_name(tmp_path: Path, field: str) -> None:
+    with pytest.raises(ManifestError, match=f"has the field {field}, which is not known here"):
+        read_manifest(manifest(tmp_path, {field: 2}))
+
+
+def test_a_part_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="has nothing at the offset 9"):
+        read_manifest(manifest(tmp_path, {"offset": 9}))[0].decode()
+
+
+class Unflagged(zipfile.ZipInfo):
+    """An entry whose name is UTF-8 without saying so, as the Finder writes it."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return self.filename.encode(), self.flag_bits & ~0x800
+
+
+UMLAUT = unicodedata.normalize("NFC", "gr\u00fc\u00dfe.flac")
+LINE = json.dumps({"audio": UMLAUT, "text": "x", "accent": "general"}, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("entries", "name"),
+    [
+        ([("m.jsonl", LINE), (unicodedata.normalize("NFD", UMLAUT), b"1")], UMLAUT),
+        ([("m.jsonl", LINE), (Unflagged(UMLAUT), b"1")], UMLAUT),
+        ([("m.jsonl", unicodedata.normalize("NFD", LINE.decode()).encode()), (UMLAUT, b"1")], UMLAUT),
+        ([("._m.jsonl", b"\0\5\x16\7"), ("m.jsonl", LINE), ("._" + UMLAUT, b"0"), (UMLAUT, b"1")], UMLAUT),
+        ([("set\\m.JSONL", LINE), ("set\\" + UMLAUT, b"1")], UMLAUT),
+        ([("m.jsonl", LINE.replace(b"gr", b"a\\\\gr")), ("a/" + UMLAUT, b"1")], UMLAUT),
+    ],
+)
+def test_zips_of_any_system_are_read(tmp_path: Path, entries: list[tuple[str | zipfile.ZipInfo, bytes]], name: str) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for entry, content in entries:
+            archive.writestr(entry, content)
+    packed.seek(0)
+    [line] = read_manifest(unpack(packed, tmp_path))
+    assert line.audio.name == name and line.audio.read_bytes() == b"1"
+
+
+def test_the_uploader_takes_what_phones_and_messengers_send() -> None:
+    assert {"oga", "aac", "caf", "mov", "mka", "mkv", "amr", "3gp", "aif", "aiff", "opus", "w64", "au"} <= set(UPLOADS)
+
+
+@pytest.mark.parametrize("apostrophe", "\u2019\u02bc\u2018\u00b4`\uff07\u2032\u201b\u02b9")
+def test_every_apostrophe_is_the_same(apostrophe: str) -> None:
+    assert normalise(f"At four O{apostrophe}Clock. {apostrophe}Yes{apostrophe}") == "at four o'clock yes"
+
+
+@pytest.mark.parametrize("character", "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202a\u2066\ufe0f\u034f")
+def test_what_shows_nothing_changes_nothing(character: str) -> None:
+    assert normalise(f"{character}good mor{character}ning{character}") == "good morning"
+
+
+def test_width_ligatures_and_composition_change_nothing() -> None:
+    assert normalise("\uff28\uff45\uff4c\uff4c\uff4f\u3000\uff11\uff12") == "hello 12"
+    assert normalise("\ufb01ne") == "fine" and normalise("\uff76\uff9e") == "\u30ac"
+    assert normalise("cafe\u0301") == normalise("caf\u00e9") == "caf\u00e9"
+    assert normalise("\u00a8 a \u00b8") == "a"  # a mark on its own is punctuation
+
+
+class One(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.lin(x))
+
+
+def test_adapter_names_are_refused() -> None:
+    model = get_peft_model(One(), HDMoLEConfig(accents=["a", "b"], target_modules=["lin"]))
+    with route(torch.tensor([[0.2, 0.3, 0.5]])):
+        assert model(torch.ones(1, 4)).shape == (1, 4)
+        with pytest.raises(ValueError, match="does not take adapter_names"):
+            model(torch.ones(1, 4), adapter_names=["default"])
+
+
+def test_the_line_that_make_writes_lets_peft_be_imported_first(tmp_path: Path) -> None:
+    [line] = [line for line in Path("Makefile").read_text().splitlines() if "hdmole_torchaudio.pth" in line]
+    (tmp_path / "hdmole_torchaudio.pth").write_text(line.split("'")[1])
+    code = f"import site; site.addsitedir({str(tmp_path)!r}); import peft, sys; assert 'torchaudio._extension' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
