@@ -275,6 +275,8 @@ def test_sparsegen_by_hand() -> None:
     assert values(sparsegen(u, torch.tensor(0.0))) == [0.7, 0.3, 0]  # the projection on the simplex: minus 0.3
     assert values(sparsegen(u, torch.tensor(0.6))) == [1, 0, 0]  # differences count 2.5 times
     assert values(sparsegen(u, torch.tensor(-3.0))) == [0.533333, 0.433333, 0.033333]  # and a quarter
+    rows = sparsegen(torch.stack([u, torch.zeros(3)]), torch.tensor([0.0, 0.5]))
+    assert [values(row) for row in rows] == [[0.7, 0.3, 0], [0.333333] * 3]  # each frame has its own experts
 
 
 def test_a_shared_expert_by_the_entropy_of_the_accent() -> None:
@@ -301,6 +303,14 @@ def test_auxiliary_losses_by_hand() -> None:
     # p = (0.75, 0.25), weighted 1.5 and 0.5: (1.125, 0.125): mean 0.625, variance 0.25
     assert float(auxiliary_loss(found, "balance")) == pytest.approx(0.4)
     assert float(auxiliary_loss(found, "accent")) == pytest.approx(-math.log(0.75))
+    unsure = torch.tensor([[[0.0, 0.75, 0.25]]])
+    logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, math.log(3.0)]]])  # 0.75, 0.25 and the other way round
+    found = gates(unsure, logits, torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.5))
+    # weighted 1.25 and 0.75: 0.9375, 0.1875, 0.3125, 0.5625: mean 0.5, variance 0.08203125
+    assert float(auxiliary_loss(found, "balance")) == pytest.approx(0.1640625)
+    first, second = math.log(0.75), math.log(0.25)
+    expected = -(0.75 * first + 0.25 * second + 0.75 * second + 0.25 * first) / 2  # the mean over frames
+    assert float(auxiliary_loss(found, "accent")) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["balance", "accent"])
