@@ -104,6 +104,16 @@ def audio_type(content: bytes) -> str:
     return next((kind for start, kind in _STARTS if re.match(start, content, re.DOTALL)), "")
 
 
+def plain(text: object) -> str:
+    """The text so that Markdown shows it as it is: no link, image, formula, icon, colour or HTML comes of it.
+
+    An underscore inside a word has no meaning in Markdown and stays. Streamlit looks for addresses
+    and icons once more in the finished text, so that an invisible character has to part these.
+    """
+    escaped = re.sub(r"([\\`*\[\]{}#!|<>~$&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r":(?=[/\w+-])|@(?=\w)|\bwww(?=\.)", lambda found: found[0] + "\u2060", escaped, flags=re.IGNORECASE)
+
+
 def hide_folders(text: str) -> str:
     """The text with only the names of the files whose paths stand in it; where the server keeps them is nobody's business."""
     return re.sub(r"(?<![\w/:.])(?:[A-Za-z]:)?[\\/](?:[^\s\\/'\":;,()]+[\\/])+", "", text)

@@ -95,7 +95,7 @@ def text_card(method: str, heard: str, reference: str) -> str:
     foot = t("{errors} errors in {words} words", errors=errors, words=count)
     return (
         f"<article class='card' style='--method: {METHOD_COLOURS.get(method, '#8A8A8A')}'>"
-        f"<header><span>{texts.method(method)}</span></header>"
+        f"<header><span>{escape(texts.method(method))}</span></header>"
         f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
     )
 
@@ -124,7 +124,7 @@ def method_card(
     waiting, colour = "waiting" if transcript is None else "", METHOD_COLOURS.get(method, "#8A8A8A")
     return (
         f"<article class='card {waiting}' style='--method: {colour}'>"
-        f"<header><span>{title or texts.method(method)}</span><span class='rate'>{rate}</span></header>"
+        f"<header><span>{escape(title or texts.method(method))}</span><span class='rate'>{rate}</span></header>"
         f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import streamlit as st
 
+from app.access import plain
 from app.session import session
 from app.texts import language, t
 from hdmole.names import layer_label
@@ -81,7 +82,7 @@ def set_once(name: str, options: list[str]) -> None:
             t(
                 "This link names the {choice} {name}, which is not there; the choices are {choices}.",
                 choice=t(name),
-                name=repr(linked),
+                name=plain(repr(linked)),
                 choices=t(", ").join(map(layer_label, options)),
             )
         )

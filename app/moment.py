@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from app import texts
+from app.access import plain
 from app.session import session
 from app.texts import t
 from hdmole.figures.utterance import GATES, frame_at
@@ -90,8 +91,8 @@ def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer:
     rows = frame_at(table[table.layer == layer], moment.time)
     at_work = rows[rows[which] > 0].sort_values(which, ascending=False)
     pairs = zip(at_work.accent, at_work[which], strict=True)
-    names = t(", ").join(f"{texts.accent(accent)} {gate:.2f}" for accent, gate in pairs) or t("no expert")
-    said = f"“{moment.word}”" if moment.word else t("between words")
+    names = t(", ").join(f"{plain(texts.accent(accent))} {gate:.2f}" for accent, gate in pairs) or t("no expert")
+    said = f"“{plain(moment.word)}”" if moment.word else t("between words")
     first, last = int(moment.start * SAMPLE_RATE), int(moment.end * SAMPLE_RATE)
     player, text = st.columns([1, 2], vertical_alignment="center")
     player.audio(audio.samples[first : max(last, first + 1)], sample_rate=SAMPLE_RATE, autoplay=True)

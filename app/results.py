@@ -205,5 +205,5 @@ def confusion(recogniser: RecogniserResult) -> None:
 
 def origin(summary: Results) -> None:
     """Show where the results come from."""
-    said = " · ".join(f"{name} `{value}`" for name, value in texts.origin(summary).items())
+    said = " · ".join(f"{name} `{str(value).replace('`', chr(39))}`" for name, value in texts.origin(summary).items())
     st.caption(t("Where these numbers come from: {origin}", origin=said))

@@ -19,7 +19,7 @@ import plotly.graph_objects as go
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from app.access import hide_folders
+from app.access import hide_folders, plain
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES, accent_label
 from hdmole.study.claims import claim_texts
@@ -77,10 +77,13 @@ def t(text: str | UserError, /, **values: Any) -> str:
 
 def without_folders(error: UserError) -> dict[str, Any]:
     """The values of an error's sentence as visitors may read them: of paths only the file's name."""
-    return {
-        name: value.name if isinstance(value, Path) else hide_folders(value) if isinstance(value, str) else value
-        for name, value in error.values.items()
-    }
+    return {name: _shown(value) for name, value in error.values.items()}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Text | UserError):
+        return value
+    return plain(value.name if isinstance(value, Path) else hide_folders(value)) if isinstance(value, Path | str) else value
 
 
 @cache
@@ -122,10 +125,20 @@ def accent_name(name: str) -> str:
 
 def table(summary: Results, labels: dict[str, str]) -> str:
     """`hdmole.study.tables.markdown_table` with translated column names."""
-    head, _, rows = markdown_table(summary, labels).partition("\n")
+    head, _, rows = markdown_table(
+        _plain_domains(summary), {plain(name): plain(label) for name, label in labels.items()}
+    ).partition("\n")
     # keeps a number and its interval on one line
     rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)
     return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows
+
+
+def _plain_domains(summary: Results) -> Results:
+    methods = {
+        plain(name): entry.model_copy(update={"domains": {plain(domain): rate for domain, rate in entry.domains.items()}})
+        for name, entry in summary.methods.items()
+    }
+    return summary.model_copy(update={"methods": methods})
 
 
 def adapted(summary: Results) -> str:
@@ -134,7 +147,7 @@ def adapted(summary: Results) -> str:
     The text is empty if the part is unknown or not the same for all.
     """
     places = {entry.place for entry in summary.methods.values() if entry.place}
-    return t(ADAPTED[places.pop()]) if len(places) == 1 else ""
+    return t(ADAPTED[places.pop()]) if len(places) == 1 and places <= set(ADAPTED) else ""
 
 
 def origin(summary: Results) -> dict[str, Any]:

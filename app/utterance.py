@@ -13,6 +13,7 @@ import numpy as np
 import streamlit as st
 
 from app import results, texts
+from app.access import plain
 from app.jobs import Job, Utterance
 from app.session import session
 from app.texts import Text, t
@@ -160,7 +161,7 @@ def choose_linked(clips: list[Sample], folder: Path) -> None:
         choose_sample(names.get(wanted) or opening_sample(clips, results.summary_of(folder / "results")))
     if wanted and wanted not in names:
         kept.notes.append(
-            t("This link names the sample {name}, which this model does not have; here is another one.", name=repr(wanted))
+            t("This link names the sample {name}, which this model does not have; here is another one.", name=plain(repr(wanted)))
         )
     kept.linked = {name: st.query_params[name] for name in ("layer", "gate") if name in st.query_params}
 

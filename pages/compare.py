@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import links, plots, results, texts
-from app.access import audio_type
+from app.access import audio_type, plain
 from app.cards import LEGEND_DIFFERENCE, text_card
 from app.model import ROOT, load_model
 from app.texts import Text, t
@@ -31,13 +31,14 @@ st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
 folder, summary = results.choose(asr)
 ours = folder.resolve().is_relative_to(ROOT / "assets")
 labels = {name: texts.label(label) for name, label in summary.labels.items()}
+plain_labels = {name: plain(label) for name, label in labels.items()}
 
 results.headline(summary)
 for claim in summary.claims:
     low, high = claim.interval
     icon = ":material/check_circle:" if claim.holds else ":material/cancel:"
     answer = t(
-        "**{claim}: {answer}**, {points} points [{interval}]", claim=texts.claim(claim, summary), answer=t("yes" if claim.holds else "no"),
+        "**{claim}: {answer}**, {points} points [{interval}]", claim=plain(texts.claim(claim, summary)), answer=t("yes" if claim.holds else "no"),
         points=f"{claim.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
     )  # fmt: skip
     st.markdown(f"{icon} {answer}")
@@ -106,21 +107,21 @@ against = right.selectbox(t("Against"), others, format_func=label, key="against"
 address |= {"method": method if method != first else "", "against": against if against != others[0] else ""}
 said = []
 for difference in [d for d in summary.differences if (d.method, d.against) == (method, against)]:
-    speech_said = Text(DOMAIN_LABELS.get(difference.domain, difference.domain))
+    speech_said = Text(DOMAIN_LABELS.get(difference.domain, plain(difference.domain)))
     if few := summary.few_speakers(difference.domain):
         said.append(
             t(
                 "- **{speech}.** {method} against {against}: {points} points; too few speakers ({speakers}) to say how sure",
-                speech=speech_said, method=label(method), against=label(against), points=f"{difference.points:+z.1f}", speakers=few,
+                speech=speech_said, method=plain_labels[method], against=plain_labels[against], points=f"{difference.points:+z.1f}", speakers=few,
             )
         )  # fmt: skip
     else:
-        said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=verdict(difference, labels)))
+        said.append(t("- **{speech}.** {verdict}", speech=speech_said, verdict=verdict(difference, plain_labels)))
 st.markdown("\n".join(said))
 accent_rates = {name: summary.methods[name].domains.get("accent") for name in (str(method), str(against))}
 by_seed = {name: rate.per_seed or {} if rate else {} for name, rate in accent_rates.items()}
 if all(len(rates) > 1 for rates in by_seed.values()):
-    each = "; ".join(f"{label(name)} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
+    each = "; ".join(f"{plain(label(name))} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
     st.markdown(t("- **By training seed**, WER on accents in %: {rates}.", rates=each))
 st.caption(
     t(
@@ -145,7 +146,7 @@ if file.is_file():
         t(
             "left of zero {method} is better than {against}; a ring says that no difference is established, one without a line "
             "that fewer than five speakers were heard.",
-            method=label(method), against=label(against),
+            method=plain_labels[method], against=plain_labels[against],
         ),
         "where",
     )  # fmt: skip
@@ -153,7 +154,7 @@ if len(names) > len(main):
     variants = result_figures.variant_data(summary, str(method))
     plots.show(
         result_figures.variants(variants.assign(label=variants.label.map(texts.label))), "variants", variants,
-        t("left of zero a method is better than {method}; a ring says that no difference is established.", method=label(method)),
+        t("left of zero a method is better than {method}; a ring says that no difference is established.", method=plain(label(method))),
         "variants",
     )  # fmt: skip
 trials = pd.DataFrame([trial.to_dict() for trial in summary.trials])
@@ -186,7 +187,10 @@ if file.is_file():
         st.stop()
     counts = result_figures.pair_counts(table, str(method), str(against))
     reading = (
-        t("a disc is as many decodings as it is large; below the diagonal {method} makes fewer errors.", method=label(method))
+        t(
+            "a disc is as many decodings as it is large; below the diagonal {method} makes fewer errors.",
+            method=plain(label(method)),
+        )
         if several
         else t(
             "a disc is as many utterances as it is large; below the diagonal {method} makes fewer errors.", method=label(method)
@@ -222,7 +226,7 @@ if file.is_file():
         t(
             "**How to read this:** sorted by how many fewer word errors {method} made; choose a row to hear it and see where they "
             "differ.",
-            method=label(method),
+            method=plain(label(method)),
         )
     )
     st.download_button(

@@ -93,7 +93,13 @@ if (out / "unfinished").is_dir() and not (out / "summary.json").is_file():
     st.stop()
 for name in ("summary.json", "recordings.parquet", "utterances.parquet"):
     if not (out / name).is_file():
-        st.error(t("{folder} has no {file}; name a folder that `hdmole evaluate` wrote.", folder=name_of_results, file=name))
+        st.error(
+            t(
+                "{folder} has no {file}; name a folder that `hdmole evaluate` wrote.",
+                folder=access.plain(name_of_results),
+                file=name,
+            )
+        )
         st.stop()
 try:
     summary = load(out)

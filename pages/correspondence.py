@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import links, plots, results, texts
-from app.access import audio_type
+from app.access import audio_type, plain
 from app.jobs import Utterance
 from app.model import load_model
 from app.texts import t
@@ -29,7 +29,7 @@ def hear(folder: Path, name: str) -> None:
     if not len(said):
         return
     row = said.iloc[0]
-    st.markdown(f"**{texts.accent(row.accent)}**, {row.speaker}: {row.reference}")
+    st.markdown(f"**{plain(texts.accent(row.accent))}**, {plain(row.speaker)}: {plain(row.reference)}")
     clips = samples(asr.folder)
     same = (row.reference, row.accent, row.speaker)
     clip = next((c for c in clips if (c.text, c.accent, c.speaker) == same and c.path.is_file()), None)

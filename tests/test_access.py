@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import shutil
 import stat
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,9 +19,11 @@ from driver import assert_no_exception, session, settle
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
-from app import access
+from app import access, report
+from app.cards import text_card
 from app.corpus import Evaluation, unpack
 from hdmole.speech.asr import ASR
+from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import ManifestError, read_manifest
 from hdmole.study.evaluate import evaluate
 
@@ -177,3 +181,60 @@ def test_an_uploaded_zip_with_links_or_paths_that_lead_out_is_refused(tmp_path: 
         with pytest.raises(ManifestError) as refused:
             unpack(packed, tmp_path / "in")
         assert refused.value.code == "manifest.zip_leads_out" and not (tmp_path / "in").exists()
+
+
+def test_names_are_data_in_markdown_and_in_pages(open_app: Callable[..., AppTest]) -> None:
+    assert access.plain("HDMoLE, top-1 of real_digits") == "HDMoLE, top-1 of real_digits"
+    assert access.plain("![x](http://a.b) <b> :red[y]") == r"\!\[x\](http:\u2060//a.b) \<b\> :\u2060red\[y\]".replace(
+        r"\u2060", "\u2060"
+    )
+    said = " ".join(w.value for w in open_app("transcribe", sample="![x](http://a.b/c.png)", layer="[y](z)").warning)
+    assert "http" in said and "![x](" not in said and "http://" not in said
+    card = text_card("<script>1</script>", "a", "a")
+    assert "<script>" not in card and "&lt;script&gt;" in card
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"RIFF\0\0\0\0WAVEfmt ", "audio/wav"), (b"fLaC", "audio/flac"), (b"OggS", "audio/ogg"), (b"ID3", "audio/mpeg"),
+     (b"\0\0\0\x18ftypM4A ", "audio/mp4"), (b"\x1aE\xdf\xa3", "audio/webm"), (b"<html>RIFF", "")],
+)  # fmt: skip
+def test_the_type_of_audio_comes_from_its_content(content: bytes, kind: str) -> None:
+    assert access.audio_type(content) == kind
+
+
+def test_an_upload_cannot_name_itself_a_page(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
+    at = open_app("report", sample="indian_1")
+    job = session(at).jobs[session(at).utterance.key]
+    name = "data:text/html'><script>alert(1)</script>,x.wav"
+    job.utterance = replace(job.utterance, name=name)
+    page = report.html(job, "", job.routing().layer.iloc[0], None, {})
+    assert "<script>alert" not in page and "data:audio/flac;base64" in page and "data:text/html'" not in page
+    packed = zipfile.ZipFile(io.BytesIO(report.data(job, job.routing().layer.iloc[0], tiny_model / "none"))).namelist()
+    assert not any(mark in name for name in packed for mark in "<>\\:")
+
+
+def test_weights_in_a_pickle_are_not_opened(tiny_model: Path, tmp_path: Path) -> None:
+    for weights in ("model.safetensors", "adapters/lora/adapter_model.safetensors"):
+        copied = tmp_path / Path(weights).stem
+        shutil.copytree(tiny_model, copied)
+        (copied / weights).rename((copied / weights).with_name("pytorch_model.bin" if weights[0] == "m" else "adapter_model.bin"))
+        with pytest.raises(ModelError, match="safetensors"):
+            ASR.load(copied)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [("{}", "http://{}", 101), ("evil.example", "http://evil.example", 403), ("{}", "http://evil.example", 403)],
+)
+def test_a_page_of_another_host_cannot_speak_to_the_app(app_url: str, host: str, origin: str, status: int) -> None:
+    own = app_url.removeprefix("http://")
+    request = http.client.HTTPConnection(own, timeout=30)
+    upgrade = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==",
+    }
+    request.request("GET", "/_stcore/stream", headers={"Host": host.format(own), "Origin": origin.format(own), **upgrade})
+    assert request.getresponse().status == status

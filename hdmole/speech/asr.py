@@ -76,8 +76,8 @@ class ASR:
         self.folder = folder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.models = load_models(folder, self.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.extractor = AutoFeatureExtractor.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
         base = self.models["base"]
         self.accents = [GENERAL]
         if "hdmole" in self.models:

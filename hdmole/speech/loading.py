@@ -88,7 +88,7 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
             ctc=sizes[0],
             llm=sizes[1],
         )
-    loaded: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+    loaded: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     base: SpeechLLM = loaded.eval().requires_grad_(False).to(device)
     models: dict[str, Any] = {"base": base}
     if (folder / "adapters" / "lora").is_dir():
@@ -128,6 +128,9 @@ def _with_own(base: SpeechLLM, changed: Iterable[str]) -> SpeechLLM:
 
 def _adapted(base: SpeechLLM, folder: Path) -> Any:
     """The base with a PEFT adapter. What the adapter changes is copied, the rest is shared."""
+    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would open a pickle in its place
+        sentence = "The adapter in {folder} has no adapter_model.safetensors; save it with safe_serialization=True."
+        raise ModelError("model.adapter_not_safe", sentence, folder=folder)
     config = PeftConfig.from_pretrained(str(folder))
     names = [n for n, _ in base.named_modules() if n]
     saved = set(getattr(config, "modules_to_save", None) or ())

@@ -131,7 +131,7 @@ class Speech:
             tokenizer: folder of the LLM's tokenizer.
         """
         return cls(
-            Corpus(folder / "corpus"), States.load(folder / "states"), AutoTokenizer.from_pretrained(tokenizer), base,
+            Corpus(folder / "corpus"), States.load(folder / "states"), AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False), base,
             AccentRecogniser.load(folder / "recogniser"), np.load(folder / "recogniser" / "posteriors.npy"),
         )  # fmt: skip
 
@@ -195,7 +195,7 @@ def pad(ids: list[list[int]]) -> Tensor:
 
 def load_base(folder: Path, device: str | torch.device = "cpu") -> SpeechLLM:
     """Load the base in float32, without gradients."""
-    model: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     base: SpeechLLM = model.to(device).eval().requires_grad_(False)
     return base
 
