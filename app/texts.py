@@ -71,7 +71,7 @@ def t(text: str | UserError, /, **values: Any) -> str:
         text = text.sentence
     if language() == "zh":
         text = _chinese().get(text, text)
-        values = {name: t(value) if isinstance(value, Text | UserError) else value for name, value in values.items()}
+    values = {name: t(value) if isinstance(value, Text | UserError) else value for name, value in values.items()}
     return text.format(**values) if values else text
 
 

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from hdmole.cli import app
 from hdmole.method.intervention import intervene
 from hdmole.method.tracing import trace
+from hdmole.speech import manifest as manifests
 from hdmole.speech.audio import Audio
 from hdmole.study import compare as comparing
 from hdmole.study.compare import Runner, compare
@@ -94,7 +95,7 @@ def corpus(folder: Path, model: Path, methods: list[str], epochs: float) -> Path
 def _quick(decode_once: Callable[[Path], Audio]) -> Iterator[None]:
     """An accent recogniser of few steps, and few rounds of timing: neither is what these tests look at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "decode", decode_once)
+        patch.setattr(manifests, "decode", decode_once)
         patch.setattr(preparation, "RECOGNISER_EPOCHS", (1.0, 0.5))
         patch.setattr(comparing, "SPEED_ROUNDS", 1)
         yield

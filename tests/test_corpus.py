@@ -16,10 +16,10 @@ from streamlit.testing.v1 import AppTest
 
 from app import jobs
 from app.corpus import Evaluation, unpack
+from hdmole.speech import manifest as manifests
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import Audio
 from hdmole.speech.manifest import ManifestError
-from hdmole.study import evaluate as evaluating
 from hdmole.study.evaluate import Cancelled, evaluate
 from hdmole.study.results import base_digest, load
 
@@ -133,7 +133,7 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
     monkeypatch: pytest.MonkeyPatch,
     decode_once: Callable[[Path], Audio],
 ) -> None:
-    monkeypatch.setattr(evaluating, "decode", decode_once)
+    monkeypatch.setattr(manifests, "decode", decode_once)
     lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines()
     (tmp_path / "broken.wav").write_text("no audio")
     for k in range(4):  # names that are not alike

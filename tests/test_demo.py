@@ -17,7 +17,6 @@ from tiny import speech_like
 
 from hdmole.demo import build as recipe
 from hdmole.demo import corpus as demo_corpus
-from hdmole.demo import release as releasing
 from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
 from hdmole.demo.synth import (
     ACCENTS,
@@ -32,6 +31,7 @@ from hdmole.demo.synth import (
 )
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.names import GENERAL
+from hdmole.speech import manifest as manifests
 from hdmole.speech.audio import Audio
 from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import ManifestError
@@ -201,7 +201,7 @@ def test_the_whole_recipe_runs_resumes_and_releases(
         rank=1, shared_rank=1,
     )  # fmt: skip
     monkeypatch.setattr(recipe.Recipe, "scaled", lambda self, factor: small)
-    monkeypatch.setattr(releasing, "decode", decode_once)
+    monkeypatch.setattr(manifests, "decode", decode_once)
     monkeypatch.setattr(comparing, "SPEED_ROUNDS", 1)
     said: list[str] = []
     out, work = tmp_path / "out", tmp_path / "work"

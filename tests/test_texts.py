@@ -143,9 +143,10 @@ def test_an_error_is_translated_with_the_errors_in_it(monkeypatch: pytest.Monkey
     )
     sentence = "None of the {count} recordings of {name} could be read; the first says: {reason}"
     nothing = ManifestError("manifest.nothing_read", sentence, count=2, name="list.jsonl", reason=silent)
-    assert t(nothing) == str(nothing)
+    # the name of a file is shown as it is: no Markdown comes of it, in an error within an error neither
+    assert t(nothing) == str(nothing).replace("{b}", r"\{b\}")
     monkeypatch.setattr(texts, "language", lambda: "zh")
-    said = "list.jsonl 的 2 条录音都无法读取；第一条的原因：a {b}.wav 没有声音（全部低于 -60 dBFS）；请检查麦克风后重新录制。"
+    said = "list.jsonl 的 2 条录音都无法读取；第一条的原因：a \\{b\\}.wav 没有声音（全部低于 -60 dBFS）；请检查麦克风后重新录制。"
     assert t(nothing) == said == t(Text(nothing.sentence, **nothing.values))
 
 
