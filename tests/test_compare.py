@@ -202,6 +202,7 @@ def test_the_app_shows_a_comparison(
     made: tuple[Path, Path, list[str]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
+    monkeypatch.setenv("HDMOLE_DATA", str(made[1].parent))
     for page, figures in (("compare", 6), ("correspondence", 4)):
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
         at.query_params["results"] = str(made[1])
