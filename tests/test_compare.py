@@ -387,6 +387,7 @@ def test_correspondence_of_known_assignments() -> None:
         (("hdmole = [0, 1]", "hdmol = [0, 1]"), "seeds_of is a table"),
         (("full = [1e-3, 2e-3]", "full = 1e-3"), "rates.full is a list"),
         (("full = [1e-3, 2e-3]", 'full = ["a", "b"]'), "each of rates.full is a number above 0"),
+        (("full = [1e-3, 2e-3]", "full = [[1e-3], [2e-3]]"), "each of rates.full is a number above 0"),
         (("epochs = 1\n", 'epochs = "many"\n'), "epochs is a number above 0"),
         (("trial_epochs = 1", "trial_epochs = 0"), "trial_epochs is a number above 0"),
         (('train = "train.jsonl"', "train = 3"), "train is a path in quotes"),

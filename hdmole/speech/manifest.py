@@ -118,8 +118,9 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
     """The recordings of a manifest.
 
     Each line has `audio` (a path relative to the manifest), `text`, `accent`, and optionally
-    `speaker`, `offset` and `duration` (seconds; the part of the file that is meant). A recording without a speaker counts as a speaker of its own. Where the manifest is
-    a stranger's, `within` are the folders in which its recordings must lie, links followed.
+    `speaker`, `offset` and `duration` (seconds; the part of the file that is meant). A recording
+    without a speaker counts as a speaker of its own. Where the manifest is a stranger's, `within`
+    are the folders in which its recordings must lie, links followed.
 
     Raises:
         ManifestError: the manifest cannot be read or is empty, a line lacks something, or a
@@ -128,24 +129,16 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
     lines: list[Line] = []
     names: set[str] = set()  # each recording has a name of its own, also where several lie in one file
     for number, row in manifest_rows(path):
-        spelt = _spelt(path.parent, row["audio"])
+        spelt, said = _spelt(path.parent, row["audio"]), dict(number=number, name=path.name, audio=row["audio"])
         if within is not None and any(find_inside(file, within) is None for file in spelt):
-            raise ManifestError(
-                "manifest.audio_elsewhere",
-                "Line {number} of {name} names {audio}, which is no file that belongs to the manifest; name one in its folder.",
-                number=number,
-                name=path.name,
-                audio=row["audio"],
+            sentence = (
+                "Line {number} of {name} names {audio}, which is no file that belongs to the manifest; name one in its folder."
             )
-        audio = next((file for file in spelt if file.is_file()), spelt[0])
-        if not audio.is_file():
-            raise ManifestError(
-                "manifest.no_such_audio",
-                "Line {number} of {name} names {audio}, which does not exist beside the manifest.",
-                number=number,
-                name=path.name,
-                audio=row["audio"],
-            )
+            raise ManifestError("manifest.audio_elsewhere", sentence, **said)
+        audio = next((file for file in spelt if file.is_file()), None)
+        if audio is None:
+            sentence = "Line {number} of {name} names {audio}, which does not exist beside the manifest."
+            raise ManifestError("manifest.no_such_audio", sentence, **said)
         speaker = row.get("speaker")
         if speaker in (None, ""):
             speaker = f"line-{number}"

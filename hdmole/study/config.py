@@ -150,7 +150,7 @@ def read_config(path: Path) -> Comparison:
         )
     try:
         place = values.get("place", "projector")
-        methods = known_methods(dict(_table(values, "hdmole", path)), place)
+        methods = known_methods(_table(values, "hdmole", path), place)
         for name, entry in _table(values, "method", path).items():
             methods[name] = Adaptation(**{"label": name, "place": place, **entry})
         for method in methods.values():
@@ -175,14 +175,8 @@ def read_config(path: Path) -> Comparison:
         for name, default in (("methods", ["full", "lora", "gated_lora", "hdmole"]), ("watched", []))
     }
     for name, value in lists.items():
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise ConfigError(
-                "config.not_names",
-                '{name}: {line} is a list of names in quotes, such as ["full", "hdmole"]; not {value}.',
-                name=path.name,
-                line=name,
-                value=repr(value),
-            )
+        right = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        _expect(right, path, name, value, "not_names", 'a list of names in quotes, such as ["full", "hdmole"]')
     chosen, watched = list(dict.fromkeys(["base", *lists["methods"]])), lists["watched"]
     if wrong := [name for name in [*chosen, *watched] if name not in methods]:
         raise ConfigError(
@@ -228,14 +222,7 @@ def read_config(path: Path) -> Comparison:
         )
     manifests = _table(values, "manifests", path)
     for name, value in {"data": values.get("data", ""), "model": values.get("model", ""), **manifests}.items():
-        if not isinstance(value, str):
-            raise ConfigError(
-                "config.not_a_path",
-                "{name}: {line} is a path in quotes, not {value}.",
-                name=path.name,
-                line=name,
-                value=repr(value),
-            )
+        _expect(isinstance(value, str), path, name, value, "not_a_path", "a path in quotes")
     where = path.parent
     return Comparison(
         data=_path(values.get("data"), where), model=_path(values.get("model"), where),
@@ -246,53 +233,38 @@ def read_config(path: Path) -> Comparison:
     )  # fmt: skip
 
 
+def _expect(right: bool, path: Path, line: str, value: Any, code: str, wanted: str) -> None:
+    """Raise ConfigError unless the value of a line is right."""
+    if not right:
+        sentence = "{name}: {line} is {wanted}; not {value}."
+        raise ConfigError(f"config.{code}", sentence, name=path.name, line=line, wanted=wanted, value=repr(value))
+
+
 def _table(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
     found = values.get(name, {})
-    if not isinstance(found, dict):
-        raise ConfigError(
-            "config.not_a_table",
-            "{name}: {line} is a table, [{line}] with one line a name.",
-            name=path.name,
-            line=name,
-        )
-    return found
+    _expect(isinstance(found, dict), path, name, found, "not_a_table", f"a table, [{name}] with one line a name")
+    return dict(found)
 
 
 def _positive(value: Any, name: str, path: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(
-            "config.not_positive",
-            "{name}: {line} is a number above 0, not {value}.",
-            name=path.name,
-            line=name,
-            value=repr(value),
-        )
+    right = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    _expect(right, path, name, value, "not_positive", "a number above 0")
     return float(value)
 
 
 def _seeds(value: Any, name: str, path: Path) -> list[int]:
-    right = isinstance(value, list) and value and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
-    if not right or len(set(value)) < len(value):
-        raise ConfigError(
-            "config.not_seeds",
-            "{name}: {line} is a list of different whole numbers from 0, such as [0, 1, 2]; not {value}.",
-            name=path.name,
-            line=name,
-            value=repr(value),
-        )
+    right = (
+        isinstance(value, list) and value != [] and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in value)
+    )
+    wanted = "a list of different whole numbers from 0, such as [0, 1, 2]"
+    _expect(right and len(set(value)) == len(value), path, name, value, "not_seeds", wanted)
     return list(value)
 
 
 def _rates(value: Any, family: str, path: Path) -> list[float]:
-    if not isinstance(value, list) or not value:
-        raise ConfigError(
-            "config.not_rates",
-            "{name}: rates.{family} is a list of learning rates, such as [1e-3, 2e-3]; not {value}.",
-            name=path.name,
-            family=family,
-            value=repr(value),
-        )
-    return [_positive(rate, f"each of rates.{family}", path) for rate in dict.fromkeys(value)]
+    line, wanted = f"rates.{family}", "a list of learning rates, such as [1e-3, 2e-3]"
+    _expect(isinstance(value, list) and value != [], path, line, value, "not_rates", wanted)
+    return list(dict.fromkeys(_positive(rate, f"each of {line}", path) for rate in value))
 
 
 def _path(value: str | None, where: Path) -> Path | None:

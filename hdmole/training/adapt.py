@@ -131,9 +131,13 @@ class Speech:
             tokenizer: folder of the LLM's tokenizer.
         """
         return cls(
-            Corpus(folder / "corpus"), States.load(folder / "states"), AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False), base,
-            AccentRecogniser.load(folder / "recogniser"), np.load(folder / "recogniser" / "posteriors.npy"),
-        )  # fmt: skip
+            corpus=Corpus(folder / "corpus"),
+            states=States.load(folder / "states"),
+            tokenizer=AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False),
+            base=base,
+            recogniser=AccentRecogniser.load(folder / "recogniser"),
+            posteriors=np.load(folder / "recogniser" / "posteriors.npy"),
+        )
 
     def posterior(self, rows: Sequence[int], adaptation: Adaptation) -> Tensor:
         """Accent posterior of the utterances in `rows`.
@@ -337,9 +341,17 @@ def adapt(
             mels=part.place == "encoder",
         )  # fmt: skip
         fit(
-            model, batches, smoothed_objective, folder.with_name(f"{folder.name}-{name}"), epochs=share * epochs / adaptation.share, rate=rate,
-            report=report, groups=parameter_groups(named, rate), seed=seed, callbacks=callbacks,
-        )  # fmt: skip
+            model,
+            batches,
+            smoothed_objective,
+            folder.with_name(f"{folder.name}-{name}"),
+            epochs=share * epochs / adaptation.share,
+            rate=rate,
+            report=report,
+            groups=parameter_groups(named, rate),
+            seed=seed,
+            callbacks=callbacks,
+        )
 
     if adaptation.warm_share:
         with _each_expert_alone(model):
