@@ -24,6 +24,7 @@ from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.names import layer_label
 from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.study.claims import claim_line
 from hdmole.study.results import Results
 
 STYLE = Path(__file__).resolve().parent.parent / "assets" / "ui" / "style.css"
@@ -105,12 +106,8 @@ def html(job: Job, reference: str, layer: str, summary: Results | None, about: d
     if summary:
         parts.append(f"<h2>{t('Results')}</h2><p>{texts.adapted(summary)}</p>{_table(summary)}")
         for claim in summary.claims:
-            low, high = claim.interval
-            answer = t(
-                "{claim}: <b>{answer}</b>, {points} points [{interval}]", claim=escape(texts.claim(claim, summary)),
-                answer=t("yes" if claim.holds else "no"), points=f"{claim.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
-            )  # fmt: skip
-            parts.append(f"<p>{answer}</p>")
+            line = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(t(claim_line(claim))))
+            parts.append(f"<p>{line}</p>")
     lines = {t(k): v for k, v in about.items()} | {t("written"): datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
     if summary:
         lines |= {t("results: {name}", name=name): value for name, value in texts.origin(summary).items()}

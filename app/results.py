@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from app.session import session
 from app.texts import t
 from hdmole.figures import results as result_figures
 from hdmole.speech.audio import SAMPLE_RATE
-from hdmole.study.results import RecogniserResult, Results, ResultsError, base_digest, load
+from hdmole.study.claims import claim_line
+from hdmole.study.results import Claim, RecogniserResult, Results, ResultsError, base_digest, load
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
@@ -191,6 +193,19 @@ def headline(summary: Results) -> None:
         numbers.append((t("Accent recogniser, right"), f"{100 * summary.accent_recogniser.balanced_accuracy:.0f} %", None))
     for column, (label, value, delta) in zip(st.columns(max(1, len(numbers))), numbers, strict=False):
         column.metric(label, value, delta, delta_color="inverse")
+
+
+MARKS = {"established": ":material/check_circle:", "not established": ":material/help:", "refuted": ":material/cancel:"}
+
+
+def verdicts(claims: Sequence[Claim], first: int = 3) -> None:
+    """Show claims with their two verdicts, all after the `first` ones folded. The mark is that against zero."""
+    lines = [f"{MARKS[claim.verdict]} {t(claim_line(claim))}" for claim in claims]
+    for line in lines[:first]:
+        st.markdown(line)
+    if lines[first:]:
+        with st.expander(t("All {count} claims", count=len(lines))):
+            st.markdown("\n\n".join(lines[first:]))
 
 
 def confusion(recogniser: RecogniserResult) -> None:

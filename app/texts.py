@@ -22,8 +22,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from app.access import hide_folders, plain
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES, accent_label
-from hdmole.study.claims import claim_texts
-from hdmole.study.results import Claim, Results
+from hdmole.study.results import Results
 from hdmole.study.tables import markdown_table
 from hdmole.texts import Text as Text
 
@@ -101,11 +100,6 @@ def label(name: str) -> str:
     if language() == "en" or name in _chinese() or not comma:
         return t(name)
     return f"{label(head)}，{t(last)}"
-
-
-def claim(judged: Claim, summary: Results) -> str:
-    """The sentence of a claim, translated."""
-    return t(claim_texts(summary).get(judged.text, judged.text))
 
 
 def method(name: str) -> str:

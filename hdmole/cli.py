@@ -216,9 +216,23 @@ def compare_command(
     try:
         results = compare(config, out, report=lambda text: errors.print(text, markup=False))
         if results is not None:
-            typer.echo(f"{markdown_table(results)}\n\n{claim_lines(results)}")
+            typer.echo(f"{markdown_table(results)}\n\n{claim_lines(results.claims)}")
             if readme is not None:
                 update_readme(readme, out, "comparison")
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+@app.command()
+def verdicts(
+    folder: Annotated[Path, typer.Argument(help="Results folder that `hdmole compare` or `hdmole evaluate` wrote.")],
+) -> None:
+    """Judge the claims about HDMoLE anew, from the utterances of a results folder."""
+    from hdmole.study.claims import judge
+    from hdmole.study.tables import claim_lines
+
+    try:
+        typer.echo(claim_lines(judge(folder)))
     except (ValueError, OSError) as error:
         _fail(error)
 

@@ -34,14 +34,7 @@ labels = {name: texts.label(label) for name, label in summary.labels.items()}
 plain_labels = {name: plain(label) for name, label in labels.items()}
 
 results.headline(summary)
-for claim in summary.claims:
-    low, high = claim.interval
-    icon = ":material/check_circle:" if claim.holds else ":material/cancel:"
-    answer = t(
-        "**{claim}: {answer}**, {points} points [{interval}]", claim=plain(texts.claim(claim, summary)), answer=t("yes" if claim.holds else "no"),
-        points=f"{claim.points:+z.1f}", interval=f"{low:+z.1f}, {high:+z.1f}",
-    )  # fmt: skip
-    st.markdown(f"{icon} {answer}")
+results.verdicts(summary.claims)
 if adapted := texts.adapted(summary):
     st.caption(adapted)
 bars, plane = st.columns([1.6, 1])

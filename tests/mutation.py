@@ -23,7 +23,7 @@ TARGETS = {  # what is mutated, and the tests that hold it
     "layer": ("hdmole/method/tuner/layer.py", ["tests/test_layer.py", "tests/test_paper.py"]),
     "alignment": ("hdmole/speech/alignment.py", ["tests/test_alignment.py"]),
     "results": ("hdmole/study/results.py", ["tests/test_results.py", "tests/test_bootstrap.py"]),
-    "claims": ("hdmole/study/claims.py", ["tests/test_bootstrap.py"]),
+    "claims": ("hdmole/study/claims.py", ["tests/test_claims.py"]),
     "bootstrap": ("hdmole/study/bootstrap.py", ["tests/test_bootstrap.py"]),
     "loop": ("hdmole/training/loop.py", ["tests/test_loop.py", "tests/test_training.py"]),
 }

@@ -1,4 +1,4 @@
-"""Bootstrap intervals, differences and claims, with examples computed by hand and their signs."""
+"""Bootstrap intervals and differences, with examples computed by hand and their signs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from rows import ORIGIN, of_speakers, row, table
 
 from hdmole.study.bootstrap import RESAMPLES, _interval, accent_differences, bootstrap, bootstrap_mean, differences, summarise
-from hdmole.study.claims import claims, verdict
-from hdmole.study.results import (
-    FEW_SPEAKERS,
-    Claim,
-    Difference,
-    MethodResult,
-    Results,
-)
+from hdmole.study.results import FEW_SPEAKERS, Difference
 from hdmole.study.tables import accent_table, markdown_table
-
-LABELS = {"hdmole": "HDMoLE", "lora": "LoRA", "base": "Frozen base"}
 
 
 def test_a_bootstrap_draws_speakers_and_counts_all_their_words() -> None:
@@ -201,80 +192,3 @@ def test_a_method_does_not_differ_from_itself(found: list[tuple[str, int, str, i
         back = by_pair[against, method]
         assert difference.points == -back.points and difference.interval == (-back.interval[1], -back.interval[0])
         assert method != "lora" or difference.points > 0 < difference.interval[0]
-
-
-# -- claims ---------------------------------------------------------------------------------------------------------------
-
-
-def difference(points: float, low: float, high: float, domain: str = "accent", against: str = "lora") -> Difference:
-    return Difference(domain=domain, method="hdmole", against=against, points=points, interval=(low, high))
-
-
-@pytest.mark.parametrize(
-    ("points", "low", "high", "said"),
-    [
-        (-1.5, -2.0, -1.0, "HDMoLE against LoRA: better, -1.5 points [-2.0, -1.0]"),
-        (1.5, 1.0, 2.0, "HDMoLE against LoRA: worse, +1.5 points [+1.0, +2.0]"),
-        (0.2, -0.4, 0.9, "HDMoLE against LoRA: no difference established, +0.2 points [-0.4, +0.9]"),
-        (-0.5, -1.0, 0.0, "HDMoLE against LoRA: no difference established, -0.5 points [-1.0, +0.0]"),
-        (0.5, 0.0, 1.0, "HDMoLE against LoRA: no difference established, +0.5 points [+0.0, +1.0]"),
-        (-0.04, -0.05, -0.01, "HDMoLE against LoRA: better, +0.0 points [-0.1, +0.0]"),  # no minus before zero
-    ],
-)
-def test_a_verdict_needs_the_whole_interval_on_one_side(points: float, low: float, high: float, said: str) -> None:
-    assert verdict(difference(points, low, high), LABELS) == said
-
-
-def test_a_method_without_a_label_goes_by_its_name() -> None:
-    assert verdict(difference(-1.5, -2.0, -1.0), {}).startswith("hdmole against lora: better")
-
-
-def judged(*found: Difference, **trainable: int) -> list[Claim]:
-    methods = {name: MethodResult(domains={}, trainable=trainable.get(name)) for name in ("hdmole", "full", "gated_lora", "base")}
-    return claims(Results(methods=methods, differences=list(found), provenance=ORIGIN))
-
-
-@pytest.mark.parametrize(("low", "high", "holds"), [(-0.5, 1.5, True), (0.0, 2.0, True), (0.01, 0.5, False), (-2.0, -1.0, True)])
-def test_as_well_as_full_fine_tuning_is_not_established_to_be_worse(low: float, high: float, holds: bool) -> None:
-    (claim,) = judged(difference(0.3, low, high, against="full"), hdmole=9, full=200)
-    assert claim == Claim(
-        text="Accents as well as full fine-tuning with 4.5 % of its trainable parameters", holds=holds, points=0.3,
-        interval=(low, high),
-    )  # fmt: skip
-    for trainable in ({}, {"full": 200}, {"hdmole": 9}):
-        assert judged(difference(0.3, low, high, against="full"), **trainable)[0].text == "Accents as well as full fine-tuning"
-    half = judged(difference(0.3, low, high, against="full"), hdmole=100, full=200)[0].text
-    assert half == "Accents as well as full fine-tuning with 50.0 % of its trainable parameters"
-
-
-@pytest.mark.parametrize(("domain", "speech"), [("accent", "the accents"), ("general", "general speech")])
-@pytest.mark.parametrize(
-    ("low", "high", "holds"), [(-2.0, -0.01, True), (-2.0, 0.0, False), (-2.0, 0.5, False), (0.1, 0.5, False)]
-)
-def test_better_than_lora_needs_the_whole_interval_below_zero(
-    domain: str, speech: str, low: float, high: float, holds: bool
-) -> None:
-    (claim,) = judged(difference(-1.0, low, high, domain, "gated_lora"))
-    assert (claim.holds, claim.points, claim.interval) == (holds, -1.0, (low, high))
-    assert claim.text == f"Better than LoRA of equal parameters and accent mass on {speech}"
-
-
-@pytest.mark.parametrize(("points", "holds"), [(-3.0, True), (0.3, True), (0.31, False), (0.9, False)])
-def test_at_most_0_3_points_worse_than_the_base_is_judged_by_the_estimate(points: float, holds: bool) -> None:
-    (claim,) = judged(difference(points, points - 2, points + 2, "general", "base"))
-    assert claim.text == "At most 0.3 points worse than the frozen base on general speech (by the estimate)"
-    assert (claim.holds, claim.points) == (holds, points)
-
-
-def test_claims_come_in_order_and_only_of_what_was_compared() -> None:
-    found = [("general", "base"), ("general", "gated_lora"), ("accent", "gated_lora"), ("accent", "full")]
-    made = judged(*(difference(k, k - 1, k + 1, *pair) for k, pair in enumerate(found)))
-    assert [claim.points for claim in made] == [3, 2, 1, 0]
-    back = Difference(domain="accent", method="full", against="hdmole", points=0, interval=(0, 0))
-    others = [
-        difference(0, 0, 0, "unseen", "full"),
-        difference(0, 0, 0, "accent", "base"),
-        difference(0, 0, 0, "general", "full"),
-    ]
-    assert judged(back, *others) == []
-    assert claims(Results(methods={"base": MethodResult(domains={})}, differences=[], provenance=ORIGIN)) == []

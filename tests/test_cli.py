@@ -24,7 +24,8 @@ import hdmole.cli
 from hdmole import HDMoLEConfig, intervene, route
 from hdmole.method.tuner.layer import HDMoLELinear
 from hdmole.study.bench import expert_loop
-from hdmole.study.results import base_digest, load
+from hdmole.study.bootstrap import summarise
+from hdmole.study.results import base_digest, load, provenance, save
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +54,19 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["transcribe"], ["trace"], ["evaluate"], ["compare"], ["bench"], ["demo"], ["demo", "build"], ["demo", "info"], ["app"]],
+    [
+        [],
+        ["transcribe"],
+        ["trace"],
+        ["evaluate"],
+        ["compare"],
+        ["verdicts"],
+        ["bench"],
+        ["demo"],
+        ["demo", "build"],
+        ["demo", "info"],
+        ["app"],
+    ],
 )
 def test_help_everywhere(command: list[str]) -> None:
     done = run(*command, "--help")
@@ -197,6 +210,21 @@ def test_evaluate_writes_rows_and_summary(clips: Path, tiny_model: Path, tmp_pat
     assert results.methods["base"].domains["general"].utterances == 1
     assert results.provenance.command and results.provenance.base_sha256 == base_digest(tiny_model)
     assert "| Frozen base |" in done.stdout and "| indian | " in done.stdout
+
+
+def test_verdicts_are_judged_anew_from_the_utterances(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        dict(method=method, seed=0, domain="general", accent="a", speaker=f"s{k}", utterance=f"u{k}", reference="", hypothesis="",
+             errors=errors, words=1000) for method, errors in (("base", 10), ("hdmole", 11)) for k in range(5)
+    )  # fmt: skip
+    save(tmp_path, summarise(rows.assign(errors=0), provenance(0, "cpu")), rows)
+    assert run_here("verdicts", tmp_path) == (
+        0,
+        "- As good on general speech as the frozen base: **refuted** against zero, **established** by the paper's margin of "
+        "+0.19 points (+0.10 points [+0.10, +0.10])",
+    )
+    status, output = run_here("verdicts", tmp_path / "none")
+    assert status == 1 and "has no summary.json; name a folder that `hdmole compare`" in output
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from hdmole.study.results import FEW_SPEAKERS, Difference, DomainRate, Interval, MethodResult, Provenance, Rate, Results
+from hdmole.study.results import FEW_SPEAKERS, Difference, DomainRate, Interval, MethodResult, Provenance, Rate, Relative, Results
 
 RESAMPLES = 1000  # of speakers, for word error rates
 ROUTING_RESAMPLES = 200  # of speakers, for correspondence and attribution
@@ -94,7 +94,8 @@ def differences(rows: pd.DataFrame) -> list[Difference]:
 
     In the domain "accent" the means over accents are compared, in all others the rates over all
     words. A difference below zero means that `method` makes fewer errors than `against`. The 95 %
-    intervals are paired. If one includes zero, no difference is established.
+    intervals are paired. If one includes zero, no difference is established. `relative` has the same
+    in percent of the rate of `against`.
     """
     found = []
     for domain, of_domain in rows.groupby("domain", sort=False):
@@ -106,10 +107,18 @@ def differences(rows: pd.DataFrame) -> list[Difference]:
             Difference(
                 domain=str(domain), method=method, against=against, points=round(rates[method] - rates[against], 2),
                 interval=_interval(drawn[method] - drawn[against]),
+                relative=_relative((rates[method], drawn[method]), (rates[against], drawn[against])),
             )
             for method, against in permutations(by_method, 2)
         ]  # fmt: skip
     return found
+
+
+def _relative(mine: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray]) -> Relative | None:
+    """A rate and its resampled values, relative to another; None where the other may be zero."""
+    if theirs[0] == 0 or (theirs[1] == 0).any():
+        return None
+    return Relative(percent=round(100 * (mine[0] / theirs[0] - 1), 2), interval=_interval(100 * (mine[1] / theirs[1] - 1)))
 
 
 def _mean_over_accents(rows: pd.DataFrame) -> float:

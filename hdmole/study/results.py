@@ -10,7 +10,8 @@ of WER. They are below zero if the first method makes fewer errors. All interval
 intervals over speakers.
 
 `VERSION` is the version of the layout of `summary.json`. Files of version 1, which hold no version,
-can be read too.
+and of version 2 can be read too. Their claims are left out, because they took an interval that
+includes zero for equality; `hdmole.study.claims.judge` judges them anew.
 """
 
 from __future__ import annotations
@@ -32,12 +33,17 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from hdmole.errors import UserError
 from hdmole.names import METHOD_NAMES
 
-VERSION = 2
+VERSION = 3
 SUMMARY, UTTERANCES = "summary.json", "utterances.parquet"
 COLUMNS = ["method", "seed", "domain", "accent", "speaker", "utterance", "reference", "hypothesis", "errors", "words"]
 FEW_SPEAKERS = 5  # with fewer, an interval over speakers says nothing about others
 
 Interval = tuple[float, float]  # lower and upper bound
+Verdict = Literal["established", "not established", "refuted"]
+ClaimName = Literal[
+    "accents_full", "general_base", "general_full", "true_accent_full", "accents_lora_r", "thresholds", "local_routing",
+    "global_routing", "accents_lora", "accents_gated_lora",
+]  # fmt: skip
 
 
 class ResultsError(UserError):
@@ -102,6 +108,13 @@ class MethodResult(Record):
     dev: dict[str, float] | None = None  # domain -> WER in % on dev speech, first seed only
 
 
+class Relative(Record):
+    """A difference in percent of the other method's word error rate, such as -25 for a quarter fewer."""
+
+    percent: float
+    interval: Interval  # of percent
+
+
 class Difference(Record):
     """`method` minus `against` in one domain. Below zero, `method` makes fewer errors."""
 
@@ -110,15 +123,23 @@ class Difference(Record):
     against: str
     points: float  # of WER
     interval: Interval  # of points
+    relative: Relative | None = None  # None where `against` may make no errors, and in versions 1 and 2
 
 
 class Claim(Record):
-    """A claim about HDMoLE, its verdict, and the difference that decided it."""
+    """A claim about HDMoLE and its two verdicts; `hdmole.study.claims` says what each name stands for.
 
-    text: str
-    holds: bool
-    points: float  # of WER, HDMoLE minus the other method
-    interval: Interval  # of points
+    The difference is that of two methods. Below zero, HDMoLE makes fewer errors.
+    """
+
+    name: ClaimName
+    difference: float
+    interval: Interval | None  # of the difference; None if there are too few speakers for one
+    unit: Literal["points", "percent"]  # of WER, or of the other method's errors
+    verdict: Verdict  # against zero
+    paper_difference: float | None = None  # the paper's own, in the same unit; None if it has none
+    paper_verdict: Verdict | None = None  # against the paper's difference
+    share: float | None = None  # of full fine-tuning's trained parameters, in %; "accents_full" only
 
 
 class RecogniserResult(Record):
@@ -309,13 +330,15 @@ def load(folder: Path) -> Results:
     if not isinstance(values, dict):
         raise damaged
     version = values.pop("version", 1)
-    if version not in (1, VERSION):
+    if version not in range(1, VERSION + 1):
         raise ResultsError(
             "results.version",
             "{file} has layout {version}, which this version of HDMoLE does not know; update HDMoLE to read it.",
             file=file, version=version,
         )  # fmt: skip
     try:
+        if version < VERSION:
+            values.pop("claims", None)
         return Results.model_validate(_from_version_1(values) if version == 1 else values)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise damaged from None
@@ -333,7 +356,7 @@ def save(folder: Path, results: Results, rows: pd.DataFrame) -> None:
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Values in the layout of version 1, changed to that of `VERSION`."""
+    """Values in the layout of version 1, changed to that of version 2."""
     for entry in values["methods"].values():
         if "rate" in entry:
             entry["learning_rate"] = entry.pop("rate")
@@ -341,11 +364,6 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
             domain.pop("change_against_base", None)  # `differences` says the same
     for trial in values.get("trials", []):
         trial["learning_rate"] = trial.pop("rate")
-    for claim in values.get("claims", []):
-        text = claim.pop("claim")
-        # how the first files put it
-        by_estimate = text.startswith("At most") and not text.endswith("(by the estimate)")
-        claim["text"] = text + " (by the estimate)" * by_estimate
     return values
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hdmole.errors import UserError
 from hdmole.names import DOMAIN_LABELS, GENERAL
-from hdmole.study.results import Results, load
+from hdmole.study.claims import claim_line
+from hdmole.study.results import Claim, Results, load
 
 
 def markdown_table(results: Results, labels: Mapping[str, str] | None = None) -> str:
@@ -51,13 +52,9 @@ def accent_table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def claim_lines(results: Results) -> str:
-    """The claims as a list, each with its verdict, the difference in points and its interval."""
-    return "\n".join(
-        f"- {claim.text}: **{'yes' if claim.holds else 'no'}**, {claim.points:+z.1f} points "
-        f"[{claim.interval[0]:+z.1f}, {claim.interval[1]:+z.1f}]"
-        for claim in results.claims
-    )
+def claim_lines(claims: Sequence[Claim]) -> str:
+    """The claims as a list, each with its verdicts and numbers."""
+    return "\n".join(f"- {claim_line(claim)}" for claim in claims)
 
 
 def update_readme(readme: Path, folder: Path, place: str = "results") -> None:
@@ -79,6 +76,6 @@ def update_readme(readme: Path, folder: Path, place: str = "results") -> None:
     origin = results.provenance
     seeds = ", ".join(map(str, origin.seeds or [origin.seed]))
     made = f"Measured {origin.date} by `{origin.command}` (seed {seeds}) on {origin.machine}, {origin.device}."
-    body = "\n\n".join(filter(None, [markdown_table(results), claim_lines(results), made]))
+    body = "\n\n".join(filter(None, [markdown_table(results), claim_lines(results.claims), made]))
     head, rest = text.split(start)
     readme.write_text(f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}", encoding="utf-8")
