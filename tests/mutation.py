@@ -25,7 +25,7 @@ TARGETS = {  # what is mutated, and the tests that hold it
     "results": ("hdmole/study/results.py", ["tests/test_results.py", "tests/test_bootstrap.py"]),
     "claims": ("hdmole/study/claims.py", ["tests/test_claims.py"]),
     "bootstrap": ("hdmole/study/bootstrap.py", ["tests/test_bootstrap.py"]),
-    "loop": ("hdmole/training/loop.py", ["tests/test_loop.py", "tests/test_training.py"]),
+    "loop": ("hdmole/training/loop.py", ["tests/test_loop.py", "tests/test_adapt.py", "tests/test_data.py"]),
 }
 # These need large files, or take long and kill no more.
 LEFT_OUT = ["published", "conditions", "order_of_rows", "differ_from_itself", "saved_before", "is_the_papers"]

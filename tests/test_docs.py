@@ -63,6 +63,12 @@ def test_prose_fits_100_characters(file: Path) -> None:
     assert not long
 
 
+def test_every_file_of_tests_is_described() -> None:
+    described = re.findall(r"^\| (`test_.*) \|.*\|$", (ROOT / "docs" / "testing.md").read_text(), re.M)
+    named = [name for row in described for name in re.findall(r"`(test_\w+)`", row)]
+    assert sorted(named) == sorted(file.stem for file in (ROOT / "tests").glob("test_*.py"))
+
+
 def test_every_page_of_the_app_has_its_picture_and_every_experiment_its_entry() -> None:
     app = (ROOT / "docs" / "app.md").read_text()
     assert {f"screenshots/{page}.png" for page in PAGES} <= set(re.findall(r"\]\(([^)]+)\)", app))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,3 +75,8 @@ def test_judging_speech_and_opening_the_app_import_no_trainer(module: str) -> No
     code = f"import sys, {module}; print([m for m in sys.modules if m in ('transformers.trainer', 'hdmole.training.loop')])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     assert shown.splitlines()[-1] == "[]"
+
+
+def test_the_library_imports_neither_the_app_nor_what_it_is_made_with() -> None:
+    for file in (ROOT / "hdmole").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (app|pages|streamlit)\b", file.read_text(), re.M), file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import normalized_mutual_info_score
 
 from hdmole.study.routing_table import correspondence, mutual_information, purity, routing_summary
 
@@ -35,6 +36,15 @@ def test_the_correspondence_of_a_corpus_has_intervals_over_speakers_and_a_level_
     mixed = np.where((accents == "b") & (speakers < "5"), 5, 3)
     found = correspondence(mixed, accents, speakers).purity
     assert found.value == 0.75 and 0.5 < found.interval[0] < 0.65 < 0.85 < found.interval[1] < 1
+
+
+def test_the_measure_of_random_experts_is_about_its_level_of_chance() -> None:
+    """8 accents, 8 experts, 320 utterances: by chance 7 * 7 / (2 * 320) nats of log 8 (Miller 1955), which is 0.037."""
+    assigned, accents = np.random.default_rng(0).integers(0, 8, 320), np.repeat(list("abcdefgh"), 40)
+    found = correspondence(assigned, accents, np.arange(320) // 10).nmi
+    assert found.value == pytest.approx(normalized_mutual_info_score(accents, assigned), abs=1e-4)
+    assert found.chance == pytest.approx(49 / 640 / np.log(8), abs=0.005) and found.value == pytest.approx(found.chance, abs=0.02)
+    assert found.interval[0] <= found.value <= found.interval[1]  # as biased as its draws
 
 
 def test_the_routing_of_a_corpus_is_summarised_by_hand() -> None:

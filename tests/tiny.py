@@ -1,4 +1,4 @@
-"""A tiny random model with every file of a real one, so that tests of everything around the model take seconds."""
+"""A tiny random model with every file of a real one, and a tiny corpus, so that tests of everything around take seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import ParakeetFeatureExtractor, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ParakeetFeatureExtractor, PreTrainedTokenizerFast
 
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.tuner import HDMoLEConfig
@@ -21,6 +21,8 @@ from hdmole.speech.domain import DomainScorer, domain_features
 from hdmole.speech.words import count_errors
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import RecogniserResult, base_digest, provenance, save
+from hdmole.training.adapt import Speech
+from hdmole.training.data import Corpus, States, write_corpus
 
 ACCENTS = ["indian", "german", "scottish"]
 SENTENCES = ["turn on the lights", "play some jazz music", "seven eight nine", "call anna at six", "what is the weather today"]
@@ -139,3 +141,25 @@ def _features(rng: np.random.Generator, inside: bool) -> dict[str, float]:
         alignment_score=-noise,
         posterior=np.array([0.9, 0.05, 0.05]) if inside else np.ones(3) / 3,
     )
+
+
+def tiny_corpus(folder: Path, rows: list[tuple[str, str, str]], frames: int = 40) -> Corpus:
+    """A corpus of (split, domain, accent); every feature of utterance i is i + 1."""
+    index = pd.DataFrame(rows, columns=["split", "domain", "accent"])
+    index = index.assign(text="one two", speaker="s", utterance=[f"u{i}" for i in range(len(rows))], seconds=1.0)
+    write_corpus(folder, index, [np.full((frames, 80), i + 1, np.float16) for i in range(len(rows))])
+    return Corpus(folder)
+
+
+def tiny_speech(folder: Path, model: Path, rows: list[tuple[str, str, str]]) -> Speech:
+    """Speech for the tiny model, of (split, domain, accent), whose recogniser has no idea of the accent.
+
+    There are two views; view v of utterance i is three frames of 100 v + i.
+    """
+    corpus, count, labels = tiny_corpus(folder, rows, frames=4), len(rows), ["general", *ACCENTS]
+    states = np.concatenate([np.full((3, 32), 100 * view + i, np.float16) for view in (0, 1) for i in range(count)])
+    spans = np.array([[[3 * (count * view + i), 3] for i in range(count)] for view in (0, 1)])
+    torch.manual_seed(0)
+    posteriors = np.full((count, len(labels)), 1 / len(labels), np.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return Speech(corpus, States(states, spans), tokenizer, model, AccentRecogniser(labels, channels=16), posteriors)

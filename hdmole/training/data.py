@@ -133,7 +133,7 @@ def _up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int = 2, width: float = 0.08) -> np.ndarray:
+def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int, width: float) -> np.ndarray:
     """SpecAugment (Park et al. 2019): set random frequency bands and stretches of time to zero.
 
     Args:

@@ -241,7 +241,7 @@ def embedding_objective(model: nn.Module, batch: Batch) -> Tensor:
 
     The target of a frame is the mean of all token embeddings, weighted by the CTC head's posterior.
     The error is divided by the variance of the targets, so that a projector that always outputs
-    their mean has a loss of 1. The LLM gets no gradient.
+    their mean has a loss of about 1. The LLM gets no gradient.
     """
     states, mask = batch["encoder_states"], batch["encoder_mask"]
     with torch.no_grad():

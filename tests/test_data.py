@@ -1,0 +1,58 @@
+"""The data of training: SpecAugment, batches and their masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny import tiny_corpus
+
+from hdmole.training.data import Batches, mel_batches, spec_augment
+
+
+def test_spec_augment_zeroes_two_bands_and_some_stretches() -> None:
+    """The bands and stretches that the generator draws, in its order, and nothing else."""
+    features = np.ones((100, 80), np.float16)
+    for seed in range(20):
+        rng, expected = np.random.default_rng(seed), np.ones((100, 80), np.float32)
+        for _ in range(2):
+            size = int(rng.integers(0, 16))
+            start = int(rng.integers(0, 80 - size))
+            expected[:, start : start + size] = 0
+        for _ in range(3):
+            size = int(rng.integers(0, 11))  # up to a tenth of 100 frames
+            start = int(rng.integers(0, 100 - size))
+            expected[start : start + size] = 0
+        np.testing.assert_array_equal(spec_augment(features, np.random.default_rng(seed), 3, 0.1), expected)
+    assert (features == 1).all()  # the features themselves are not written to
+
+
+def test_batches_of_masked_features_are_another_view_each_epoch(tmp_path: Path) -> None:
+    corpus = tiny_corpus(tmp_path, [("train", "accent", "german")] * 2)
+    plain = mel_batches(corpus, [0, 1], 1000, lambda rows: {"rows": torch.tensor(rows)})[0]
+    assert all((view == i + 1).all() for i, view in zip(plain["rows"].tolist(), plain["input_features"], strict=True))
+    batches = mel_batches(corpus, [0, 1], 1000, lambda rows: {"rows": torch.tensor(rows)}, seed=3, masks=2)
+    views = []
+    for epoch in (0, 1, 0):
+        batches.epoch = epoch
+        batch = batches[0]
+        views.append(batch["input_features"])
+        for i, view in zip(batch["rows"].tolist(), batch["input_features"], strict=True):
+            expected = spec_augment(corpus.features(i), np.random.default_rng((3, epoch, i)), 2, 0.08)
+            np.testing.assert_array_equal(view.numpy(), expected)
+    assert torch.equal(views[0], views[2]) and not torch.equal(views[0], views[1])
+
+
+def test_batches_hold_so_many_frames_and_rows_padding_included() -> None:
+    """Lengths 5, 30 and 40 with at most 120 frames a batch: 3 x 40 fit, and of multiples of 32 only 2 x 32 and 1 x 64."""
+    lengths = [40, 5, 30]
+    for settings, rows in (({}, [[1, 2, 0]]), ({"multiple": 32}, [[1, 2], [0]]), ({"max_rows": 2}, [[1, 2], [0]])):
+        batches = Batches(range(3), lambda i: {"x": np.ones((lengths[i], 2))}, lengths, 120, lambda rows: {}, **settings)
+        assert batches.batches == rows and len(batches) == len(rows)
+        for number, of in enumerate(rows):
+            longest = max(lengths[i] for i in of)
+            padded = -(-longest // 32) * 32 if "multiple" in settings else longest
+            expected = torch.arange(padded)[None] < torch.tensor([lengths[i] for i in of])[:, None]
+            assert torch.equal(batches[number]["attention_mask"], expected)
+            assert torch.equal(batches[number]["x"], expected[..., None].expand(-1, -1, 2).float())
