@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -32,6 +33,11 @@ class Moment:
     start: float
     end: float
     word: str
+
+    def sound(self, samples: np.ndarray) -> np.ndarray:
+        """The stretch of `samples` (S,), at least one of them."""
+        first = round(self.start * SAMPLE_RATE)
+        return samples[first : max(first + 1, round(self.end * SAMPLE_RATE))]
 
 
 def moment_of(time: float, words: Sequence[Word], seconds: float) -> Moment:
@@ -93,9 +99,8 @@ def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer:
     pairs = zip(at_work.accent, at_work[which], strict=True)
     names = t(", ").join(f"{plain(texts.accent(accent))} {gate:.2f}" for accent, gate in pairs) or t("no expert")
     said = f"“{plain(moment.word)}”" if moment.word else t("between words")
-    first, last = int(moment.start * SAMPLE_RATE), int(moment.end * SAMPLE_RATE)
     player, text = st.columns([1, 2], vertical_alignment="center")
-    player.audio(audio.samples[first : max(last, first + 1)], sample_rate=SAMPLE_RATE, autoplay=True)
+    player.audio(moment.sound(audio.samples), sample_rate=SAMPLE_RATE, autoplay=True)
     text.markdown(
         t(
             "**{time} s**, {said}: {experts} ({gate})",

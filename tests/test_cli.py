@@ -9,6 +9,8 @@ import re
 import select
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,19 @@ import pytest
 import soundfile
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 from tiny import ACCENTS, speech_like
 from typer.testing import CliRunner
 
 import hdmole.cli
 from hdmole import HDMoLEConfig, intervene, route
 from hdmole.method.tuner.layer import HDMoLELinear
-from hdmole.study.bench import expert_loop
+from hdmole.study.bench import expert_loop, side_by_side
 from hdmole.study.bootstrap import summarise
-from hdmole.study.results import base_digest, load, provenance, save
+from hdmole.study.results import Results, base_digest, load, provenance, save
 
 ROOT = Path(__file__).resolve().parent.parent
+KINDS = {"lora": "adapter_", "full": "", "hdmole": "adapter_"}  # methods, and how the names of their weights begin
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -70,11 +74,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_help_everywhere(command: list[str]) -> None:
     done = run(*command, "--help")
-    assert done.returncode == 0 and "Usage" in done.stdout
+    assert done.returncode == 0 and f"Usage: python -m {' '.join(['hdmole.cli', *command])} [OPTIONS]" in done.stdout
 
 
 def test_transcribe_json_has_the_documented_shape_and_one_bad_file_spoils_only_itself(clips: Path, tiny_model: Path) -> None:
+    started = time.monotonic()
     done = run("transcribe", clips / "0.wav", clips / "notes.wav", clips / "1.wav", "--model", tiny_model, "--json")
+    lasted = time.monotonic() - started
     assert done.returncode == 1
     results = json.loads(done.stdout)
     assert [Path(r["file"]).name for r in results] == ["0.wav", "notes.wav", "1.wav"]
@@ -89,7 +95,8 @@ def test_transcribe_json_has_the_documented_shape_and_one_bad_file_spoils_only_i
         assert all(set(w) == {"word", "start", "end", "confidence"} for w in result["words"])
         assert all({"name", "active_experts", "gate", "tau_global", "tau_local"} == set(layer) for layer in result["layers"])
         assert set(result["layers"][0]["gate"]) == set(ACCENTS)
-        assert result["seconds"] > 1 and result["rtf"] > 0
+    assert [result["seconds"] for result in (results[0], results[2])] == [1.5, 2.0]
+    assert 0 < sum(result["rtf"] * result["seconds"] for result in (results[0], results[2])) < lasted
 
 
 def test_transcribe_text_warns_first(clips: Path, tiny_model: Path) -> None:
@@ -257,8 +264,12 @@ def test_demo_info_reads_its_figures(tiny_model: Path) -> None:
     done = run("demo", "info", "--model", tiny_model, "--json")
     assert done.returncode == 0, done.stderr
     info = json.loads(done.stdout)
-    assert info["accents"] == ["general", *ACCENTS] and info["trainable"]["hdmole"] > 0
-    assert info["results"]["methods"]["base"]
+    adapters = {name: tiny_model / "adapters" / name / f"{kind}model.safetensors" for name, kind in KINDS.items()}
+    weights = {name: load_file(file) for name, file in adapters.items()}
+    assert info["accents"] == ["general", *ACCENTS] and info["trainable"] == {
+        "base": 0, **{name: sum(w.numel() for key, w in of.items() if "recogniser" not in key) for name, of in weights.items()}
+    }  # fmt: skip
+    assert Results.model_validate(info["results"]) == load(tiny_model / "results")
 
 
 def test_demo_info_keeps_a_readme_up_to_date(tiny_model: Path, tmp_path: Path) -> None:
@@ -278,8 +289,23 @@ def test_bench_times_everything_side_by_side(tiny_model: Path) -> None:
     assert status == 0
     found = json.loads(output[output.index("{") :])
     assert set(found["transcription"]) == {"base", "lora", "full", "hdmole", "hdmole, traced"}
-    assert found["layer"]["frozen linear"]["ratio"] == 1 and all(t["seconds"] > 0 for t in found["layer"].values())
+    assert set(found["layer"]) == {"frozen linear", "LoRA", "HDMoLE", "HDMoLE, loop over experts"}
+    for times in (found["layer"], found["transcription"]):
+        first = next(iter(times.values()))["seconds"]
+        assert all(t["ratio"] == pytest.approx(t["seconds"] / first, rel=0.01) for t in times.values())
     assert found["provenance"]["rounds"] == 1
+
+
+def test_a_time_is_the_median_of_the_rounds_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two contenders by turns; their rounds last 9, 1, 5, 3 and 9, 2, 4, 12 seconds. The first round warms up."""
+    now, lasts = [0.0], {"one": iter([9, 1, 5, 3]), "other": iter([9, 2, 4, 12])}
+    monkeypatch.setattr("hdmole.study.bench.time.perf_counter", lambda: now[0])
+
+    def work(name: str) -> None:
+        now[0] += next(lasts[name])
+
+    found = side_by_side({name: partial(work, name) for name in lasts}, rounds=3)
+    assert found == {"one": {"seconds": 3, "ratio": 1}, "other": {"seconds": 4, "ratio": 1.333}}
 
 
 def test_the_loop_that_is_timed_computes_what_the_layer_does() -> None:
