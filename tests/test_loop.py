@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from hdmole.training import loop
 from hdmole.training.data import Batches
 from hdmole.training.loop import (
     MuonAdamW,
@@ -96,7 +97,7 @@ def test_what_the_trainer_and_the_optimiser_are_told(tmp_path: Path, steps: int,
     )
     assert [stop.seen[name] for name in told] == [steps, save, log, 1, 0, 1.0, 1]
     told = ("bf16", "disable_tqdm", "dataloader_pin_memory", "remove_unused_columns")
-    assert [stop.seen[name] for name in told] == [True, True, False, False]
+    assert [stop.seen[name] for name in told] == [loop.BF16, True, False, False]
     assert (stop.seen["group"]["betas"], stop.seen["group"]["weight_decay"]) == ((0.9, 0.98), 0.01)
 
 
@@ -132,8 +133,11 @@ def test_the_groups_of_an_optimiser_keep_their_own_rates(tmp_path: Path) -> None
     assert torch.equal(untouched, model.body["layers"][0].bias)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_a_training_that_was_cut_off_ends_as_one_in_one_go(tmp_path: Path, muon: bool) -> None:
+@pytest.mark.parametrize(("muon", "bf16"), [(False, True), (True, True), (False, False)])
+def test_a_training_that_was_cut_off_ends_as_one_in_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, muon: bool, bf16: bool
+) -> None:
+    monkeypatch.setattr(loop, "BF16", bf16)
     torch.manual_seed(0)
     start = _Blocks().state_dict()
     batches = [{"x": torch.randn(8, 6), "labels": torch.randint(0, 3, (8,))} for _ in range(10)]
@@ -169,7 +173,7 @@ def test_a_training_that_was_cut_off_ends_as_one_in_one_go(tmp_path: Path, muon:
     rest = Count()
     resumed = train(tmp_path / "cut", rest)
     assert rest.steps == 20
-    assert types == {torch.bfloat16} and not torch.equal(whole["head.weight"], start["head.weight"])
+    assert types == {torch.bfloat16 if bf16 else torch.float32} and not torch.equal(whole["head.weight"], start["head.weight"])
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     other = train(tmp_path / "other", seed=1)
     assert not torch.equal(whole["head.weight"], other["head.weight"])  # the seed decides on the order of the batches

@@ -22,6 +22,9 @@ Batch = dict[str, Tensor]
 Objective = Callable[[Any, Batch], Tensor]  # (model, batch) -> scalar loss
 # The attention of an LLM in training. On a CPU, "eager" is faster for short sequences.
 ATTENTION = "sdpa" if torch.cuda.is_available() else "eager"
+# Whether models are trained and speech is encoded in bf16. A CPU without instructions for bf16
+# emulates them, and a training step then takes about twenty times as long as in float32.
+BF16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class _Batch(Trainer):
@@ -152,7 +155,9 @@ def fit(
     last: float = 0.01,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train `model` in place, in bf16 autocast with a `cosine` schedule.
+    """Train `model` in place, with a `cosine` schedule.
+
+    In bf16 autocast where the machine computes bf16 itself (`BF16`), otherwise in float32.
 
     An interrupted training goes on from the last checkpoint in `folder`.
 
@@ -184,7 +189,7 @@ def fit(
         str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        bf16=True,
+        bf16=BF16,
         use_cpu=not gpu,
         dataloader_pin_memory=False,
         remove_unused_columns=False,

@@ -28,7 +28,7 @@ from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed
 from hdmole.training.adapt import Speech
 from hdmole.training.data import Corpus, States, mel_batches, write_corpus
-from hdmole.training.loop import fit
+from hdmole.training.loop import BF16, fit
 
 
 class SpeechError(UserError):
@@ -73,7 +73,7 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
         batches.epoch = view
         for n in range(len(batches) if rows else 0):
             batch = batches[n]
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=BF16):
                 out = encoder(
                     input_features=batch["input_features"].to(device), attention_mask=batch["attention_mask"].to(device)
                 )
