@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import ACCENTS, tiny_corpus, tiny_speech
 from torch import nn
 
+from hdmole.method.routing import current
 from hdmole.method.tuner.layer import HDMoLELinear
 from hdmole.training import adapt as adapting
-from hdmole.training.adapt import Adaptation, Speech, parameter_groups, training_rows
+from hdmole.training.adapt import MIXTURES, Adaptation, AdaptationError, Speech, parameter_groups, training_rows
 from hdmole.training.data import Batches
 from hdmole.training.loop import smoothed_objective
 
 
-def test_thresholds_learn_at_ten_times_the_rate_and_without_weight_decay() -> None:
-    names = ["layer.hdmole_A.default", "layer.hdmole_threshold_local.default", "layer.hdmole_B.default"]
-    named = [(name, nn.Parameter(torch.zeros(1))) for name in names]
-    slow, fast = parameter_groups(named, 0.002)
-    assert [id(p) for p in slow["params"]] == [id(named[0][1]), id(named[2][1])] and set(slow) == {"params"}
-    assert [id(p) for p in fast["params"]] == [id(named[1][1])]
-    assert fast["lr"] == pytest.approx(0.02) and fast["weight_decay"] == 0
-    assert len(parameter_groups([named[0]], 0.002)) == 1
+def test_parameters_learn_at_the_rate_of_their_kind() -> None:
+    names = [
+        "hdmole_A.default",
+        "hdmole_threshold.default",
+        "hdmole_B.default",
+        "hdmole_router.default",
+        "hdmole_threshold_weight.a",
+    ]
+    named = [(f"layer.{name}", nn.Parameter(torch.zeros(1))) for name in names]
+    adaptation = Adaptation("a", "hdmole", threshold_rate=10, router_rate=0.5)
+    experts, thresholds, routers = parameter_groups(named, 0.002, adaptation)
+    assert [id(p) for p in experts["params"]] == [id(named[0][1]), id(named[2][1])] and set(experts) == {"params"}
+    assert [id(p) for p in thresholds["params"]] == [id(named[1][1])]
+    assert thresholds["lr"] == pytest.approx(0.02) and thresholds["weight_decay"] == 0  # thresholds do not decay
+    assert [id(p) for p in routers["params"]] == [id(named[3][1]), id(named[4][1])]
+    assert routers["lr"] == pytest.approx(0.001) and set(routers) == {"params", "lr"}
+    assert len(parameter_groups([named[0]], 0.002, adaptation)) == 1
+    for wrong in ({"threshold_rate": 0}, {"router_rate": -1}):
+        with pytest.raises(AdaptationError, match="factors above 0"):
+            Adaptation("a", "hdmole", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(AdaptationError, match="train_with is one of recogniser, accent; not 'label'"):
+        Adaptation("a", "hdmole", train_with="label")
 
 
 def test_replay_exchanges_accented_for_general_speech_and_share_takes_some_of_it(tmp_path: Path) -> None:
@@ -70,24 +87,60 @@ class _Fits:
 
 def adapted(speech: Speech, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, **changes: Any) -> list[dict[str, Any]]:
     """The calls of `fit` when a method of a kind is trained for 2 epochs at a rate of 0.01."""
-    fits, options = _Fits(), {"r": 1, "shared_expert_rank": 1} if kind == "hdmole" else {}
+    fits, options = _Fits(), {"r": 1, "shared_expert_rank": 1} if kind in MIXTURES else {}
     monkeypatch.setattr(adapting, "fit", fits)
-    adaptation = Adaptation("a", kind, options, **changes)
+    adaptation = Adaptation("a", kind, {**options, **changes.pop("options", {})}, **changes)
     adapting.adapt(speech, adaptation, folder / "adapter", epochs=2, rate=0.01, seed=0, report=print)
     return fits.calls
 
 
-def test_an_adaptation_trains_thresholds_faster_on_the_accents(
+def test_thresholds_and_routers_have_rates_of_their_own(
     accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (call,) = adapted(accented, tmp_path, monkeypatch, "hdmole")
-    slow, fast = call["groups"]
-    assert fast["lr"] == pytest.approx(0.1) and call["rate"] == 0.01 and fast["weight_decay"] == 0
-    assert slow["params"] and all("threshold" not in call["names"][id(p)] for p in slow["params"])
-    assert fast["params"] and all("threshold" in call["names"][id(p)] for p in fast["params"])
+    changes = {"options": {"threshold_parametrisation": "input"}, "threshold_rate": 10, "router_rate": 0.5}
+    (call,) = adapted(accented, tmp_path, monkeypatch, "extended", **changes)
+    experts, thresholds, routers = call["groups"]
+    names = [{call["names"][id(p)].split(".")[-2] for p in group["params"]} for group in call["groups"]]
+    assert names[0] == {"hdmole_A", "hdmole_B", "hdmole_shared_A", "hdmole_shared_B"}
+    assert names[1:] == [{"hdmole_threshold"}, {"hdmole_router", "hdmole_threshold_weight"}]
+    assert call["rate"] == 0.01 and "lr" not in experts
+    assert thresholds["lr"] == pytest.approx(0.1) and thresholds["weight_decay"] == 0
+    assert routers["lr"] == pytest.approx(0.005) and "weight_decay" not in routers
     assert sorted(call["rows"]) == list(range(8)) and call["epochs"] == 2 and call["folder"] == "adapter-training"
     assert call["objective"] is smoothed_objective and call["batch"]["accent_posterior"].tolist()[0] == [0.25] * 4
     assert call["config"].routing == "hierarchical"
+
+
+def test_the_papers_method_and_ours_are_two_kinds(accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (paper,) = adapted(accented, tmp_path / "paper", monkeypatch, "hdmole", options={"r": 3})
+    (ours,) = adapted(accented, tmp_path / "ours", monkeypatch, "extended", options={"r": 3})
+    (louder,) = adapted(accented, tmp_path / "louder", monkeypatch, "hdmole", options={"r": 3, "alpha": 24.0})
+    assert (paper["config"].thresholds, paper["config"].scale, paper["config"].router_input) == ("dynamic", 1, "x")
+    assert (ours["config"].thresholds, ours["config"].scale, ours["config"].general_class) == ("relu", 8, True)
+    assert louder["config"].scale == 8 and not paper["muon"]
+    (muon,) = adapted(accented, tmp_path / "muon", monkeypatch, "hdmole", muon=True)
+    assert muon["muon"]
+
+
+def test_experts_learn_by_the_true_accent_and_auxiliary_losses_count(
+    accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (call,) = adapted(accented, tmp_path / "ear", monkeypatch, "hdmole", train_with="accent")
+    assert call["batch"]["accent_posterior"].amax(1).tolist() == [1.0] * 8
+    method = Adaptation("a", "hdmole", {"r": 1}, train_with="accent")
+    assert accented.posterior([0, 1], method).tolist() == [[0.25] * 4] * 2  # afterwards by the recogniser
+    by_other = replace(method, recogniser="other")
+    assert replace(accented, others={"other": np.eye(4)[[1] * 12]}).posterior([0], by_other).tolist() == [[0, 1, 0, 0]]
+
+    options = {"routing": "local", "thresholds": "dense", "auxiliary_loss": "accent"}
+    (call,) = adapted(accented, tmp_path / "moa", monkeypatch, "hdmole", options=options)
+    monkeypatch.setattr(adapting, "smoothed_objective", lambda model, batch: losses_of(torch.tensor(2.0)))
+
+    def losses_of(value: torch.Tensor) -> torch.Tensor:
+        current().losses.extend([torch.tensor(3.0), torch.tensor(5.0)])  # type: ignore[union-attr]
+        return value
+
+    assert float(call["objective"](None, {})) == pytest.approx(2.08)  # a hundredth of each layer's
 
 
 def test_replay_and_share_reach_the_training(accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,17 +152,17 @@ def test_replay_and_share_reach_the_training(accented: Speech, tmp_path: Path, m
 def test_a_warm_start_trains_each_expert_on_its_own_accent_first(
     accented: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warm, rest = adapted(accented, tmp_path, monkeypatch, "hdmole", warm_share=0.25)
-    assert (warm["folder"], warm["epochs"], rest["folder"], rest["epochs"]) == ("adapter-warming", 0.5, "adapter-training", 1.5)
-    assert (warm["config"].routing, warm["config"].thresholds, warm["config"].shared_expert_rank) == ("global", "dense", 0)
-    assert (rest["config"].routing, rest["config"].thresholds, rest["config"].shared_expert_rank) == (
-        "hierarchical",
-        "relu",
-        1,
-    )
-    assert warm["batch"]["accent_posterior"].amax(1).tolist() == [1.0] * 8  # the accent that was spoken
-    assert warm["batch"]["accent_posterior"].argmax(1).bincount().tolist() == [0, 3, 3, 2]
-    assert rest["batch"]["accent_posterior"].tolist() == [[0.25] * 4] * 8
+    for kind, thresholds, first in (("hdmole", "dynamic", "dynamic"), ("extended", "relu", "dense")):
+        warm, rest = adapted(accented, tmp_path / kind, monkeypatch, kind, warm_share=0.25)
+        assert (warm["folder"], warm["epochs"]) == ("adapter-warming", 0.5)
+        assert (rest["folder"], rest["epochs"]) == ("adapter-training", 1.5)
+        config = warm["config"]
+        assert (config.routing, config.thresholds, config.shared_expert_rank) == ("global", first, 0)
+        config = rest["config"]
+        assert (config.routing, config.thresholds, config.shared_expert_rank) == ("hierarchical", thresholds, 1)
+        assert warm["batch"]["accent_posterior"].amax(1).tolist() == [1.0] * 8  # the accent that was spoken
+        assert warm["batch"]["accent_posterior"].argmax(1).bincount().tolist() == [0, 3, 3, 2]
+        assert rest["batch"]["accent_posterior"].tolist() == [[0.25] * 4] * 8
 
 
 def test_training_hears_both_masked_views_of_an_utterance(accented: Speech) -> None:

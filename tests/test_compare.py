@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from hdmole.cli import app
 from hdmole.method.intervention import intervene
+from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.tracing import trace
 from hdmole.speech import manifest as manifests
 from hdmole.speech.audio import Audio
@@ -35,6 +36,7 @@ from hdmole.study.routing_table import ROUTERS, correspondence
 from hdmole.study.tables import markdown_table
 from hdmole.training import adapt as adapting
 from hdmole.training import preparation
+from hdmole.training.adapt import Adaptation, AdaptationError
 from hdmole.training.preparation import speech_of
 
 pytestmark = pytest.mark.timeout(900)  # the first test that needs the comparison waits for it
@@ -45,7 +47,10 @@ METHODS = [
     "lora",
     "gated_lora",
     "hdmole",
-    "warm",
+    "extended",
+    "merged",
+    "rank2",
+    "moa",
     "encoder",
     "llm",
 ]
@@ -59,9 +64,22 @@ watched = ["hdmole"]
 [seeds_of]
 hdmole = [0, 1]
 [hdmole]
+r = 2
+threshold_rate = 0.5
+[extended]
 r = 1
 shared_expert_rank = 1
 router_accent = 0.0
+[method.encoder]
+kind = "extended"
+rate = "extended"
+place = "encoder"
+options = {{r = 1}}
+[method.llm]
+kind = "hdmole"
+rate = "hdmole"
+place = "llm"
+options = {{r = 1}}
 [manifests]
 train = "train.jsonl"
 dev = "dev.jsonl"
@@ -71,6 +89,9 @@ full = [1e-3, 2e-3]
 lora = [2e-3, 4e-3]
 gated_lora = [2e-3, 4e-3]
 hdmole = [2e-3, 4e-3]
+extended = [2e-3, 4e-3]
+merged = [2e-3, 4e-3]
+moa = [2e-3, 4e-3]
 """
 
 
@@ -122,11 +143,16 @@ def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, lis
     size = {name: entry.trainable or 0 for name, entry in methods.items()}
     assert size["base"] == 0 and size["full"] > size["hdmole"] > 0
     assert abs(size["lora"] - size["hdmole"]) < 0.25 * size["hdmole"] and size["lora"] == size["gated_lora"]
-    assert size["warm"] == size["hdmole"]
+    assert size["merged"] == size["hdmole"] > size["moa"]  # that has no thresholds
+    twins = [rows[(rows.method == name) & (rows.seed == 0)].drop(columns="method") for name in ("hdmole", "rank2")]
+    pd.testing.assert_frame_equal(*(twin.reset_index(drop=True) for twin in twins))
+    trained = sum("trainable parameters" in line for line in made[2])
+    assert trained == 14 + len(METHODS)  # all trials, all methods but rank2, and a second seed of HDMoLE
     assert methods["hdmole"].seeds == [0, 1] and set(methods["hdmole"].dev or ()) == {"accent", "general"}
     assert set(methods["hdmole"].domains["accent"].per_seed or ()) == {0, 1}
     tried = [(trial.accent, trial.learning_rate) for trial in results.trials if trial.method == "hdmole"]
-    assert len(tried) == 2 and methods["warm"].learning_rate == min(tried)[1]
+    assert len(tried) == 2 and methods["llm"].learning_rate == min(tried)[1]
+    assert len(results.trials) == 14 and not results.planned
     assert {"accent", "general"} <= set(next(iter(results.curves["hdmole"].values())))
     assert [claim.name for claim in results.claims[:3]] == ["accents_full", "general_base", "general_full"]
     assert results.decoding_time["base"] == 1 and set(results.decoding_time) == set(methods)
@@ -144,8 +170,9 @@ def test_methods_that_learn_from_less_speech_take_as_many_steps(
     speech, _ = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
     asked = []
     monkeypatch.setattr(adapting, "fit", lambda model, batches, *rest, epochs, **more: asked.append((batches.batches, epochs)))
-    for name in ("full", "full_tenth"):
-        adapting.adapt(speech, comparison.known[name], tmp_path / name, epochs=2, rate=0, seed=0, report=lambda text: None)
+    full = comparison.known["full"]
+    for name, method in (("full", full), ("tenth", replace(full, share=0.1))):
+        adapting.adapt(speech, method, tmp_path / name, epochs=2, rate=0, seed=0, report=lambda text: None)
     (all_of, twice), (few, often) = (({i for batch in batches for i in batch}, epochs) for batches, epochs in asked)
     assert few < all_of and len(few) == round(0.1 * len(all_of)) and often == 10 * twice
 
@@ -156,7 +183,47 @@ def test_a_learning_rate_that_is_given_needs_no_trial(made: tuple[Path, Path, li
     speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
     given = {name: [rates[0]] for name, rates in comparison.rates.items()}
     runner = Runner(replace(comparison, rates=given), tmp_path, speech, extra, lambda text: None)
-    assert runner.trials() == [] and runner.rates() == {name: rates[0] for name, rates in comparison.rates.items()}
+    assert {name: runner.rate(name) for name in given} == {name: rates[0] for name, rates in comparison.rates.items()}
+    assert not any(runner.tried(name) for name in given)
+    names = [step.func.__name__ for step in runner.steps()]  # type: ignore[attr-defined]
+    assert names == ["run"] * (1 + len(METHODS)) + ["analyse"] * 3 + ["run"]  # the second seed of HDMoLE comes last
+    tuned = Runner(comparison, tmp_path, speech, extra, lambda text: None)
+    steps = [(step.func.__name__, *step.args) for step in tuned.steps()]  # type: ignore[attr-defined]
+    assert steps[:4] == [("run", "base", 0), ("trial", "full", 1e-3), ("trial", "full", 2e-3), ("run", "full", 0)]
+
+
+def test_the_results_so_far_name_what_is_planned(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    config, out, _ = made
+    shutil.copytree(out, tmp_path / "out")
+    for gone in ("hdmole-1", "lora-0"):
+        shutil.rmtree(tmp_path / "out" / "work" / gone)
+    for gone in ("trials/full-0.001", "trials/moa-0.004"):  # without all trials, a learning rate is not known
+        shutil.rmtree(tmp_path / "out" / "work" / gone)
+    comparison = read_config(config)
+    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
+    Runner(comparison, tmp_path / "out", speech, extra, lambda text: None).publish()
+    found, whole = load(tmp_path / "out"), load(out)
+    assert found.planned == {"full": [0], "lora": [0], "hdmole": [1], "moa": [0]}
+    assert set(found.methods) == set(whole.methods) - {"full", "lora", "moa"} and found.methods["hdmole"].seeds == [0]
+    assert found.methods["extended"] == whole.methods["extended"] and found.routing == whole.routing
+    assert len(pd.read_parquet(tmp_path / "out" / "utterances.parquet")) == 8 * len(found.methods)
+
+
+def test_settings_hold_what_decides_and_no_defaults(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    config, out, _ = made
+    comparison = read_config(config)
+    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
+    early = np.full_like(speech.posteriors, 0.25)
+    runner = Runner(comparison, tmp_path, replace(speech, others={"early": early}), extra, lambda text: None)
+    known = {"kind": "hdmole", "options": {"r": 1}, "epochs": 1, "rate": 0.1, "seed": 3, "speech": runner.digest}
+    same = Adaptation("a", "hdmole", {"r": 1})
+    assert runner.settings(same, 1, 0.1, 3) == runner.settings(replace(same, label="b", rate="full"), 1, 0.1, 3) == known
+    assert runner.settings(replace(same, router_rate=0.5), 1, 0.1, 3) == known | {"router_rate": 0.5}
+    by_early = runner.settings(replace(same, recogniser="early"), 1, 0.1, 3)
+    other = Runner(comparison, tmp_path, replace(speech, others={"early": early + 0.01}), extra, lambda text: None)
+    assert by_early["posteriors"] != other.settings(replace(same, recogniser="early"), 1, 0.1, 3)["posteriors"]
+    with pytest.raises(AdaptationError, match="no accent posteriors by the recogniser 'better'"):
+        runner.settings(replace(same, recogniser="better"), 1, 0.1, 3)
 
 
 def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
@@ -168,10 +235,15 @@ def test_analyses(made: tuple[Path, Path, list[str]]) -> None:
             low, high = values.purity.interval
             assert 0 <= low <= high <= 1 and 0.33 <= values.purity.value <= 1
     routes = pd.read_parquet(out / "routing.parquet")
+    assert set(results.routing.active_by_accent) == {"general", *ACCENTS}
+    layer = next(iter(results.routing.active["general"]))
+    spoken = routes[(routes.spoken == ACCENTS[0]) & (routes.layer == layer)]
+    assert results.routing.active_by_accent[ACCENTS[0]][layer] == pytest.approx(spoken.n_active.mean(), abs=1e-3)
+    assert results.routing.active_by_accent["general"] == results.routing.active["general"]
     assert routes.groupby(["utterance", "layer"]).posterior.sum().between(0, 1.001).all()
     points = pd.DataFrame([point.to_dict() for point in results.frontier])
     scaled = points[points.choice == "thresholds"].sort_values("value")
-    assert scaled.active.is_monotonic_decreasing and scaled.active.iloc[0] == 3  # nothing is cut by a threshold of 0
+    assert scaled.active.is_monotonic_decreasing and scaled.value.min() == 0.5 and scaled.active.iloc[-1] == 0
     assert points[(points.choice == "top_k") & (points.value == 2)].active.item() >= 2
     worth = results.attribution.values
     assert np.shape(worth) == (4, 3) and np.abs(worth).max() > 0
@@ -228,7 +300,7 @@ def test_what_was_made_with_other_settings_is_made_anew(made: tuple[Path, Path, 
     said: list[str] = []
     kept = config.read_text()
     try:
-        config.write_text(kept.replace(json.dumps(METHODS), '["full", "hdmole"]').replace("\nr = 1\n", "\nr = 2\n"))
+        config.write_text(kept.replace(json.dumps(METHODS), '["full", "hdmole"]').replace("\nr = 2\n", "\nr = 3\n"))
         again = compare(config, tmp_path / "out", said.append)
     finally:
         config.write_text(kept)
@@ -326,7 +398,7 @@ def test_processes_share_the_work(tmp_path: Path, tiny_model: Path, made: tuple[
                "--dynamo_backend", "no", "-m", "hdmole.cli", "compare", "--config", str(small), "--out", str(tmp_path / "out")]  # fmt: skip
     run = subprocess.run(
         [sys.executable, "-c", "from accelerate.commands.accelerate_cli import main; main()", "launch", *command],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     mine, alone = load(tmp_path / "out"), load(out)
@@ -339,15 +411,16 @@ def test_every_method_adapts_the_place_of_the_configuration(made: tuple[Path, Pa
     comparison = read_config(config)
     speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
     for place in ("encoder", "llm"):
-        known = known_methods(dict(comparison.known["hdmole"].options), place)
+        known = known_methods({"r": 1, "router_input": "ax"}, place)
         runner = Runner(replace(comparison, known=known), tmp_path, speech, extra, lambda text: None)
         sizes = {}
-        for name in ("full", "lora", "gated_lora", "hdmole", "input_thresholds"):
+        for name in ("full", "lora", "gated_lora", "hdmole", "moral", "adamole"):
             model = adapting.with_adapter(adapting.load_base(speech.base), runner.methods[name], speech.recogniser)
             trained = [n for n, p in model.named_parameters() if p.requires_grad]
             assert trained and all(("audio_tower" if place == "encoder" else "language_model") in n for n in trained)
             sizes[name] = adapting.trainable(model)
-        assert abs(sizes["lora"] - sizes["hdmole"]) < 0.25 * sizes["hdmole"] < 0.25 * sizes["input_thresholds"]
+        assert abs(sizes["lora"] - sizes["hdmole"]) < 0.25 * sizes["hdmole"] < 0.25 * sizes["adamole"]
+        assert sizes["moral"] < sizes["hdmole"]  # without thresholds
         assert sizes["gated_lora"] == sizes["lora"]
 
 
@@ -417,5 +490,21 @@ def test_own_methods_and_all_known_ones_are_described(tmp_path: Path) -> None:
     own = '\n[method.mine]\nlabel = "mine"\nkind = "hdmole"\nrate = "hdmole"\noptions = {r = 3}\n'
     file.write_text(CONFIG.format(model="demo", methods='["full", "lora", "mine"]', epochs=1) + own)
     assert read_config(file).known["mine"].options == {"r": 3}
-    assert len({m.label for m in known_methods({}).values()}) == len(known_methods({}))
+    known = known_methods({"threshold_rate": 0.5, "alpha": 3.0}, "projector", {"r": 3, "router_rate": 2.0})
+    assert len({m.label for m in known.values()}) == len(known)
+    assert (known["moa"].threshold_rate, known["moa"].router_rate) == (0.5, 1.0) and known["moa"].options["alpha"] == 3
+    assert (known["extended"].threshold_rate, known["extended"].router_rate) == (1.0, 2.0)
+    assert known["extended"].options == {"r": 3} and known["rank16"].options == {"alpha": 3.0, "r": 16}
+    assert known["ear"].train_with == known["loramoe"].train_with == "accent" and known["hdmole"].train_with == "recogniser"
+
+
+def test_the_configurations_of_published_results_fit_the_demo_model() -> None:
+    for file in sorted((ROOT / "runs").glob("*.toml")):
+        comparison = read_config(file)
+        sizes = {}
+        for name in ("full", "hdmole", "extended"):
+            base = adapting.load_base(ROOT / "assets" / "demo")
+            accents = AccentRecogniser(["general", *(f"accent {k}" for k in range(8))])
+            sizes[name] = adapting.trainable(adapting.with_adapter(base, comparison.known[name], accents))
+        assert sizes["hdmole"] <= 0.096 * sizes["full"] and sizes["extended"] <= 0.096 * sizes["full"], file.name
     assert comparing.CURVE_POINTS > 1

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers import TrainerCallback
 
+from hdmole.method.tuner import HDMoLEConfig
 from hdmole.training import loop
+from hdmole.training.adapt import Adaptation, parameter_groups
 from hdmole.training.data import Batches
 from hdmole.training.loop import (
     MuonAdamW,
@@ -287,6 +290,21 @@ def test_muon_and_adamw_have_the_published_settings() -> None:
     hidden, rest = MuonAdamW(_Blocks(), 0.1).param_groups
     assert (hidden["weight_decay"], hidden["ns_steps"], hidden["adjust_lr_fn"]) == (0.05, 3, "match_rms_adamw")
     assert (rest["betas"], rest["weight_decay"]) == ((0.9, 0.98), 0.01)
+
+
+def test_muon_takes_experts_and_leaves_thresholds_and_routers_at_their_own_rates() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4)])})
+    holder = nn.ModuleDict({"body": model})
+    config = HDMoLEConfig(accents=["a", "b"], r=2, shared_expert_rank=1, target_modules=["0"])
+    adapted: Any = get_peft_model(holder, config)  # type: ignore[arg-type]
+    named = [(n, p) for n, p in adapted.named_parameters() if p.requires_grad]
+    groups = parameter_groups(named, 0.1, Adaptation("a", "hdmole", threshold_rate=2, router_rate=3))
+    optimizer = MuonAdamW(adapted, 0.1, groups)
+    kind = {id(p): n.split(".")[-2] for n, p in named}
+    found = [({kind[id(p)] for p in group["params"]}, round(group["lr"], 6)) for group in optimizer.param_groups]
+    assert found == [
+        ({"hdmole_A", "hdmole_B", "hdmole_shared_A", "hdmole_shared_B"}, 0.1), ({"hdmole_threshold"}, 0.2), ({"hdmole_router"}, 0.3),
+    ]  # fmt: skip
 
 
 def test_the_state_of_muon_and_adamw_is_saved_and_loaded_and_follows_a_schedule() -> None:

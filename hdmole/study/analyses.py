@@ -126,14 +126,17 @@ def routing(subject: Subject) -> dict[str, Any]:
 def frontier(subject: Subject) -> list[dict[str, Any]]:
     """Word error rate and mean number of active experts for other choices of experts.
 
-    Thresholds are multiplied by each of `SCALES`, or replaced by top-k or top-p.
+    Thresholds are multiplied by each of `SCALES`, or replaced by top-k or top-p. In the paper's
+    gate a threshold is also the sum of its branch's weights, so that 0 is left out there.
 
     Returns:
         One dict per setting: `choice` and `value` name the setting, `active` is the mean number of
         active experts, and each domain has its mean word error rate in %.
     """
-    learned = {} if adapter_of(subject.model)[1].learned else {"thresholds": "relu"}
-    settings: list[tuple[str, float, dict[str, Any]]] = [("thresholds", s, learned | {"scale_thresholds": s}) for s in SCALES]
+    config = adapter_of(subject.model)[1]
+    learned = {} if config.learned else {"thresholds": "relu"}
+    scales = [s for s in SCALES if s or config.thresholds != "dynamic"]
+    settings: list[tuple[str, float, dict[str, Any]]] = [("thresholds", s, learned | {"scale_thresholds": s}) for s in scales]
     experts = len(_recogniser(subject.speech).labels) - 1
     settings += [("top_k", k, {"thresholds": "top_k", "top_k": k}) for k in TOP_K if k <= experts]
     settings += [("top_p", p, {"thresholds": "top_p", "top_p": p}) for p in TOP_P]

@@ -2,12 +2,13 @@
 
 All methods are trained from one frozen base, with several seeds, and judged on the same speech.
 
-    trials (learning rates, on dev) -> runs (each method and seed: adapter, transcripts, curve)
-                                    -> analyses -> results
+    for each method: trials (learning rates, on dev) -> run (adapter, transcripts, curve)
+    analyses of HDMoLE -> runs of the other seeds
 
 Each step writes a file to `out/work` and is skipped if the file is there. An interrupted comparison
-therefore goes on where it stopped. Under `accelerate launch` the processes share the steps, and
-each of them trains whole runs. All of them must then be able to read and write `out`.
+therefore goes on where it stopped. After each run the results of all finished runs are written, so
+that they can be looked at early. Under `accelerate launch` the processes share the steps, and each
+of them trains whole runs. All of them must then be able to read and write `out`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,6 +130,7 @@ class Runner:
         self.comparison, self.out, self.speech, self.extra = comparison, out, speech, extra
         self.work, self.rank, self.world, self.report = out / "work", rank, world, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.started = time.time()
         self.digest = speech_digest(speech, extra)
         base = load_base(speech.base)
         size = trainable(with_adapter(load_base(speech.base), comparison.known["hdmole"], speech.recogniser))
@@ -138,8 +141,13 @@ class Runner:
 
     def settings(self, adaptation: Adaptation, epochs: float, rate: float, seed: int) -> dict[str, Any]:
         """Everything that decides the result of a run, as values that JSON can hold."""
-        kept = {name: getattr(adaptation, name) for name in ("kind", "replay", "share", "place", "true_accent", "warm_share")}
-        return {**kept, "options": dict(adaptation.options), "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
+        kept = {f.name: getattr(adaptation, f.name) for f in fields(Adaptation) if f.name not in ("label", "rate")}
+        defaults = vars(Adaptation("", adaptation.kind))
+        # Without the defaults, a run stays valid where a later version gives Adaptation a new field.
+        kept = {name: value for name, value in kept.items() if name == "kind" or value != defaults[name]}
+        if adaptation.recogniser:
+            kept["posteriors"] = sha256(self.speech.posteriors_by(adaptation.recogniser).tobytes()).hexdigest()[:16]
+        return {**kept, "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
 
     def mine(self, jobs: Sequence[Job]) -> list[Job]:
         """The steps that this process runs."""
@@ -186,39 +194,54 @@ class Runner:
         table = index[["domain", "accent", "speaker", "utterance"]].reset_index(drop=True)
         return table.assign(reference=index.text.to_numpy(), **heard)
 
-    def rates(self) -> dict[str, float]:
-        """The learning rate with the lowest word error rate on dev accents, for each family.
+    def family(self, name: str) -> str:
+        """The method whose tuned learning rate a method takes; often the method itself."""
+        return self.methods[name].rate or name
 
-        A family is a method whose tuned learning rate other methods may share. All trials must be
-        done.
+    def rate(self, name: str) -> float:
+        """A method's learning rate: the one with the lowest word error rate on dev accents.
+
+        It waits until all learning rates of the method's family have been tried.
         """
-        tried, best = self.tried(), {}
-        for family, rates in self.comparison.rates.items():
-            found = [t for t in tried if t["method"] == family] or [{"rate": rates[0], "accent": 0.0}]
-            best[family] = float(min(found, key=lambda t: float(t["accent"]))["rate"])
-        return best
+        if self.methods[name].kind == "base":
+            return 0.0
+        family = self.family(name)
+        if len(rates := self.comparison.rates[family]) == 1:
+            return rates[0]
+        self.wait(lambda: [self.trial_step(family, rate).finished for rate in rates])
+        return float(min(self.tried(family), key=lambda t: float(t["accent"]))["rate"])
 
-    def trials(self) -> list[tuple[str, float]]:
-        """Family and learning rate of each trial. A family with a single rate needs no trial."""
-        return [(family, rate) for family, rates in self.comparison.rates.items() if len(rates) > 1 for rate in rates]
-
-    def tried(self) -> list[dict[str, Any]]:
-        """The results of the trials."""
-        return [json.loads(self.trial_step(family, rate).done.read_text()) for family, rate in self.trials()]
+    def tried(self, family: str) -> list[dict[str, Any]]:
+        """The results of the trials of a family that are finished. A single rate has no trial."""
+        rates = self.comparison.rates[family]
+        steps = [self.trial_step(family, rate) for rate in rates] if len(rates) > 1 else []
+        return [json.loads(step.done.read_text()) for step in steps if step.finished]
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
-    def run_step(self, name: str, seed: int, rates: dict[str, float]) -> Step:
+    def run_step(self, name: str, seed: int) -> Step:
         """The step that trains and judges a method with one seed."""
-        rate = rates.get(self.methods[name].rate or name, 0.0)
-        settings = self.settings(self.methods[name], self.comparison.epochs, rate, seed)
+        settings = self.settings(self.methods[name], self.comparison.epochs, self.rate(name), seed)
         return Step(self.work / f"{name}-{seed}", "utterances.parquet", settings)
 
-    def run(self, name: str, seed: int, rates: dict[str, float]) -> None:
-        """Train a method with one seed and transcribe all test speech."""
-        step, method, started = self.run_step(name, seed, rates), self.methods[name], time.time()
+    def finished(self, name: str, seed: int) -> bool:
+        """Whether a run is finished. One whose learning rate is not known yet is not."""
+        rates = self.comparison.rates.get(self.family(name), [])
+        known = len(rates) < 2 or len(self.tried(self.family(name))) == len(rates)
+        return known and self.run_step(name, seed).finished
+
+    def run(self, name: str, seed: int) -> None:
+        """Train a method with one seed, transcribe all test speech, and write the results so far.
+
+        Only the first process writes results.
+        """
+        step, method, started = self.run_step(name, seed), self.methods[name], time.time()
         folder = step.folder
         if not step.begin(self.report):
+            return
+        if twin := self._twin(step):
+            shutil.copytree(twin.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(step.result))
+            self._finish(step, pd.read_parquet(twin.done).assign(method=name))
             return
         clock = _Clock(folder / "seconds.json")
         callbacks: list[TrainerCallback] = [clock]
@@ -240,11 +263,21 @@ class Runner:
         dev = self.dev(model, method)
         _write(folder / "run.json", {"trainable": count, "seconds": round(clock.before + time.time() - started), "dev": dev})
         _remove(folder / "adapter-training", folder / "adapter-warming")
+        self._finish(step, table)
+
+    def _twin(self, step: Step) -> Step | None:
+        """A finished run of another method whose settings are the same, if there is one."""
+        others = (self.run_step(*job) for job in self.comparison.jobs() if self.finished(*job))
+        return next((other for other in others if other.settings == step.settings), None)
+
+    def _finish(self, step: Step, table: pd.DataFrame) -> None:
         part = step.done.with_suffix(".part")
         table.to_parquet(part, index=False)
         part.replace(step.done)
         wer = table.groupby("domain")[["errors", "words"]].sum()
-        self.report(f"{name}, seed {seed}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
+        self.report(f"{step.folder.name}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
+        if not self.rank:
+            self.publish()
 
     def test_rows(self) -> list[int]:
         """The utterances that methods are judged on."""
@@ -278,6 +311,7 @@ class Runner:
         """Run one of `analyses.ANALYSES` on the first HDMoLE run."""
         file = self.analysed / f"{kind}.json"
         if not file.is_file():
+            self.wait(lambda: [self.finished("hdmole", self.comparison.seeds["hdmole"][0])])
             model, adaptation = self.trained("hdmole", self.analysed), self.methods["hdmole"]
             subject = analyses.Subject(
                 model, self.speech, self.extra,
@@ -288,96 +322,110 @@ class Runner:
             _write(file, analyses.ANALYSES[kind](subject))
             self.report(f"{kind} done")
 
-    def speed(self, rates: dict[str, float]) -> dict[str, float]:
-        """Decoding time of each method as a multiple of the frozen base's, on the same test speech.
+    def speed(self, name: str) -> float:
+        """Decoding time of a method as a multiple of the frozen base's, on the same test speech.
 
         The stored encoder outputs are used, unless one of the methods adapts the encoder. Then
         every method encodes the speech too.
         """
-        names, seeds = self.comparison.methods, self.comparison.seeds
-        methods = {name: self.methods[name] for name in names}
-        if any(m.place == "encoder" for m in methods.values()):
-            methods = {name: replace(m, place="encoder") for name, m in methods.items()}
-        steps = {name: self.run_step(name, seeds[name][0], rates) for name in names}
-        step = Step(self.work / "speed", "speed.json", {name: s.settings for name, s in steps.items()})
+        encode = any(self.methods[other].place == "encoder" for other in self.comparison.methods)
+        base, method = (replace(self.methods[n], place="encoder") if encode else self.methods[n] for n in ("base", name))
+        run = self.run_step(name, self.comparison.seeds[name][0])
+        step = Step(self.work / "speed" / name, "speed.json", {**run.settings, "encode": encode})
         if step.begin(self.report):
             rows = self.speech.corpus.select("test", "accent")
             rows = rows[:: max(1, len(rows) // 24)][:24]
-            base, ratios = load_base(self.speech.base, self.device), {}
-            for name, run in steps.items():
-                model = self.trained(name, run.folder)
-                contenders: dict[str, Callable[[], object]] = {
-                    "base": partial(hear, self.speech, base, methods["base"], rows),
-                    name: partial(hear, self.speech, model, methods[name], rows),
-                }
-                ratios[name] = side_by_side(contenders, rounds=SPEED_ROUNDS)[name]["ratio"]
-            _write(step.done, ratios)
-            self.report("speed done")
-        found: dict[str, float] = json.loads(step.done.read_text())
-        return found
+            model = self.trained(name, run.folder)
+            contenders: dict[str, Callable[[], object]] = {
+                "base": partial(hear, self.speech, load_base(self.speech.base, self.device), base, rows),
+                name: partial(hear, self.speech, model, method, rows),
+            }
+            _write(step.done, side_by_side(contenders, rounds=SPEED_ROUNDS)[name]["ratio"])
+        return float(json.loads(step.done.read_text()))
+
+    def steps(self) -> list[Callable[[], None]]:
+        """All steps in their order: of each method the trials of its learning rates, then a run."""
+        steps: list[Callable[[], None]] = []
+        tried: set[str] = set()
+        jobs, first = self.comparison.jobs(), len(self.comparison.methods)
+        for number, (name, seed) in enumerate(jobs):
+            family = self.family(name)
+            rates = self.comparison.rates.get(family, [])
+            if family not in tried and len(rates) > 1:
+                steps += [partial(self.trial, family, rate) for rate in rates]
+            tried.add(family)
+            steps.append(partial(self.run, name, seed))
+            if number + 1 == first:
+                steps += [partial(self.analyse, kind) for kind in self.kinds]
+        return steps
+
+    @property
+    def kinds(self) -> list[str]:
+        """The analyses that this comparison has."""
+        return list(analyses.ANALYSES) if "hdmole" in self.comparison.methods else []
 
     def everything(self) -> Results | None:
         """Run all steps that are missing. The first process returns the results, others None."""
-        started = time.time()
-        for family, rate in self.mine(self.trials()):
-            self.trial(family, rate)
-        self.wait(lambda: [self.trial_step(family, rate).finished for family, rate in self.trials()])
-        rates = self.rates()
-        jobs = self.comparison.jobs()
-        for name, seed in self.mine(jobs):
-            self.run(name, seed, rates)
-        self.wait(lambda: [self.run_step(name, seed, rates).finished for name, seed in jobs])
-        kinds = list(analyses.ANALYSES) if "hdmole" in self.comparison.methods else []
-        for kind in self.mine(kinds):
-            self.analyse(kind)
+        for step in self.mine(self.steps()):
+            step()
         if self.rank:
             return None
-        self.wait(lambda: [(self.analysed / f"{kind}.json").is_file() for kind in kinds])
-        return self.publish(rates, kinds, time.time() - started)
+        self.wait(lambda: [self.finished(name, seed) for name, seed in self.comparison.jobs()])
+        self.wait(lambda: [(self.analysed / f"{kind}.json").is_file() for kind in self.kinds])
+        return self.publish()
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    def publish(self, rates: dict[str, float], kinds: list[str], seconds: float) -> Results:
-        """Write utterances.parquet, routing.parquet and summary.json to the results folder."""
-        jobs = self.comparison.jobs()
+    def publish(self) -> Results:
+        """Write utterances.parquet, routing.parquet and summary.json to the results folder.
+
+        They hold the runs that are finished. `planned` in the summary names the others.
+        """
         order = self.comparison.methods
-        folders = {job: self.work / f"{job[0]}-{job[1]}" for job in sorted(jobs, key=lambda j: (order.index(j[0]), j[1]))}
+        jobs = sorted(self.comparison.jobs(), key=lambda j: (order.index(j[0]), j[1]))
+        folders = {job: self.work / f"{job[0]}-{job[1]}" for job in jobs if self.finished(*job)}
         rows = pd.concat([pd.read_parquet(f / "utterances.parquet") for f in folders.values()], ignore_index=True)
         notes = {job: json.loads((f / "run.json").read_text()) for job, f in folders.items()}
         origin = provenance(
-            0, self.device, base_sha256=base_digest(self.speech.base), data_sha256=self.digest, seeds=sorted({s for _, s in jobs}),
-            epochs=self.comparison.epochs, run_seconds=sum(n["seconds"] for n in notes.values()), last_session_seconds=round(seconds),
-            config=self.comparison.text,
+            0, self.device, base_sha256=base_digest(self.speech.base), data_sha256=self.digest,
+            seeds=sorted({s for _, s in folders}), epochs=self.comparison.epochs,
+            run_seconds=sum(n["seconds"] for n in notes.values()), 
+            last_session_seconds=round(time.time() - self.started), config=self.comparison.text,
         )  # fmt: skip
         results = summarise(rows, origin)
-        results.decoding_time = self.speed(rates)
+        results.planned = {name: left for name in order if (left := [s for n, s in jobs if n == name and (n, s) not in folders])}
         for name, entry in results.methods.items():
-            seeds = self.comparison.seeds[name]
+            seeds = [s for n, s in folders if n == name]
             method, note = self.methods[name], notes[name, seeds[0]]
             entry.label, entry.trainable, entry.seeds, entry.dev = method.label, note["trainable"], seeds, note.get("dev")
             if method.kind != "base":
-                entry.learning_rate, entry.place = rates[method.rate or name], method.place
+                entry.learning_rate, entry.place = self.rate(name), method.place
             for domain, rate in entry.domains.items():
                 of = rows[(rows.method == name) & (rows.domain == domain)].groupby("seed")[["errors", "words"]].sum()
                 rate.per_seed = {int(str(s)): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}
-        results.trials = [Trial(learning_rate=tried.pop("rate"), **tried) for tried in self.tried()]
+            if self.comparison.seeds[name][0] in seeds:
+                results.decoding_time[name] = self.speed(name)
+        results.trials = [
+            Trial(learning_rate=tried.pop("rate"), **tried) for family in self.comparison.rates for tried in self.tried(family)
+        ]
         results.curves = {
             name: json.loads(f.read_text())
             for name in self.comparison.watched
-            if (f := folders[name, self.comparison.seeds[name][0]] / "curve.json").is_file()
+            if (f := self.work / f"{name}-{self.comparison.seeds[name][0]}" / "curve.json").is_file() and name in results.methods
         }
         if self.speech.recogniser is not None and self.speech.posteriors is not None:
             results.accent_recogniser = analyses.recogniser_results(
                 self.speech.corpus, self.speech.recogniser.labels, self.speech.posteriors
             )
-        if kinds:
-            found = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in kinds}
+        first = ("hdmole", self.comparison.seeds["hdmole"][0]) if self.kinds else None
+        if first in folders and all((self.analysed / f"{kind}.json").is_file() for kind in self.kinds):
+            found = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in self.kinds}
             results.routing = Routing.model_validate(found["routing"])
             results.frontier = [FrontierPoint.model_validate(point) for point in found["frontier"]]
             results.attribution = Attribution.model_validate(found["attribution"])
         results.claims = claims(results)
         save(self.out, results, rows)
-        if kinds:
+        if results.routing:
             shutil.copy(self.analysed / "routing.parquet", self.out / "routing.parquet")
         return results
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from hdmole.errors import UserError
 from hdmole.method.tuner import HDMoLEConfig
-from hdmole.training.adapt import Adaptation, AdaptationError
+from hdmole.training.adapt import MIXTURES, Adaptation, AdaptationError, mixture_config
 
 
 class ConfigError(UserError):
@@ -22,61 +22,78 @@ class ConfigError(UserError):
     """
 
 
-def known_methods(hdmole: dict[str, Any], place: str = "projector") -> dict[str, Adaptation]:
+# How the methods that the paper compares with, and later ones, differ from HDMoLE (docs/method.md).
+ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mole": ("MoLE", {"routing": "local", "thresholds": "dense"}),
+    "moral": ("MoRAL", {"routing": "local", "thresholds": "top_k", "top_k": 2}),
+    "loramoe": ("LoRAMoE", {"routing": "local", "thresholds": "dense", "auxiliary_loss": "balance"}),
+    "moa": ("MoA", {"routing": "local", "thresholds": "dense", "auxiliary_loss": "accent"}),
+    "adamole": (
+        "AdaMoLE",
+        {
+            "routing": "local", "thresholds": "relu", "threshold_parametrisation": "input", "threshold_max": 1.0,
+            "threshold_init": 0.5,
+        },
+    ),
+    "ldmole": ("LD-MoLE", {"routing": "local", "thresholds": "sparsegen", "threshold_parametrisation": "input"}),
+}  # fmt: skip
+RANKS = (2, 4, 8, 16, 32)
+
+
+def known_methods(
+    hdmole: dict[str, Any], place: str = "projector", extended: dict[str, Any] | None = None
+) -> dict[str, Adaptation]:
     """The methods that a configuration can name.
 
     The rank "equal" stands for the rank at which LoRA trains as many parameters as HDMoLE.
 
     Args:
-        hdmole: arguments of `HDMoLEConfig` for all HDMoLE methods.
+        hdmole: what the paper's method and the other routers share: arguments of `HDMoLEConfig`,
+            and `threshold_rate` and `router_rate` of `Adaptation`.
         place: the part of the model that is adapted: projector, encoder or llm.
+        extended: the same for this project's variant: arguments of `HDMoLEConfig.extended`, and the
+            two rates.
     """
     method = partial(Adaptation, place=place)
+    options, rates = _apart(hdmole)
+    ours, our_rates = _apart(extended or {})
+    r = options.get("r", HDMoLEConfig.r)
 
-    def variant(label: str, warm_share: float = 0.0, true_accent: bool = False, place: str = place, **changes: Any) -> Adaptation:
-        return Adaptation(
-            f"HDMoLE, {label}", "hdmole", {**hdmole, **changes}, "hdmole", place=place, true_accent=true_accent,
-            warm_share=warm_share,
-        )  # fmt: skip
+    def paper(label: str, switches: dict[str, Any] | None = None, **more: Any) -> Adaptation:
+        return method(label, "hdmole", {**options, **(switches or {})}, **rates, **more)
 
-    r = hdmole.get("r", 2)
-    known = {
+    shared = {"shared_expert_rank": r, "shared_expert_weight": "entropy"}
+    by_accent: dict[str, Any] = {"train_with": "accent"}
+    return {
         "base": Adaptation("Frozen base", "base"),
         "full": method("Full fine-tuning", "full"),
+        "lora_r": method(f"LoRA, rank {r}", "lora", {"r": r}),
         "lora": method("LoRA, equal parameters", "lora", {"r": "equal"}),
+        **{name: paper(label, of, **(by_accent if "auxiliary_loss" in of else {})) for name, (label, of) in ROUTERS.items()},
+        "ear": paper("EAR", {"routing": "global", "thresholds": "dense", **shared}, **by_accent),
+        "hdmole": paper("HDMoLE"),
+        "no_thresholds": paper("HDMoLE, without thresholds", {"thresholds": "dense"}),
+        "no_local": paper("HDMoLE, without local routing", {"routing": "global"}),
+        "no_global": paper("HDMoLE, without global routing", {"routing": "local"}),
+        "extended": method("HDMoLE, extended", "extended", ours, **our_rates),
         "gated_lora": method("LoRA times accent mass", "gated_lora", {"r": "equal"}),
-        "hdmole": method("HDMoLE", "hdmole", hdmole),
-        "lora_r": method(f"LoRA, rank {r}", "lora", {"r": r}, "lora"),
-        "gated_lora_r": method(f"LoRA times accent mass, rank {r}", "gated_lora", {"r": r}, "gated_lora"),
-        "full_replay": method("Full fine-tuning, replay", "full", rate="full", replay=0.25),
-        "lora_replay": method("LoRA, replay", "lora", {"r": "equal"}, "lora", replay=0.25),
-        "global": variant("global routing only", routing="global", router_accent=None),
-        "local": variant("local routing only", routing="local"),
-        "top1": variant("top-1", thresholds="top_k", top_k=1),
-        "top2": variant("top-2", thresholds="top_k", top_k=2),
-        "top_p": variant("top-p 0.9", thresholds="top_p", top_p=0.9),
-        "dense": variant("dense", thresholds="dense"),
-        "no_general": variant("no general class", general_class=False),
-        "convex": variant("convex sum", combination="convex"),
-        "product": variant("product", combination="product"),
-        "input_thresholds": variant("thresholds per input", threshold_parametrisation="input"),
-        "high_thresholds": variant("thresholds from 1/N", threshold_init=1.0),
-        "router_blind": variant("local router without accent", router_accent=None),
-        "router_accent": variant("local router given the accent", router_accent=1.0),
-        "router_x": variant("local router reads x", router_input="x"),
-        "warm": variant("warm start", warm_share=0.5),
-        "rank1": variant("rank 1, shared 18", r=1, shared_expert_rank=18),
-        "rank3": variant("rank 3, no shared expert", r=3, shared_expert_rank=0),
-        "rank4": variant("rank 4", r=4),
-        "rank8": variant("rank 8", r=8),
-        "true_accent": variant("true accent", true_accent=True),
-        "encoder": variant("in the encoder", place="encoder"),
-        "llm": variant("in the LLM", place="llm"),
+        "recogniser_early": paper("HDMoLE, recogniser not converged", rate="hdmole", recogniser="early"),
+        "true_accent": paper("HDMoLE, true accent", rate="hdmole", true_accent=True),
+        "recogniser_better": paper("HDMoLE, better recogniser", rate="hdmole", recogniser="better"),
+        **{f"rank{k}": paper(f"HDMoLE, rank {k}", {"r": k}, rate="hdmole" if k == r else "") for k in RANKS},
+        "by_accent": paper("HDMoLE, experts trained with the true accent", **by_accent),
+        "merged": paper("HDMoLE, one LoRA per accent first", warm_share=0.5),
+        "shared": paper("HDMoLE, shared expert", shared),
+        "muon": paper("HDMoLE, Muon", muon=True),
+        "lora_muon": method("LoRA, equal parameters, Muon", "lora", {"r": "equal"}, muon=True),
+        "full_muon": method("Full fine-tuning, Muon", "full", muon=True),
     }
-    return known | {
-        f"{name}_tenth": replace(known[name], label=f"{known[name].label}, a tenth of the speech", rate=name, share=0.1)
-        for name in ("full", "lora", "gated_lora", "hdmole")
-    }
+
+
+def _apart(shared: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a configuration of the method, and the learning rates among them."""
+    rates: dict[str, Any] = {name: shared[name] for name in ("threshold_rate", "router_rate") if name in shared}
+    return {name: value for name, value in shared.items() if name not in rates}, rates
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ class Comparison:
 
 
 def read_config(path: Path) -> Comparison:
-    """Read a TOML configuration. runs/main.toml is an example; docs/compare.md explains every line.
+    """Read a TOML configuration. runs/paper.toml is an example; docs/compare.md explains every line.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a line of it cannot be used.
@@ -126,13 +143,13 @@ def read_config(path: Path) -> Comparison:
         values = tomllib.loads(text)
     except OSError:
         raise ConfigError(
-            "config.absent", "There is no configuration {name}; runs/main.toml in the repository is an example.", name=path
+            "config.absent", "There is no configuration {name}; runs/paper.toml in the repository is an example.", name=path
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("config.not_toml", "{name} is not valid TOML: {reason}.", name=path.name, reason=error) from None
     allowed = {
         "data", "model", "manifests", "place", "methods", "seeds", "seeds_of", "epochs", "rates", "trial_epochs", "watched", "hdmole",
-        "method",
+        "extended", "method",
     }  # fmt: skip
     if unknown := sorted(set(values) - allowed):
         raise ConfigError(
@@ -150,13 +167,13 @@ def read_config(path: Path) -> Comparison:
         )
     try:
         place = values.get("place", "projector")
-        methods = known_methods(_table(values, "hdmole", path), place)
+        methods = known_methods(_table(values, "hdmole", path), place, _table(values, "extended", path))
         for name, entry in _table(values, "method", path).items():
             methods[name] = Adaptation(**{"label": name, "place": place, **entry})
         for method in methods.values():
             options = dict(method.options)
-            if method.kind == "hdmole":
-                HDMoLEConfig.extended(["any"], **options)
+            if method.kind in MIXTURES:
+                mixture_config(method, ["any"])
             elif method.kind in ("lora", "gated_lora"):
                 rank = options.pop("r", None)
                 if rank != "equal" and (not isinstance(rank, int) or rank < 1):

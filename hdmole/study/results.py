@@ -188,6 +188,8 @@ class Routing(Record):
     utterances: int  # with an accent
     routers: dict[str, RouterResult]  # by the names in `routing_table.ROUTERS`
     active: dict[str, dict[str, float]]  # domain -> layer -> mean number of active experts
+    # accent, the general one among them -> the same; without accents that have no expert
+    active_by_accent: dict[str, dict[str, float]] = {}
 
     @field_validator("routers", mode="before")
     @classmethod
@@ -285,6 +287,7 @@ class Results(Record):
     frontier: list[FrontierPoint] = []
     attribution: Attribution | None = None
     failed: list[Failure] = []
+    planned: dict[str, list[int]] = {}  # method -> training seeds whose runs are still to come
     provenance: Provenance
 
     @property

@@ -12,6 +12,7 @@ from scipy.special import xlogy
 
 from hdmole.method.routing import layers_of
 from hdmole.method.tracing import Trace, trace
+from hdmole.names import GENERAL
 from hdmole.study.bootstrap import ROUTING_RESAMPLES
 from hdmole.study.results import Correspondence, Measure, RouterResult, Routing
 
@@ -116,11 +117,16 @@ def routing_summary(table: pd.DataFrame) -> Routing:
             )
             for column in ROUTERS
         },
-        active={
-            str(domain): {layer: round(float(of[of.layer == layer].n_active.mean()), 3) for layer in layers}
-            for domain, of in table.groupby("domain")
+        active={str(domain): _active(of, layers) for domain, of in table.groupby("domain")},
+        active_by_accent={
+            str(accent): _active(of, layers) for accent, of in table[table.domain.isin(("accent", GENERAL))].groupby("spoken")
         },
     )
+
+
+def _active(of: pd.DataFrame, layers: list[str]) -> dict[str, float]:
+    """Mean number of active experts in each layer."""
+    return {layer: round(float(of[of.layer == layer].n_active.mean()), 3) for layer in layers}
 
 
 def _assigned(table: pd.DataFrame, column: str) -> Correspondence:

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from hdmole.errors import UserError
 from hdmole.method.recogniser import AccentRecogniser
+from hdmole.method.routing import auxiliary_losses
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.method.tuner.layer import HDMoLELinear
 from hdmole.models.speech_llm import SpeechLLM, encode_all
@@ -41,7 +42,10 @@ PLACES = {
 # A function that takes the rows of a batch and their lengths in frames. It returns the context
 # manager in which the batch is decoded.
 Around = Callable[[list[int], list[int]], AbstractContextManager[None]]
-KINDS = ("base", "full", "lora", "gated_lora", "hdmole")
+KINDS = ("base", "full", "lora", "gated_lora", "hdmole", "extended")
+MIXTURES = ("hdmole", "extended")  # kinds with one expert for each accent
+TRAINED_WITH = ("recogniser", "accent")
+AUXILIARY_WEIGHT = 0.01  # of the auxiliary loss of each layer, as in docs/method.md
 
 
 class AdaptationError(UserError):
@@ -55,8 +59,10 @@ class Adaptation:
     Args:
         label: the method's name in tables.
         kind: base (nothing is trained), full (fine-tuning), lora, gated_lora (LoRA whose output is
-            multiplied by the probability that the speech is accented) or hdmole.
-        options: arguments of `HDMoLEConfig` or `LoraConfig`.
+            multiplied by the probability that the speech is accented), hdmole (the paper's method
+            and other routers) or extended (this project's variant).
+        options: arguments of `LoraConfig`, `HDMoLEConfig` or `HDMoLEConfig.extended`. For hdmole,
+            alpha is r if it is not given, as in the paper.
         rate: name of the method whose tuned learning rate is used. If empty, this method has
             its own.
         replay: share of the accented training utterances that are replaced by general speech, at
@@ -66,11 +72,21 @@ class Adaptation:
         place: the part of the model that is adapted: projector, encoder or llm.
         true_accent: route by the true accent in place of the recogniser's posterior. This gives an
             upper bound.
+        train_with: "accent" routes by the true accent in training only, and by the recogniser's
+            posterior afterwards, as in EAR (arXiv 2606.10454). "recogniser" always routes by the
+            posterior.
+        recogniser: name of the recogniser whose posteriors route, one of `Speech.others`. If empty,
+            it is the released one.
         warm_share: share of the steps in which each expert is trained on its own accent only, at
             least 0 and below 1. These steps come first.
+        threshold_rate: learning rate of the thresholds, as a factor of the experts' rate.
+        router_rate: learning rate of what reads the layer's input: local routers, and thresholds of
+            the input. A factor of the experts' rate, too.
+        muon: train linear layers and experts with Muon in place of AdamW (see `MuonAdamW`).
 
     Raises:
-        AdaptationError: kind or place is unknown, or a share is out of its range.
+        AdaptationError: kind, place or train_with is unknown, a share is out of its range, or a
+            rate is not above 0.
     """
 
     label: str
@@ -81,7 +97,12 @@ class Adaptation:
     share: float = 1.0
     place: str = "projector"
     true_accent: bool = False
+    train_with: str = "recogniser"
+    recogniser: str = ""
     warm_share: float = 0.0
+    threshold_rate: float = 1.0
+    router_rate: float = 1.0
+    muon: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -94,11 +115,16 @@ class Adaptation:
             raise AdaptationError("adaptation.no_share", "replay and warm_share are shares: at least 0, below 1.")
         if not 0 < self.share <= 1:
             raise AdaptationError("adaptation.no_speech", "share is more than 0 and at most 1.")
+        if self.train_with not in TRAINED_WITH:
+            sentence = "train_with is one of {known}; not {given}."
+            raise AdaptationError("adaptation.trained_with", sentence, known=", ".join(TRAINED_WITH), given=repr(self.train_with))
+        if not self.threshold_rate > 0 or not self.router_rate > 0:
+            raise AdaptationError("adaptation.no_factor", "threshold_rate and router_rate are factors above 0.")
 
     @property
     def routed(self) -> bool:
         """Whether the adapted layers read the accent posterior."""
-        return self.kind in ("gated_lora", "hdmole")
+        return self.kind == "gated_lora" or self.kind in MIXTURES
 
 
 @dataclass(frozen=True)
@@ -112,6 +138,7 @@ class Speech:
         base: folder of the frozen model.
         recogniser: the accent recogniser of N accents. Methods without routing do not need it.
         posteriors: accent posterior of each utterance by `recogniser`, (utterances, N + 1).
+        others: the same by other recognisers, by their names.
     """
 
     corpus: Corpus
@@ -120,13 +147,15 @@ class Speech:
     base: Path
     recogniser: AccentRecogniser | None = None
     posteriors: np.ndarray | None = None
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, base: Path, tokenizer: Path) -> Speech:
         """Load speech that `hdmole.training.preparation` wrote.
 
         Args:
-            folder: folder with the subfolders corpus, states and recogniser.
+            folder: folder with the subfolders corpus, states and recogniser. Posteriors by another
+                recogniser are in the subfolder recogniser-NAME.
             base: folder of the frozen model.
             tokenizer: folder of the LLM's tokenizer.
         """
@@ -137,6 +166,7 @@ class Speech:
             base=base,
             recogniser=AccentRecogniser.load(folder / "recogniser"),
             posteriors=np.load(folder / "recogniser" / "posteriors.npy"),
+            others={f.parent.name.removeprefix("recogniser-"): np.load(f) for f in folder.glob("recogniser-*/posteriors.npy")},
         )
 
     def posterior(self, rows: Sequence[int], adaptation: Adaptation) -> Tensor:
@@ -145,6 +175,9 @@ class Speech:
         Returns:
             (U, N + 1), the general class first. For gated LoRA (U, 2): the probabilities of general
             and of accented speech.
+
+        Raises:
+            AdaptationError: there are no posteriors by the recogniser that the method names.
         """
         assert self.recogniser is not None and self.posteriors is not None
         if adaptation.true_accent:
@@ -152,8 +185,19 @@ class Speech:
             known = [labels.index(a) if a in labels else 0 for a in self.corpus.index.accent.iloc[list(rows)]]
             pi = torch.eye(len(labels))[known]
         else:
-            pi = torch.from_numpy(self.posteriors[list(rows)]).float()
+            pi = torch.from_numpy(self.posteriors_by(adaptation.recogniser)[list(rows)]).float()
         return torch.stack([pi[:, 0], 1 - pi[:, 0]], 1) if adaptation.kind == "gated_lora" else pi
+
+    def posteriors_by(self, recogniser: str) -> np.ndarray:
+        """Posteriors (utterances, N + 1) by a recogniser of `others`, or by the released one for ""."""
+        if recogniser and recogniser not in self.others:
+            raise AdaptationError(
+                "adaptation.no_recogniser",
+                "The speech has no accent posteriors by the recogniser {name}; 'hdmole demo recognisers' makes them.",
+                name=repr(recogniser),
+            )
+        assert self.posteriors is not None
+        return self.others[recogniser] if recogniser else self.posteriors
 
     def batches(
         self, rows: list[int], seed: int, extra: Callable[[list[int]], dict[str, Tensor]], mels: bool = False, size: int = 1
@@ -228,11 +272,19 @@ def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentReco
         )
     else:
         assert recogniser is not None
-        config = HDMoLEConfig.extended(recogniser.labels[1:], recogniser=recogniser.arguments, **shared, **options)
+        config = mixture_config(adaptation, recogniser.labels[1:], recogniser=recogniser.arguments, **shared)
     model: Any = get_peft_model(base, config)
-    if adaptation.kind == "hdmole":
+    if adaptation.kind in MIXTURES:
         model.base_model.set_recogniser(recogniser)
     return model
+
+
+def mixture_config(adaptation: Adaptation, accents: list[str], **more: Any) -> HDMoLEConfig:
+    """The `HDMoLEConfig` of a method with one expert for each accent. `more` are further fields."""
+    options = dict(adaptation.options)
+    if adaptation.kind == "extended":
+        return HDMoLEConfig.extended(accents, **options, **more)
+    return HDMoLEConfig(accents=accents, **{"alpha": options.get("r", HDMoLEConfig.r), **options}, **more)
 
 
 def _targets(base: SpeechLLM, place: str) -> list[nn.Module]:
@@ -276,14 +328,30 @@ def training_rows(corpus: Corpus, adaptation: Adaptation, seed: int) -> list[int
     return rows
 
 
-def parameter_groups(named: Sequence[tuple[str, nn.Parameter]], rate: float) -> list[dict[str, Any]]:
+def parameter_groups(named: Sequence[tuple[str, nn.Parameter]], rate: float, adaptation: Adaptation) -> list[dict[str, Any]]:
     """Parameter groups for AdamW.
 
-    Thresholds get ten times the learning rate and no weight decay. All other parameters get `rate`.
+    Thresholds and local routers get the factors `threshold_rate` and `router_rate` of the learning
+    rate, thresholds without weight decay. All other parameters get `rate`.
     """
-    slow, fast = ([p for name, p in named if ("threshold" in name) == wanted] for wanted in (False, True))
-    groups: list[dict[str, Any]] = [{"params": slow}]
-    return [*groups, {"params": fast, "lr": 10 * rate, "weight_decay": 0.0}] if fast else groups
+    groups: dict[str, list[nn.Parameter]] = {"experts": [], "thresholds": [], "routers": []}
+    for name, parameter in named:
+        reads_input = "hdmole_router" in name or "hdmole_threshold_weight" in name
+        part = "routers" if reads_input else "thresholds" if "hdmole_threshold" in name else "experts"
+        groups[part].append(parameter)
+    found: list[dict[str, Any]] = [
+        {"params": groups["experts"]},
+        {"params": groups["thresholds"], "lr": adaptation.threshold_rate * rate, "weight_decay": 0.0},
+        {"params": groups["routers"], "lr": adaptation.router_rate * rate},
+    ]
+    return [group for group in found if group["params"]]
+
+
+def _with_auxiliary_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """`smoothed_objective`, and the layers' auxiliary losses times `AUXILIARY_WEIGHT`."""
+    with auxiliary_losses() as losses:
+        loss = smoothed_objective(model, batch)
+    return loss + AUXILIARY_WEIGHT * torch.stack(losses).sum()
 
 
 def adapt(
@@ -301,7 +369,8 @@ def adapt(
     """Load the adapted model from `folder`, or train it and save it there.
 
     Every method gets the same number of steps, and utterances in the same order. The loss is the
-    cross-entropy of the transcript with label smoothing 0.05.
+    cross-entropy of the transcript with label smoothing 0.05, plus the auxiliary loss of a method
+    that has one.
 
     Args:
         speech: training speech. Its `base` is adapted.
@@ -334,6 +403,7 @@ def adapt(
     report(f"{folder.name}: {trainable(model):,} trainable parameters")
     rows = training_rows(speech.corpus, adaptation, seed)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    objective = _with_auxiliary_losses if adaptation.options.get("auxiliary_loss") else smoothed_objective
 
     def run(part: Adaptation, name: str, share: float) -> None:
         batches = speech.batches(
@@ -343,12 +413,13 @@ def adapt(
         fit(
             model,
             batches,
-            smoothed_objective,
+            objective,
             folder.with_name(f"{folder.name}-{name}"),
             epochs=share * epochs / adaptation.share,
             rate=rate,
             report=report,
-            groups=parameter_groups(named, rate),
+            groups=parameter_groups(named, rate, adaptation),
+            muon=adaptation.muon,
             seed=seed,
             callbacks=callbacks,
         )
@@ -356,7 +427,8 @@ def adapt(
     if adaptation.warm_share:
         with _each_expert_alone(model):
             run(replace(adaptation, true_accent=True), "warming", adaptation.warm_share)
-    run(adaptation, "training", 1 - adaptation.warm_share)
+    by_accent = adaptation.true_accent or adaptation.train_with == "accent"
+    run(replace(adaptation, true_accent=by_accent), "training", 1 - adaptation.warm_share)
     base.language_model.set_attn_implementation(attention)
     # The folder gets its name only at the end, so that `folder` is never incomplete.
     part = folder.with_name(f"{folder.name}.part")
@@ -372,15 +444,23 @@ def adapt(
 
 @contextmanager
 def _each_expert_alone(model: nn.Module) -> Iterator[None]:
-    """Inside the block, the gate of an utterance is its accent posterior.
+    """Inside the block, only the global router works, and without a shared expert.
 
-    With the true accent as posterior, each expert is then trained as a LoRA of one accent.
+    With the true accent as posterior, each expert is then trained as a LoRA of one accent. Its
+    weight is the layer's threshold where experts are chosen as in the paper, and 1 otherwise.
     """
     layers: list[Any] = [m for m in model.modules() if isinstance(m, HDMoLELinear)]
     kept = [layer.configs for layer in layers]
     for layer in layers:
         layer.configs = {
-            n: replace(c, routing="global", thresholds="dense", shared_expert_rank=0) for n, c in layer.configs.items()
+            n: replace(
+                c,
+                routing="global",
+                thresholds="dynamic" if c.thresholds == "dynamic" else "dense",
+                shared_expert_rank=0,
+                auxiliary_loss=None,
+            )
+            for n, c in layer.configs.items()
         }
     try:
         yield

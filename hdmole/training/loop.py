@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -84,20 +85,27 @@ def fast_on_cpu(model: nn.Module) -> Iterator[None]:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the linear layers in the model's blocks, AdamW for all else.
+    """Muon (Jordan et al. 2024) for linear layers in the model's blocks, AdamW for all else.
+
+    Of an adapter, Muon takes the factors of LoRA or of the experts; those of all experts are one
+    matrix.
 
     Both take the same learning rate, because Muon's steps are scaled to the size of AdamW's
     (Liu et al. 2025). Muon uses three Newton-Schulz iterations in place of the usual five. This is
     nearly as good and cheaper on a CPU (docs/experiments/muon.md).
     """
 
-    def __init__(self, model: nn.Module, rate: float) -> None:
+    def __init__(self, model: nn.Module, rate: float, groups: Sequence[dict[str, Any]] | None = None) -> None:
+        linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
         hidden = [
-            m.weight for n, m in model.named_modules() if ".layers." in n and isinstance(m, nn.Linear) and m.weight.requires_grad
-        ]
+            p for name, p in model.named_parameters()
+            if p.requires_grad and ".layers." in name and (id(p) in linear or re.search(r"hdmole_(shared_)?[AB]\.", name))
+        ]  # fmt: skip
         taken = set(map(id, hidden))
-        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-        super().__init__([*hidden, *rest], {})
+        groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        rest = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+        rest = [group for group in rest if group["params"]]
+        super().__init__([*hidden, *(p for group in rest for p in group["params"])], {})
         self.parts = (
             torch.optim.Muon(hidden, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw", ns_steps=3),
             torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
@@ -170,7 +178,7 @@ def fit(
         rate: peak learning rate.
         report: called with each line about the loss.
         groups: AdamW parameter groups. If not given, every trainable parameter has the rate `rate`.
-        muon: whether to train with `MuonAdamW` in place of AdamW. It takes no `groups`.
+        muon: whether to train with `MuonAdamW` in place of AdamW.
         seed: random seed of the order of the batches.
         warmup: share of the steps for the warm-up.
         last: lowest learning rate after the warm-up, as a share of the peak.
@@ -179,7 +187,7 @@ def fit(
     steps = max(1, math.ceil(epochs * len(batches)))
     optimizer: torch.optim.Optimizer
     if muon:
-        optimizer = MuonAdamW(model, rate)
+        optimizer = MuonAdamW(model, rate, groups)
     else:
         trained = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
         optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
