@@ -128,3 +128,49 @@ class AccentRecogniser(nn.Module):
             logits: Tensor = self(features.float(), mask)
         self.train(training)
         return (logits / self.temperature).softmax(1)
+
+
+class LayerRecogniser(nn.Module):
+    """From statistics of the layers of a frozen encoder to a posterior over accents.
+
+    The layers are added with learned weights that sum to 1, as in SUPERB (Yang et al. 2021).
+
+    Parameters
+    ----------
+    labels : names of the classes, the general domain first, then the accent of each expert
+    layers : number of layers
+    width : numbers that are given for each layer
+    hidden : width of the network
+    dropout : dropout before the output layer, in training
+    """
+
+    temperature: Tensor
+
+    def __init__(self, labels: list[str], layers: int, width: int, hidden: int = 256, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = dict(labels=list(labels), layers=layers, width=width, hidden=hidden, dropout=dropout)
+        self.weights = nn.Parameter(torch.zeros(layers))
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(hidden, len(labels))
+        self.register_buffer("temperature", torch.ones(()))
+
+    save = AccentRecogniser.save
+    load = classmethod(AccentRecogniser.load.__func__)  # type: ignore[attr-defined]
+    labels = AccentRecogniser.labels
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """Logits (B, N + 1) from statistics (B, layers, width), such as means and deviations over time."""
+        x = (statistics * self.weights.softmax(0)[:, None]).sum(1)
+        logits: Tensor = self.output(self.dropout(functional.relu(self.hidden(self.norm(x)))))
+        return logits
+
+    @torch.no_grad()
+    def posterior(self, statistics: Tensor) -> Tensor:
+        """Posterior pi (B, N + 1): the softmax of the logits divided by the stored temperature."""
+        training = self.training
+        self.eval()
+        logits: Tensor = self(statistics.float())
+        self.train(training)
+        return (logits / self.temperature).softmax(1)

@@ -264,6 +264,26 @@ class SpeechLLM(PreTrainedModel):
         embeds, mask = self._prompt(input_features, attention_mask, encoder_states, encoder_mask)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
 
+    @torch.no_grad()
+    def decode(self, encoder_states: Tensor, encoder_mask: Tensor) -> list[tuple[list[int], list[float], None]]:
+        """Write greedily what is heard in encoder states (B, T, d_encoder) with their mask (B, T).
+
+        Returns:
+            For each utterance the token ids with the end token, the log-probability (nats) of each,
+            and None, as the LLM does not know when a token was said.
+        """
+        text = self.config.text_config
+        out = self.generate(
+            encoder_states=encoder_states, encoder_mask=encoder_mask, max_new_tokens=int(8 + 1.5 * int(encoder_mask.sum(1).max())),
+            do_sample=False, pad_token_id=text.pad_token_id, return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        log_probs = torch.stack(out.logits, 1).float().log_softmax(-1).gather(2, out.sequences[..., None])[..., 0]
+        found = []
+        for ids, scores in zip(out.sequences.tolist(), log_probs.tolist(), strict=True):
+            length = next((i + 1 for i, t in enumerate(ids) if t == text.eos_token_id), len(ids))
+            found.append((ids[:length], scores[:length], None))
+        return found
+
 
 @torch.no_grad()
 def encode_all(model: Any, features: Sequence[Tensor], posterior: Tensor | None = None) -> list[Tensor]:

@@ -22,6 +22,9 @@ class Decoded:
     text: str
     ids: list[int]
     log_probs: list[float]  # of each token in nats, including the end token
+    # start and end of each text token in seconds from the segment's first sample, where the model
+    # itself knows them
+    times: list[tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,8 @@ def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor |
     lengths = torch.tensor([len(s) for s in states], device=padded.device)
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
     with nullcontext() if posterior is None else route(posterior):
-        out = model.generate(
-            encoder_states=padded, encoder_mask=mask, max_new_tokens=int(8 + 1.5 * int(lengths.max())), do_sample=False,
-            pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, output_logits=True,
-        )  # fmt: skip
-    log_probs = torch.stack(out.logits, 1).float().log_softmax(-1).gather(2, out.sequences[..., None])[..., 0]
-    decoded = []
-    for ids, scores in zip(out.sequences.tolist(), log_probs.tolist(), strict=True):
-        length = next((i + 1 for i, t in enumerate(ids) if t == tokenizer.eos_token_id), len(ids))
-        text = str(tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
-        decoded.append(Decoded(text, ids[:length], scores[:length]))
-    return decoded
+        found = model.decode(padded, mask)
+    return [Decoded(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids, scores, times) for ids, scores, times in found]
 
 
 def ctc_text(log_probs: Tensor, tokenizer: Any, blank: int) -> str:

@@ -48,6 +48,14 @@ def normalise(text: str) -> str:
     return " ".join(filter(None, (word.strip("'") for word in _letters(text).split())))
 
 
+_DIGITS = "zero one two three four five six seven eight nine".split()
+
+
+def spelt(text: str) -> str:
+    """The text with every digit as a word: "967" becomes "nine six seven"."""
+    return re.sub(r"[0-9]", lambda found: f" {_DIGITS[int(found.group())]} ", text)
+
+
 def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     """Number of word errors (substitutions, deletions, insertions) and of words in the reference.
 
