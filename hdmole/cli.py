@@ -31,10 +31,12 @@ app = typer.Typer(
 )
 demo = typer.Typer(help="The built-in demo model.", no_args_is_help=True)
 app.add_typer(demo, name="demo")
+models = typer.Typer(help="Pretrained weights that models build on.", no_args_is_help=True)
+app.add_typer(models, name="models")
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 _TASK = TaskID(0)  # the one task of `_progress`
 
-Model = Annotated[str, typer.Option(help="demo, a model folder, or the name of a repository on the Hugging Face hub.")]
+Model = Annotated[str, typer.Option(help="demo, real, a model folder, or the name of a repository on the Hugging Face hub.")]
 Method = Annotated[str, typer.Option(help="base, lora, full or hdmole.")]
 AccentOption = Annotated[str, typer.Option(help="auto, or the name of an accent to route by.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
@@ -67,13 +69,15 @@ def _progress(what: str, total: int | None = None) -> Iterator[Progress]:
 def _load(model: str) -> ASR:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers warns about itself
-    with errors.status(f"Loading the model {escape(model)} ..."):
+    with errors.status(f"Loading the model {escape(model)} ...") as status:
         from transformers.utils import logging
 
         from hdmole.speech.asr import ASR
+        from hdmole.speech.loading import fetch_base
 
         logging.disable_progress_bar()
         try:
+            fetch_base(model, lambda text: status.update(escape(text)))
             asr = ASR.load(model)
         except (ValueError, OSError) as error:
             _fail(error)
@@ -262,29 +266,73 @@ def bench_command(
             typer.echo(f"  {name:<26} {1000 * times['seconds']:9.2f} ms   x{times['ratio']:.2f}{real}")
 
 
+@models.command("get")
+def models_get(
+    name: Annotated[str, typer.Argument(help="whisper-base: OpenAI's Whisper base (MIT licence), 145 MB.")] = "whisper-base",
+    folder: Annotated[Path | None, typer.Option(help="A folder that may hold it already.")] = None,
+) -> None:
+    """Find pretrained weights, or download them to the user's cache. Prints their folder."""
+    with errors.status("Looking for the weights ...") as status:
+        from transformers.utils import logging
+
+        from hdmole.models.pretrained import get
+
+        logging.disable_progress_bar()
+
+        def report(text: str) -> None:
+            status.update(escape(text))
+            if not errors.is_terminal:
+                errors.print(text, markup=False)
+
+        try:
+            found = get(name, folder, report)
+        except (ValueError, OSError) as error:
+            _fail(error)
+    typer.echo(found)
+
+
 @demo.command("build")
 def demo_build(
-    out: Annotated[Path, typer.Option(help="Folder of the released model.")] = Path("assets/demo"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the released model; assets/demo or assets/real by default.")] = None,
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="Adapt Whisper base to the people of --real-speech in place of training the demo model."),
+    ] = False,
     real_speech: Annotated[
         list[Path] | None, typer.Option(help="Folder of real recordings with a manifest.jsonl; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     scale: Annotated[float, typer.Option(help="Share of the recipe's data, for a quick trial.")] = 1.0,
-    work: Annotated[Path, typer.Option(help="Where stages keep what they made; run again to resume.")] = Path("build/demo"),
+    work: Annotated[Path | None, typer.Option(help="Where stages keep what they made; run again to resume.")] = None,
     released: Annotated[
         Path | None,
         typer.Option(help="A released model, such as assets/demo, whose weights are taken in place of training."),
     ] = None,
+    methods: Annotated[str, typer.Option(help="With --real: comma-separated, in this order.")] = "lora,hdmole,full",
+    epochs: Annotated[float, typer.Option(help="With --real: passes over the training speech.")] = 1.0,
 ) -> None:
     """Train the demo model from scratch (about two and a half hours on 2 cores).
 
-    Run the command again after an interruption, and it continues.
+    With --real, adapt Whisper base to real speakers instead. Run the command again after an
+    interruption, and it continues.
     """
+    kind = "real" if real else "demo"
+    out, work = out or Path("assets") / kind, work or Path("build") / kind
     _make_folder(work, "--work")
-    from hdmole.demo.build import build
+
+    def report(text: str) -> None:
+        errors.print(text, markup=False)
 
     try:
-        build(out, real_speech or [], seed, scale, work, lambda text: errors.print(text, markup=False), released)
+        if real:
+            from hdmole.demo import real as recipe
+
+            chosen = [m.strip() for m in methods.split(",") if m.strip()]
+            recipe.build(out, real_speech or [], seed, scale, work, report, chosen, epochs=epochs)
+        else:
+            from hdmole.demo.build import build
+
+            build(out, real_speech or [], seed, scale, work, report, released)
     except (ValueError, OSError) as error:
         _fail(error)
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,9 @@ def test_greedy_decoding_ends_at_the_end_and_keeps_its_probability() -> None:
     logits[0, 0, 3] = logits[0, 1, 1] = logits[1, 0, 4] = logits[1, 1, 2] = logits[1, 2, 5] = 2.0
 
     class Model:
+        config = SimpleNamespace(text_config=SimpleNamespace(eos_token_id=1, pad_token_id=0))
+        decode = SpeechLLM.decode
+
         def generate(self, encoder_states: torch.Tensor, encoder_mask: torch.Tensor, **options: Any) -> Any:
             assert encoder_states.shape == (2, 3, 4) and encoder_mask.tolist() == [[True] * 3, [True, False, False]]
             assert options["max_new_tokens"] == 12 and options["do_sample"] is False  # 8 and one and a half a frame

@@ -46,7 +46,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-SIZES = Sizes(composed=2, synthetic=1, general=2, orders=2, judged=3, judged_synthetic=1)
+SIZES = Sizes(composed=2, synthetic=1, general=2, orders=2, judged=4, judged_synthetic=1)
 
 
 def test_no_speaker_is_in_two_splits(people: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_plan(people: Path) -> None:
 
 
 def test_without_recordings_a_sentence_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="no manifest.jsonl"):
+    with pytest.raises(ManifestError, match=r"no manifest\.jsonl"):
         read_people([tmp_path])
 
 
@@ -91,7 +91,10 @@ def test_the_whole_recipe_runs_resumes_and_releases(people: Path, tmp_path: Path
     out = tmp_path / "real"
     config = json.loads((out / "config.json").read_text())
     assert config["pretrained_sha256"] == pretrained.digest(base)
-    assert not (out / "adapters" / "full").exists() and str(tmp_path) not in (out / "adapters" / "lora" / "adapter_config.json").read_text()
+    assert (
+        not (out / "adapters" / "full").exists()
+        and str(tmp_path) not in (out / "adapters" / "lora" / "adapter_config.json").read_text()
+    )
     again = build(out, [people], 0, 1, tmp_path / "work", told.append, **how)
     assert again.methods == results.methods and load(out / "results").methods == results.methods
     assert sum("trainable parameters" in line for line in told) == 3  # nothing is trained twice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,20 @@ def test_converted_tensors_are_where_transformers_has_them(folder: Path) -> None
     theirs, ours = tensors(), load_file(folder / "model.safetensors")
     stacked = theirs["decoder/layer_1/attention/linear_1/weight"]  # keys, then values
     at = "model.decoder.layers.1.encoder_attn"
-    assert np.array_equal(ours[f"{at}.k_proj.weight"], stacked[:WIDTH]) and np.array_equal(ours[f"{at}.v_proj.weight"], stacked[WIDTH:])
+    assert np.array_equal(ours[f"{at}.k_proj.weight"], stacked[:WIDTH]) and np.array_equal(
+        ours[f"{at}.v_proj.weight"], stacked[WIDTH:]
+    )
     q, k, v = np.split(theirs["encoder/layer_0/self_attention/linear_0/weight"], 3)
     for name, array in (("q", q), ("k", k), ("v", v)):
         assert np.array_equal(ours[f"model.encoder.layers.0.self_attn.{name}_proj.weight"], array)
     assert f"{at}.k_proj.bias" not in ours
     loaded: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     assert loaded.proj_out.weight is loaded.model.decoder.embed_tokens.weight
-    assert (loaded.config.encoder_layers, loaded.config.decoder_layers, loaded.config.encoder_attention_heads) == (LAYERS, LAYERS, HEADS)
+    assert (loaded.config.encoder_layers, loaded.config.decoder_layers, loaded.config.encoder_attention_heads) == (
+        LAYERS,
+        LAYERS,
+        HEADS,
+    )
     assert loaded.config.vocab_size == VOCABULARY and loaded.config.eos_token_id == END
     assert loaded.generation_config.alignment_heads == [[1, 0], [1, 1]] and loaded.generation_config.suppress_tokens == [7]
 
@@ -153,7 +160,9 @@ def test_a_clip_gives_the_same_alone_and_in_a_batch(folder: Path, model: Any) ->
         (ids, scores, times) = model.decode(alone[None], valid)[0]
         assert ids == heard[i][0] and times == heard[i][2]
         np.testing.assert_allclose(scores, heard[i][1], atol=1e-3)
-        torch.testing.assert_close(model(encoder_states=alone[None], encoder_mask=valid, labels=labels[:1]).logits[0], losses[i], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            model(encoder_states=alone[None], encoder_mask=valid, labels=labels[:1]).logits[0], losses[i], rtol=1e-3, atol=1e-3
+        )
 
 
 def test_decoding_scores_are_those_of_forward(folder: Path, model: Any) -> None:
@@ -169,7 +178,7 @@ def test_decoding_scores_are_those_of_forward(folder: Path, model: Any) -> None:
     assert len(ids) <= 6 + 5 * 2.0 and 7 not in ids
     text = [i for i in ids if i != END]
     assert len(times) == len(text) and times[0][0] == 0.0 and times[-1][1] <= 2.0
-    assert all(a <= b for a, b in times) and all(a[1] == b[0] for a, b in zip(times, times[1:], strict=False))
+    assert all(a <= b for a, b in times) and all(a[1] == b[0] for a, b in pairwise(times))
 
 
 def test_no_speech_gives_no_text(folder: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,9 @@ def tensors(seed: int = 0, dtype: type = np.float16) -> dict[str, np.ndarray]:
 
     for side in ("encoder", "decoder"):
         found[f"{side}/num_heads"] = np.array(HEADS, np.int16)
-        found[f"{side}/position_encodings/encodings"] = rng.normal(0, 0.3, (1500 if side == "encoder" else 448, WIDTH)).astype(dtype)
+        found[f"{side}/position_encodings/encodings"] = rng.normal(0, 0.3, (1500 if side == "encoder" else 448, WIDTH)).astype(
+            dtype
+        )
         norm(f"{side}/layer_norm")
         for i in range(LAYERS):
             at = f"{side}/layer_{i}"

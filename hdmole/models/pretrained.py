@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 from zipfile import ZipFile
 
 import numpy as np
@@ -113,10 +114,10 @@ def digest(folder: Path) -> str:
 
 def _from_hub(local: bool) -> Path | None:
     """The folder in the hub's cache; with `local` nothing is downloaded. None if it is not there."""
-    for variable in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
-        os.environ.setdefault(variable, "10")  # seconds
     try:
-        # the first file is small: where there is no connection, nothing else is asked for
+        if not local:  # the hub's own library waits and tries again for half a minute
+            address = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{HUB}/resolve/main/config.json"
+            urlopen(Request(address, method="HEAD"), timeout=10).close()
         found = [cached_file(HUB, file, local_files_only=local) for file in (*FILES, WEIGHTS)]
     except Exception:  # offline, not found, no access, no space: the hub has an error class for each
         return None

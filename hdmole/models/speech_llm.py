@@ -16,12 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForCTC, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForCausalLM,
+    AutoModelForCTC,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -161,6 +169,47 @@ class SpeechLLM(PreTrainedModel):
         self.multi_modal_projector = Projector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    # -- what `hdmole.speech.asr.ASR` asks of a model; see docs/architecture.md -----------------------
+
+    whole_recordings = False  # it was trained on single sentences
+
+    @staticmethod
+    def extractor(folder: Path) -> Any:
+        """The feature extractor in a model's folder."""
+        return AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+
+    @property
+    def speech_encoder(self) -> nn.Module:
+        """The part that reads mel features."""
+        encoder: nn.Module = self.audio_tower
+        return encoder
+
+    @property
+    def seconds_per_frame(self) -> dict[str, float]:
+        """Seconds between two frames that a layer sees, by the part of the model it lies in.
+
+        The layers for relative positions see no frames of audio, so their value is NaN.
+        """
+        step = float(self.config.seconds_per_frame)
+        return {"multi_modal_projector": step, "relative_k_proj": float("nan"), "audio_tower": step}
+
+    @property
+    def longest_segment(self) -> float:
+        """Seconds of the longest sound that is heard as a whole in any case."""
+        return float(self.config.longest_segment)
+
+    @property
+    def longest_utterance(self) -> float:
+        """Seconds of the longest sound that is heard as a whole if CTC head and LLM agree on it."""
+        return float(self.config.longest_utterance)
+
+    @property
+    def blank(self) -> int:
+        """Id of the CTC head's blank."""
+        return int(self.config.audio_config.pad_token_id)
+
+    # ------------------------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:
         """The LLM's table of token embeddings."""

@@ -7,17 +7,18 @@
   itself ends there. Where the model hears no speech, the text is empty.
 * Words get their times from the cross-attention, by dynamic time warping as in Whisper's own
   `timing.py`.
-* The interface is that of `SpeechLLM`: `encode`, `decode`, `forward` with encoder states.
+* The interface is that of `SpeechLLM`, so that `hdmole.speech.asr.ASR` knows no difference.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -52,6 +53,8 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
     token ids ending in `<|endoftext|>`, padded with -100.
     """
 
+    whole_recordings = True  # it was trained on 30 s of whatever is said
+    blank = None  # it has no CTC head
     longest_segment = LONGEST
     longest_utterance = LONGEST
     seconds_per_frame = {"model.encoder": STEP, "model.decoder": float("nan")}  # noqa: RUF012
@@ -60,6 +63,17 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
         # attention weights are needed for the times of words
         config._attn_implementation = "eager"
         super().__init__(config)
+
+    @staticmethod
+    def extractor(folder: Path) -> Any:
+        """The feature extractor in a model's folder."""
+        return ClipExtractor.from_pretrained(folder)
+
+    @property
+    def speech_encoder(self) -> nn.Module:
+        """The part that reads mel features."""
+        encoder: nn.Module = self.model.encoder
+        return encoder
 
     # -- encoder -----------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@
   HDMoLE) then decodes from these.
 * A method whose adapter changes the encoder encodes each segment again with its own encoder when it
   decodes.
-* Word times come from the CTC head, word confidences from the LLM.
+* Word times come from the CTC head, or from the cross-attention of a model without one; word
+  confidences come from the LLM or the decoder.
 * No argument is modified. Transcripts of the frozen base are returned in new `Encoded` records.
 """
 
@@ -23,18 +24,20 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hdmole.method.intervention import intervene
+from hdmole.method.recogniser import LayerRecogniser
 from hdmole.method.routing import route
 from hdmole.method.tracing import Trace, trace
 from hdmole.models.speech_llm import encode_all
+from hdmole.models.whisper import layer_statistics
 from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE, Audio
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
 from hdmole.speech.domain import DomainScorer, domain_features, flags, verdict_of_all
-from hdmole.speech.loading import FULL, ModelError, find_model, load_models
+from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, weights_folder
 from hdmole.speech.mel import mel_features
 from hdmole.speech.segments import cut, framed, heard_whole
 
@@ -55,7 +58,7 @@ class Transcript:
     method: str
     ctc_text: str
     layers: list[dict[str, Any]] = field(default_factory=list)
-    # where the words' times come from; "uniform" if a segment's tokens do not fit into its frames
+    # where the words' times come from: ctc or attention; "uniform" if a segment's tokens do not fit into its frames
     timing: str = "ctc"
     # what looks wrong with the text: loops, echoes, invention
     flags: list[str] = field(default_factory=list)
@@ -76,14 +79,16 @@ class ASR:
         self.folder = folder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.models = load_models(folder, self.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-        base = self.models["base"]
+        base, weights = self.models["base"], weights_folder(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+        self.extractor = base.extractor(weights)
+        # it reads the layers of the frozen encoder; other models have one in their HDMoLE adapter
+        self.recogniser = LayerRecogniser.load(folder / ACCENTS).to(self.device) if (folder / ACCENTS).is_dir() else None
         self.accents = [GENERAL]
         if "hdmole" in self.models:
             self.accents += list(self.models["hdmole"].peft_config["default"].accents)
         towers = {name: model.get_base_model() if isinstance(model, PeftModel) else model for name, model in self.models.items()}
-        self.own_encoder = {name for name, model in towers.items() if model.audio_tower is not base.audio_tower}
+        self.own_encoder = {name for name, model in towers.items() if model.speech_encoder is not base.speech_encoder}
         self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
 
     @classmethod
@@ -91,7 +96,7 @@ class ASR:
         """Load a model onto the GPU, or onto the CPU if there is none.
 
         Args:
-            model: "demo", a folder, or the name of a repository on the Hugging Face hub.
+            model: "demo", "real", a folder, or the name of a repository on the Hugging Face hub.
             device: a torch device in place of the default.
 
         Raises:
@@ -121,15 +126,15 @@ class ASR:
     def seconds_per_frame(self) -> dict[str, float]:
         """Seconds between two frames that a layer sees, by the part of the model it lies in.
 
-        The layers for relative positions see no frames of audio, so their value is NaN.
+        It is NaN for layers that see no frames of audio.
         """
-        step = float(self.models["base"].config.seconds_per_frame)
-        return {"multi_modal_projector": step, "relative_k_proj": float("nan"), "audio_tower": step}
+        return dict(self.models["base"].seconds_per_frame)
 
     @property
-    def blank(self) -> int:
-        """Id of the CTC head's blank."""
-        return int(self.models["base"].config.audio_config.pad_token_id)
+    def blank(self) -> int | None:
+        """Id of the CTC head's blank; None if the model has no CTC head."""
+        blank: int | None = self.models["base"].blank
+        return blank
 
     def trainable(self, method: str) -> int:
         """Number of parameters that the method trained."""
@@ -160,18 +165,18 @@ class ASR:
 
         There is one segment if the sound is short, or if it is of medium length and the CTC head
         and the LLM of the frozen base agree on it. Otherwise the recording is cut at its pauses.
-        `audio` may be samples (S,) at 16 kHz.
+        A model that was trained on whole recordings gets as long segments as it can hear. `audio` may be samples (S,) at 16 kHz.
         """
-        samples, config = _samples(audio), self.models["base"].config
+        samples, model = _samples(audio), self.models["base"]
         sound, start = framed(samples)
-        if len(sound) <= config.longest_utterance * SAMPLE_RATE:
+        if len(sound) <= model.longest_utterance * SAMPLE_RATE:
             whole = self.encode(sound, start, len(samples))
-            if len(sound) <= config.longest_segment * SAMPLE_RATE:
+            if len(sound) <= model.longest_segment * SAMPLE_RATE:
                 return [whole]
             whole, base = self._asked(whole)
             if heard_whole(self.ctc_text(whole), base.text):
                 return [whole]
-        pieces = [(framed(samples[a:b]), a) for a, b in cut(samples, float(config.longest_segment))]
+        pieces = [(framed(samples[a:b]), a) for a, b in cut(samples, model.longest_segment, model.whole_recordings)]
         return [self.encode(sound, a + first, len(samples)) for (sound, first), a in pieces]
 
     @torch.no_grad()
@@ -187,16 +192,20 @@ class ASR:
         """
         base = self.models["base"]
         features, mask = (x.to(self.device) for x in mel_features(self.extractor, sound))
-        states, states_mask = base.encode(features, mask)
-        states = states[0][states_mask[0]]
         posterior = torch.ones(1)
-        if "hdmole" in self.models:
+        if self.recogniser is not None:
+            layers, states_mask = base.encode_layers(features, mask)
+            states, posterior = layers[-1], self.recogniser.posterior(layer_statistics(layers, states_mask))[0]
+        else:
+            states, states_mask = base.encode(features, mask)
+        states = states[0][states_mask[0]]
+        if "hdmole" in self.models and self.recogniser is None:
             posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
         return Encoded(
             samples=sound,
             offset=start / SAMPLE_RATE,
             states=states,
-            ctc=base.ctc_log_probs(states[None])[0],
+            ctc=None if self.blank is None else base.ctc_log_probs(states[None])[0],
             posterior=posterior,
             until=min(length, start + len(sound)) / SAMPLE_RATE,
             features=features[0][mask[0].bool()] if self.own_encoder else None,
@@ -243,11 +252,13 @@ class ASR:
         return replace(segment, base=base), base
 
     def ctc_text(self, segment: Encoded) -> str:
-        """What the CTC head alone hears in a segment."""
+        """What the CTC head alone hears in a segment; empty if the model has no CTC head."""
+        if segment.ctc is None or self.blank is None:
+            return ""
         return ctc_text(segment.ctc, self.tokenizer, self.blank)
 
     def _words(self, segment: Encoded, heard: Decoded) -> tuple[list[Word], str]:
-        step = self.seconds_per_frame["multi_modal_projector"]
+        step = self.seconds_per_frame.get("multi_modal_projector", float("nan"))
         return timed_words(segment, heard, self.tokenizer, self.blank, step)
 
     def transcribe(
@@ -282,7 +293,7 @@ class ASR:
         started = time.perf_counter()
         segments = list(self.segment(audio) if encoded is None else encoded)
         words: list[Word] = []
-        texts, layers, timing = [], [], "ctc"
+        texts, layers, timing = [], [], ""
         recorded: Trace | None = None
         for number, segment in enumerate(segments, start=1):
             with ExitStack() as stack:
@@ -295,7 +306,7 @@ class ASR:
                 segments[number - 1] = replace(segment, base=result)
             texts.append(result.text)
             timed, kind = self._words(segment, result)
-            timing = kind if kind != "ctc" else timing
+            timing = "uniform" if "uniform" in (kind, timing) else kind
             words += timed
             if recorded is not None:
                 # times are negative in silence added before the recording
@@ -305,7 +316,8 @@ class ASR:
         full_trace = Trace.join(layers) if layers else None
         seconds = len(_samples(audio)) / SAMPLE_RATE
         sounded = [self.ctc_text(s) for s in segments]
-        found = [f for t, c, s in zip(texts, sounded, segments, strict=True) for f in flags(t, c, s.seconds)]
+        compared = [None if s.ctc is None else c for c, s in zip(sounded, segments, strict=True)]
+        found = [f for t, c, s in zip(texts, compared, segments, strict=True) for f in flags(t, c, s.seconds)]
         elapsed = time.perf_counter() - started
         if self.domain is not None:
             segments = self.ask_base(segments)
@@ -382,6 +394,11 @@ class ASR:
     def domain_features(self, segment: Encoded, base: Decoded) -> dict[str, float]:
         """The features of the in-domain score, by name. `base` is the base's transcript."""
         tokens, _ = word_tokens(base.ids, self.tokenizer)
+        if segment.ctc is None or self.blank is None:
+            sentence = (
+                "The in-domain score compares two readings of the sound, and this model has no CTC head; leave out domain.json."
+            )
+            raise ModelError("model.no_ctc", sentence)
         aligned = align(segment.ctc, [base.ids[k] for k in tokens], self.blank)
         return domain_features(
             samples=segment.samples,

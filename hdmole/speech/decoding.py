@@ -35,7 +35,7 @@ class Encoded:
     # second of the recording at which the samples begin; negative if silence was added before it
     offset: float
     states: Tensor  # (T, d_encoder)
-    ctc: Tensor  # (T, vocabulary) log-probabilities
+    ctc: Tensor | None  # (T, vocabulary) log-probabilities; None if the model has no CTC head
     posterior: Tensor  # (N + 1,)
     base: Decoded | None = None  # what the frozen base hears; None if it has not decoded this yet
     until: float = float("inf")  # second of the recording at which the sound ends
@@ -70,7 +70,9 @@ def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor |
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
     with nullcontext() if posterior is None else route(posterior):
         found = model.decode(padded, mask)
-    return [Decoded(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids, scores, times) for ids, scores, times in found]
+    return [
+        Decoded(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids, scores, times) for ids, scores, times in found
+    ]
 
 
 def ctc_text(log_probs: Tensor, tokenizer: Any, blank: int) -> str:
@@ -101,26 +103,30 @@ def word_tokens(ids: list[int], tokenizer: Any) -> tuple[list[int], list[tuple[s
     return tokens, [(word, numbers) for word, numbers in zip(words, found, strict=True) if numbers]
 
 
-def timed_words(segment: Encoded, heard: Decoded, tokenizer: Any, blank: int, step: float) -> tuple[list[Word], str]:
+def timed_words(segment: Encoded, heard: Decoded, tokenizer: Any, blank: int | None, step: float) -> tuple[list[Word], str]:
     """The words heard in a segment, with their times in the recording and their confidences.
 
     Args:
         segment: the segment.
         heard: what was heard in it.
         tokenizer: tokenizer of the LLM.
-        blank: id of the CTC head's blank.
+        blank: id of the CTC head's blank; None if the model has none.
         step: length of a frame of the CTC head in seconds.
 
     Returns:
-        The words, and where their times come from. "ctc" stands for an alignment to the CTC head.
-        "uniform" means that the tokens do not fit into its frames, so that each token gets an equal
-        share of the segment.
+        The words, and where their times come from. "attention" stands for the model's own
+        cross-attention, "ctc" for an alignment to the CTC head. "uniform" means that the tokens do
+        not fit into its frames, so that each token gets an equal share of the segment.
     """
     tokens, groups = word_tokens(heard.ids, tokenizer)
     if not groups:
-        return [], "ctc"
-    aligned = align(segment.ctc, [heard.ids[k] for k in tokens], blank)
-    if aligned is None:
+        return [], "ctc" if heard.times is None else "attention"
+    aligned = None
+    if segment.ctc is not None and blank is not None:
+        aligned = align(segment.ctc, [heard.ids[k] for k in tokens], blank)
+    if heard.times is not None:
+        spans, timing = heard.times, "attention"
+    elif aligned is None:
         width = segment.seconds / len(tokens)
         spans, timing = [(k * width, (k + 1) * width) for k in range(len(tokens))], "uniform"
     else:

@@ -40,10 +40,11 @@ PHRASES = {
 }
 
 
-def flags(text: str, ctc_text: str, seconds: float) -> list[str]:
+def flags(text: str, ctc_text: str | None, seconds: float) -> list[str]:
     """What looks wrong with a transcript, in plain words; empty if nothing does.
 
     An LLM that does not follow the sound repeats words, writes everything twice, or invents text.
+    `ctc_text` is None if the model has no CTC head, which would say what the sounds hold.
     """
     words = text.split()
     found: list[str] = []
@@ -61,7 +62,7 @@ def flags(text: str, ctc_text: str, seconds: float) -> list[str]:
             )
             break
     half = len(words) // 2
-    sounded = ctc_text.split()
+    sounded = words if ctc_text is None else ctc_text.split()
     if not found and half >= 3 and words[:half] == words[half : 2 * half] and len(sounded) < 1.5 * half:
         found.append("it says everything twice, an echo that the sounds do not hold")
     if len(words) >= 4 and len(sounded) <= len(words) / 3:

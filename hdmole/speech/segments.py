@@ -44,7 +44,7 @@ def heard_whole(ctc_text: str, text: str) -> bool:
     return character_disagreement(ctc_text, text) < AGREED
 
 
-def cut(samples: np.ndarray, longest: float) -> list[tuple[int, int]]:
+def cut(samples: np.ndarray, longest: float, together: bool = False) -> list[tuple[int, int]]:
     """Where to cut a long recording.
 
     The recording is cut in the middle of every pause. A pause lasts at least a quarter of a second,
@@ -55,6 +55,7 @@ def cut(samples: np.ndarray, longest: float) -> list[tuple[int, int]]:
     Args:
         samples: (S,) at 16 kHz.
         longest: length of a segment in seconds.
+        together: join neighbouring segments again as long as they are not longer than that.
 
     Returns:
         First sample and end of each segment. Segments follow each other without a gap. There is
@@ -78,4 +79,15 @@ def cut(samples: np.ndarray, longest: float) -> list[tuple[int, int]]:
             spans.append((start, middle))
             start = middle
         spans.append((start, end))
-    return spans
+    return _joined(spans, limit) if together else spans
+
+
+def _joined(spans: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+    """Neighbouring spans as one, from the first on, as long as they last at most `limit` samples."""
+    joined = spans[:1]
+    for start, end in spans[1:]:
+        if end - joined[-1][0] <= limit:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined

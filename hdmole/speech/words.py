@@ -48,7 +48,7 @@ def normalise(text: str) -> str:
     return " ".join(filter(None, (word.strip("'") for word in _letters(text).split())))
 
 
-_DIGITS = "zero one two three four five six seven eight nine".split()
+_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def spelt(text: str) -> str:

@@ -1,0 +1,166 @@
+"""Whisper under the ASR object: a plain folder, and adapters on a pretrained base in the user's cache."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tiny import speech_like
+from tiny_whisper import LAYERS, WIDTH, tiny_whisper
+
+from hdmole.demo.real import TARGETS
+from hdmole.method.recogniser import LayerRecogniser
+from hdmole.method.tuner import HDMoLEConfig
+from hdmole.models import pretrained
+from hdmole.models.whisper import Whisper
+from hdmole.speech.asr import ASR
+from hdmole.speech.loading import ModelError, fetch_base
+
+ACCENTS = ["indian", "german"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+@pytest.fixture(scope="module")
+def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters and accent recogniser, without the base."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    configs: dict[str, Any] = {
+        "lora": LoraConfig(r=2, target_modules=TARGETS),
+        "hdmole": HDMoLEConfig.extended(ACCENTS, target_modules=TARGETS),
+    }
+    for name, config in configs.items():
+        model: Any = get_peft_model(Whisper.from_pretrained(base, dtype=torch.float32), config)  # type: ignore[arg-type]
+        for key, parameter in model.named_parameters():
+            if "_B" in key:
+                torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(str(folder / "adapters" / name))
+    (folder / "adapters" / "full").mkdir()
+    changed = {"model.encoder.layers.1.fc1.weight": torch.randn(2 * WIDTH, WIDTH)}
+    save_file(changed, folder / "adapters" / "full" / "model.safetensors")
+    recogniser = LayerRecogniser(["general", *ACCENTS], LAYERS + 1, 2 * WIDTH, hidden=8)
+    torch.nn.init.normal_(recogniser.output.weight)
+    recogniser.save(folder / "accents")
+    config = {"model_type": "whisper", "pretrained": "whisper-base", "pretrained_sha256": pretrained.digest(base)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def cached(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny Whisper as Whisper base in the user's cache."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "whisper-base").symlink_to(base)
+    monkeypatch.setenv("HDMOLE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def asr(folder: Path, cached: None) -> ASR:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        return ASR.load(folder)
+
+
+def test_every_method_transcribes(asr: ASR) -> None:
+    assert asr.methods == ["base", "lora", "full", "hdmole"] and asr.own_encoder == {"lora", "full", "hdmole"}
+    assert asr.accents == ["general", *ACCENTS]
+    texts, scores = {}, []
+    for method in asr.methods:
+        heard = asr.transcribe(speech_like(2.5), method)
+        values = json.loads(json.dumps(heard.to_dict()))
+        texts[method] = values["text"]
+        assert values["timing"] == "attention" and values["ctc_text"] == "" and values["in_domain"]["verdict"] is None
+        assert sum(values["accent"].values()) == pytest.approx(1, abs=1e-3) and len(values["accent"]) == 3
+        assert " ".join(w["word"] for w in values["words"]) == " ".join(values["text"].split())
+        starts = [w["start"] for w in values["words"]]
+        assert starts and starts == sorted(starts) and all(0 <= w["start"] <= w["end"] <= 2.5 for w in values["words"])
+        assert all(0 < w["confidence"] <= 1 for w in values["words"])
+        assert bool(values["layers"]) == (method == "hdmole")
+        scores.append(tuple(asr.decode_batch(heard.encoded, method)[0].log_probs[:3]))
+    assert len(set(scores)) == 4
+    assert asr.transcribe(speech_like(2.5), "base").text == texts["base"]
+
+
+def test_general_gives_the_base_and_the_decoder_is_shared(asr: ASR) -> None:
+    assert asr.transcribe(speech_like(2.0), "hdmole", "general").text == asr.transcribe(speech_like(2.0), "base").text
+    base = asr.models["base"]
+    for method in ("lora", "full", "hdmole"):
+        own = asr.models[method].get_base_model() if method != "full" else asr.models[method]
+        assert own.model.decoder is base.model.decoder and own.proj_out is base.proj_out
+        assert own.model.encoder is not base.model.encoder and own.model.encoder.conv1 is base.model.encoder.conv1
+    assert asr.trainable("lora") == 2 * LAYERS * (4 * 2 * WIDTH + 2 * 3 * WIDTH)
+
+
+def test_a_batch_gives_what_each_gives_alone(asr: ASR) -> None:
+    segments = [asr.segment(speech_like(seconds, k))[0] for k, seconds in enumerate((1.0, 2.2, 3.1))]
+    for method in asr.methods:
+        for segment, result in zip(segments, asr.decode_batch(segments, method), strict=True):
+            alone = asr.decode_batch([segment], method)[0]
+            assert alone.ids == result.ids and alone.times == result.times
+            np.testing.assert_allclose(alone.log_probs, result.log_probs, atol=1e-3)
+
+
+def test_threads_get_what_each_gets_alone(asr: ASR) -> None:
+    jobs = [(m, a) for m in asr.methods for a in ("auto", *ACCENTS)]
+
+    def run(job: tuple[str, str]) -> str:
+        return asr.transcribe(speech_like(1.5), *job).text
+
+    alone = [run(job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, jobs)) == alone
+
+
+def test_long_audio_is_heard_in_long_segments(asr: ASR) -> None:
+    segments = asr.segment(speech_like(61.0))
+    assert len(segments) == 3 and all(s.seconds <= 28.2 for s in segments)
+    heard = asr.transcribe(speech_like(61.0), want_trace=True)
+    starts = [w.start for w in heard.words]
+    assert starts == sorted(starts) and starts[-1] > 30 and heard.trace is not None
+    table = heard.trace.to_frame()
+    assert table.time.max() > 55 and not table.duplicated(["layer", "call", "utterance", "frame", "expert"]).any()
+
+
+def test_attribution_adds_up_to_words(asr: ASR) -> None:
+    (segment,) = asr.segment(speech_like(2.0))
+    found = asr.attribution(segment)
+    assert [f["word"] for f in found] == asr.decode_batch([segment], "hdmole")[0].text.split()
+    assert any(abs(v) > 1e-4 for f in found for v in f["change"].values())
+
+
+def test_a_plain_folder_is_a_base_alone(base: Path) -> None:
+    asr = ASR.load(base)
+    assert asr.methods == ["base"] and asr.transcribe(speech_like(1.0), "base").text
+    with pytest.raises(ModelError, match="no method 'hdmole'"):
+        asr.check_method("hdmole")
+
+
+def test_a_missing_or_another_base_is_said(folder: Path, cached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    fetch_base(folder, told.append)
+    assert told == []
+    other: Any = Whisper.from_pretrained(tmp_path / "cache" / "whisper-base", dtype=torch.float32)
+    other.model.encoder.conv1.bias.data += 1
+    other.save_pretrained(tmp_path / "other" / "whisper-base")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / "other" / "whisper-base" / name).write_bytes((tmp_path / "cache" / "whisper-base" / name).read_bytes())
+    monkeypatch.setenv("HDMOLE_CACHE", str(tmp_path / "other"))
+    with pytest.warns(UserWarning, match="trained on other weights"):
+        ASR.load(folder)
+    monkeypatch.setenv("HDMOLE_CACHE", str(tmp_path / "none"))
+    monkeypatch.setattr(pretrained, "_from_hub", lambda local: None)
+    with pytest.raises(ModelError, match="hdmole models get whisper-base") as raised:
+        ASR.load(folder)
+    assert raised.value.code == "model.no_pretrained"
