@@ -272,7 +272,7 @@ class Build:
 
         return Batches(
             rows, lambda i: {"input_features": corpus.features(i)}, corpus.index.frames.to_numpy(), 3_600, extra, seed=self.seed,
-            max_rows=8,
+            max_rows=4,
         )  # fmt: skip
 
     def adapt(self, name: str, corpus: Corpus, posteriors: np.ndarray) -> Any:
