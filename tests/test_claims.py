@@ -12,7 +12,7 @@ from rows import ORIGIN, row, table
 from hdmole.study import paper
 from hdmole.study.bootstrap import summarise
 from hdmole.study.claims import claim_line, claim_text, claims, judge, verdict
-from hdmole.study.results import Claim, Difference, MethodResult, Relative, Results, ResultsError, save
+from hdmole.study.results import Claim, Difference, MethodResult, Relative, Results, ResultsError, load, save
 
 LABELS = {"hdmole": "HDMoLE", "lora": "LoRA", "base": "Frozen base"}
 MADE_BY_HAND = {  # claim -> its two methods, the domain, and the paper's difference, worked out from the paper's tables by hand
@@ -257,3 +257,13 @@ def test_a_row_is_found_by_our_method() -> None:
         name for names in paper.OURS_ALONE.values() for name in names
     ]
     assert len(named) == len(set(named)) + 1  # HDMoLE stands in Tables I and II
+
+
+def test_claims_about_few_speakers_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    """Of two speakers there is no interval, so that nothing is established."""
+    rows = table(*(row(method, f"s{k}", 1, domain="general") for method in ("base", "hdmole") for k in range(2)))
+    results = summarise(rows, ORIGIN)
+    results.claims = claims(results)
+    assert [(claim.name, claim.interval) for claim in results.claims] == [("general_base", None)]
+    save(tmp_path, results, rows)
+    assert load(tmp_path).claims == results.claims

@@ -134,7 +134,7 @@ class Claim(Record):
 
     name: ClaimName
     difference: float
-    interval: Interval | None  # of the difference; None if there are too few speakers for one
+    interval: Interval | None = None  # of the difference; None if there are too few speakers for one
     unit: Literal["points", "percent"]  # of WER, or of the other method's errors
     verdict: Verdict  # against zero
     paper_difference: float | None = None  # the paper's own, in the same unit; None if it has none
