@@ -21,6 +21,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
+from hdmole.errors import UserError
+from hdmole.files import written
+
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
@@ -45,6 +48,15 @@ Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard outpu
 def _fail(message: object) -> NoReturn:
     errors.print(f"[bold red]Error:[/] {escape(str(message))}")
     raise typer.Exit(1)
+
+
+def _echo_json(value: object) -> None:
+    """Write JSON to standard output. It never holds NaN or infinity, which are no JSON."""
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        _fail("The result holds values that are no numbers, so the model is damaged; copy it again.")
+    typer.echo(text.encode(errors="replace"))
 
 
 def _make_folder(folder: Path, option: str = "--out") -> None:
@@ -98,7 +110,7 @@ def transcribe(
     With --json also word times and confidences, accent and routing. The exit status is 1 if a
     recording failed.
     """
-    from hdmole.speech.audio import AudioError, decode
+    from hdmole.speech.audio import decode
 
     asr = _load(model)
     try:
@@ -111,7 +123,7 @@ def transcribe(
         for path in audio:
             try:
                 heard = asr.transcribe(decode(path), method, accent)
-            except AudioError as error:
+            except UserError as error:
                 results.append({"file": str(path), "error": str(error), "code": error.code})
                 errors.print(f"{path}: {error}", markup=False)
             else:
@@ -124,7 +136,7 @@ def transcribe(
                     progress.start()
             progress.advance(_TASK)
     if as_json:
-        typer.echo(json.dumps(results, indent=1, ensure_ascii=False).encode(errors="replace"))
+        _echo_json(results)
     if any("error" in r for r in results):
         raise typer.Exit(1)
 
@@ -153,7 +165,8 @@ def trace_command(
         try:
             heard = asr.transcribe(decode(audio), "hdmole", accent, want_trace=True)
             assert heard.trace is not None
-            heard.trace.save(out)
+            with written(out) as part:
+                heard.trace.save(part)
         except (ValueError, OSError) as error:
             _fail(error)
     if heard.in_domain["verdict"] is False:
@@ -257,7 +270,7 @@ def bench_command(
         except ValueError as error:
             _fail(error)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        _echo_json(found)
         return
     for part, title in (("layer", "One layer, forward and backward"), ("transcription", "Decoding a sample")):
         typer.echo(f"{title}: median of {rounds}")
@@ -337,6 +350,19 @@ def demo_build(
         _fail(error)
 
 
+@demo.command("sums")
+def demo_sums(model: Annotated[Path, typer.Option(help="Folder of a model.")] = Path("assets/demo")) -> None:
+    """Write the SHA-256 sums of a model's files, which loading checks, into the folder."""
+    from hdmole.speech.loading import write_sums
+
+    if not (model / "config.json").is_file():
+        _fail(f"The folder {model} holds no model.")
+    try:
+        typer.echo(write_sums(model))
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
 @demo.command("conflicts")
 def demo_conflicts(
     out: Annotated[Path, typer.Option(help="Folder of the speech, for the data of a comparison.")] = Path("build/conflicts"),
@@ -386,7 +412,7 @@ def demo_info(
     except (ValueError, OSError) as error:
         _fail(error)
     if as_json:
-        typer.echo(json.dumps({**info, "results": results and results.to_dict()}, indent=1))
+        _echo_json({**info, "results": results and results.to_dict()})
         return
     typer.echo(f"{info['folder']}: {info['megabytes']} MB, on {info['device']}")
     typer.echo("Parameters: " + ", ".join(f"{k} {v:,}" for k, v in parts.items()))

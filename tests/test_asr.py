@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from hdmole.method.routing import route
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import decode
+from hdmole.speech.audio import AudioError, decode
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
 from hdmole.speech.loading import ModelError, find_model
 from hdmole.speech.manifest import read_manifest
@@ -366,6 +367,58 @@ def test_a_recording_is_heard_whole_only_where_both_heads_agree(asr: ASR, monkey
     assert len(asked) == 2 and asked[0] == asked[1]  # a short one is not asked about
 
 
+def test_nothing_is_written_where_nobody_speaks(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, 20 * 16_000).astype(np.float32)
+    for method in asr.methods:
+        heard = asr.transcribe(noise, method)
+        assert heard.text == "" and heard.words == [] and heard.flags == [] and heard.seconds == 20
+        assert heard.in_domain == {"score": 0.0, "verdict": False, "reasons": ["nobody speaks in it"]}
+    monkeypatch.setattr("hdmole.speech.asr.heard_whole", lambda ctc, text: False)
+    pause = noise[: 4 * 16_000]
+    segments = asr.segment(np.concatenate([speech_like(2.0), pause, speech_like(2.0, 1)]))
+    assert [s.offset for s in segments] == pytest.approx([-0.08, 5.92], abs=0.3) and all(s.seconds < 3 for s in segments)
+
+
+def test_an_utterance_without_words_is_out_of_domain(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asr, "domain", type("Scorer", (), {"score": lambda self, features: {"score": 0.9, "verdict": True}})())
+    (segment,) = asr.segment(speech_like(1.5))
+    assert asr.in_domain([replace(segment, base=Decoded("one", [], []))])["verdict"] is True
+    said = asr.in_domain([replace(segment, base=Decoded("", [], []))])
+    assert said == {"score": 0.0, "verdict": False, "reasons": ["no words were heard"]}
+
+
+@pytest.mark.parametrize(
+    ("samples", "code"),
+    [
+        (np.zeros((2, 16_000), np.float32), "audio.not_mono"),
+        (np.zeros((16_000, 2), np.float32), "audio.not_mono"),
+        (np.zeros(16_000, complex), "audio.not_mono"),
+        (np.zeros(16_000, bool), "audio.not_mono"),
+        (np.float32(0.5), "audio.not_mono"),
+        (np.zeros(1_599, np.float32), "audio.too_short"),
+        (np.full(16_000, np.nan, np.float32), "audio.not_numbers"),
+        (np.array([0.0] * 16_000 + [np.inf]), "audio.not_numbers"),
+    ],
+)
+def test_samples_that_are_no_sound_are_refused(asr: ASR, samples: np.ndarray, code: str) -> None:
+    with pytest.raises(AudioError) as caught:
+        asr.transcribe(samples)
+    assert caught.value.code == code
+
+
+def test_samples_of_integers_count_from_full_scale(asr: ASR) -> None:
+    sound = (speech_like(1.5) * 32768).astype(np.int16)
+    (one,), (other,) = asr.segment(sound), asr.segment(sound / np.float32(32768))
+    np.testing.assert_array_equal(one.samples, other.samples)
+
+
+def test_a_model_that_computes_no_numbers_says_so(tiny_model: Path) -> None:
+    asr = ASR.load(tiny_model)
+    next(asr.models["base"].language_model.parameters()).data[:] = torch.nan
+    with pytest.raises(ModelError, match="values that are no numbers"):
+        asr.transcribe(speech_like(1.5), "base")
+
+
 def test_interventions_reach_the_model_for_one_call(asr: ASR) -> None:
     free = asr.transcribe(speech_like(2.0))
     off = asr.transcribe(speech_like(2.0), intervention={"mask": ["indian", "german", "scottish"]})
@@ -435,7 +488,7 @@ def test_a_ctc_head_of_another_vocabulary_is_refused(tiny_model: Path, tmp_path:
 def test_a_long_recording_is_not_judged_by_its_worst_stretch(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = torch.zeros(0)
     segments = [
-        Encoded(np.zeros(16_000 * n, np.float32), start, nothing, nothing, nothing, Decoded("", [], []))
+        Encoded(np.zeros(16_000 * n, np.float32), start, nothing, nothing, nothing, Decoded("one", [], []))
         for n, start in ((2, -0.1), (5, 2), (1, 7))
     ]
 

@@ -26,6 +26,7 @@ from hdmole.training.data import Corpus, States, write_corpus
 
 ACCENTS = ["indian", "german", "scottish"]
 SENTENCES = ["turn on the lights", "play some jazz music", "seven eight nine", "call anna at six", "what is the weather today"]
+SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "demo" / "samples"
 TARGETS = r"multi_modal_projector\..*(linear_1|linear_2|q_proj|fc1)"
 
 
@@ -54,11 +55,10 @@ def tiny_speech_llm(vocabulary: int = 64) -> SpeechLLM:
 
 
 def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
-    """Tone bursts at the pace of syllables, float32, 16 kHz."""
-    time = np.arange(int(seconds * 16_000)) / 16_000
-    pitch = 120 + 20 * seed + 30 * np.sin(2 * np.pi * 0.7 * time)
-    wave = sum(np.sin(2 * np.pi * h * np.cumsum(pitch) / 16_000) / h for h in range(1, 6))
-    return (0.2 * wave * np.clip(np.sin(2 * np.pi * 3.1 * time), 0, 1)).astype(np.float32)
+    """Speech without pauses, float32, 16 kHz: the demo model's samples one after the other, from the `seed`-th on."""
+    files = sorted(SAMPLES.glob("*_1.flac"))
+    sounds = [soundfile.read(file, dtype="float32")[0] for file in files[seed % len(files) :] + files[: seed % len(files)]]
+    return np.resize(np.concatenate(sounds), int(seconds * 16_000)).astype(np.float32)
 
 
 def build_tiny_model(folder: Path) -> Path:

@@ -33,6 +33,7 @@ from hdmole.demo.corpus import Sizes, make, plan, plan_conflicts, plan_unseen, r
 from hdmole.demo.release import Trained, release
 from hdmole.demo.synth import ACCENTS, CONFLICTING
 from hdmole.demo.text import is_digit_string, sentences
+from hdmole.files import alone, written
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from hdmole.names import GENERAL
@@ -127,12 +128,14 @@ class Build:
         base = asr.models["base"]
         for name, model in (("encoder", base.audio_tower), ("base", base)):
             if not (self.work / name / "model.safetensors").is_file():
-                model.save_pretrained(self.work / name)
+                with written(self.work / name) as part:
+                    model.save_pretrained(part)
         if not (self.work / "recogniser" / "config.json").is_file():
             asr.models["hdmole"].base_model.hdmole_recogniser["default"].save(self.work / "recogniser")
         for name in ("full", "lora", "hdmole"):
             if not (self.work / name).is_dir():
-                shutil.copytree(released / "adapters" / name, self.work / name)
+                with written(self.work / name) as part:
+                    shutil.copytree(released / "adapters" / name, part)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -162,11 +165,13 @@ class Build:
             )
             train = corpus.index[(corpus.index.split == "train") & (corpus.index.domain != "accent")]
             bpe.train_from_iterator(train.text, trainer)
-            PreTrainedTokenizerFast(
+            made = PreTrainedTokenizerFast(
                 tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", sep_token="<sep>",
                 clean_up_tokenization_spaces=False,
-            ).save_pretrained(folder)  # fmt: skip
-        loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+            )  # fmt: skip
+            with written(folder) as part:
+                made.save_pretrained(part)
+        loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
         return loaded
 
     def _labels(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, eos: bool) -> Callable[[list[int]], dict[str, Tensor]]:
@@ -201,8 +206,13 @@ class Build:
                     self.work / f"encoder-{name}-training", epochs=epochs, rate=self.recipe.rates[f"encoder-{name}"],
                     report=self.report, seed=self.seed, **shape,
                 )  # fmt: skip
-            model.to(memory_format=torch.contiguous_format).save_pretrained(folder)
-        return AutoModelForCTC.from_pretrained(folder, dtype=torch.float32).eval().to(self.device)
+            with written(folder) as part:
+                model.to(memory_format=torch.contiguous_format).save_pretrained(part)
+        return (
+            AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+            .eval()
+            .to(self.device)
+        )
 
     def llm(self, tokenizer: PreTrainedTokenizerFast) -> Any:
         """A small Llama, trained on sentences of the training grammar.
@@ -232,8 +242,11 @@ class Build:
                 model, batches, language_objective, self.work / "llm-training", epochs=self.recipe.llm_epochs,
                 rate=self.recipe.rates["llm"], report=self.report, seed=self.seed, muon=True,
             )  # fmt: skip
-            model.save_pretrained(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(torch.device(self.device))  # type: ignore[arg-type]
+            with written(folder) as part:
+                model.save_pretrained(part)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).to(torch.device(self.device))  # type: ignore[arg-type]
 
     def states(self, corpus: Corpus, encoder: Any) -> States:
         """Encoder outputs of the utterances, in two SpecAugment views for training utterances."""
@@ -270,7 +283,8 @@ class Build:
                     model, batches, objective, self.work / f"base-{name}-training", epochs=epochs,
                     rate=self.recipe.rates["base"], report=self.report, seed=self.seed, muon=True,
                 )  # fmt: skip
-            model.save_pretrained(folder)
+            with written(folder) as part:
+                model.save_pretrained(part)
         return load_base(folder, self.device)
 
     def recogniser(self, corpus: Corpus) -> tuple[AccentRecogniser, np.ndarray]:
@@ -305,7 +319,8 @@ class Build:
             corpus = Corpus(folder / "corpus")
             encode_corpus(corpus, encoder.encoder, folder / "states", [], self.seed, self.report)
             recogniser.save(folder / "recogniser")
-            np.save(folder / "recogniser" / "posteriors.npy", posteriors_of(recogniser, corpus))
+            with written(folder / "recogniser" / "posteriors.npy") as part:
+                np.save(part, posteriors_of(recogniser, corpus))
 
     # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
 
@@ -437,24 +452,25 @@ def build(
     Raises:
         ManifestError: a manifest of real speech cannot be used.
         ModelError: `released` is not a model that `build` released.
+        OutputError: another build is working in `work`, or the disk is full.
     """
     work = work or Path("build/demo")
-    work.mkdir(parents=True, exist_ok=True)
-    stages = Build(work, real_speech, seed, Recipe().scaled(scale), report)
-    if released is not None:
-        stages.take(released)
-    corpus = stages.corpus()
-    tokenizer = stages.tokenizer(corpus)
-    stages.beside(("encoder",), ("recogniser", "llm"))
-    encoder = stages.encoder(corpus, tokenizer)
-    states = stages.states(corpus, encoder)
-    stages.base(corpus, tokenizer, states)
-    stages.beside(("full",), ("hdmole",))
-    for name in ("full", "lora", "hdmole"):
-        stages.adapt(name, corpus, tokenizer, states)
-    recogniser, posteriors = stages.recogniser(corpus)
-    stages.unseen(encoder, recogniser)
-    return release(Trained(work, seed, stages.jobs, corpus, states, posteriors, stages.report), out)
+    with alone(work):
+        stages = Build(work, real_speech, seed, Recipe().scaled(scale), report)
+        if released is not None:
+            stages.take(released)
+        corpus = stages.corpus()
+        tokenizer = stages.tokenizer(corpus)
+        stages.beside(("encoder",), ("recogniser", "llm"))
+        encoder = stages.encoder(corpus, tokenizer)
+        states = stages.states(corpus, encoder)
+        stages.base(corpus, tokenizer, states)
+        stages.beside(("full",), ("hdmole",))
+        for name in ("full", "lora", "hdmole"):
+            stages.adapt(name, corpus, tokenizer, states)
+        recogniser, posteriors = stages.recogniser(corpus)
+        stages.unseen(encoder, recogniser)
+        return release(Trained(work, seed, stages.jobs, corpus, states, posteriors, stages.report), out)
 
 
 def conflicts(work: Path, out: Path, seed: int = 0, scale: float = 1.0, report: Callable[[str], None] = print) -> None:

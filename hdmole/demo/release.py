@@ -20,12 +20,14 @@ from transformers import ParakeetFeatureExtractor
 from hdmole.demo.corpus import N_MELS, render
 from hdmole.demo.synth import ACCENTS, Synthesiser, speakers
 from hdmole.demo.text import sentences, vocabulary
+from hdmole.files import write_text
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.decoding import Encoded
 from hdmole.speech.domain import DomainScorer
+from hdmole.speech.loading import SUMS, write_sums
 from hdmole.speech.manifest import read_manifest
 from hdmole.speech.words import score
 from hdmole.study.analyses import recogniser_results
@@ -60,6 +62,7 @@ class Trained:
 
 def release(trained: Trained, out: Path) -> Results:
     """Write the released folder and return its results."""
+    (out / SUMS).unlink(missing_ok=True)  # of the release that was here before; the new ones are written last
     weights(trained.work, out)
     samples(trained.seed, out / "samples")
     asr = ASR.load(out)
@@ -78,7 +81,8 @@ def release(trained: Trained, out: Path) -> Results:
     results.in_domain = in_domain(trained, asr, out)
     results.samples = sample_errors(asr, out / "samples")
     save(out / "results", results, rows)
-    (out / "README.md").write_text(model_card(results))
+    write_text(out / "README.md", model_card(results))
+    write_sums(out)
     trained.report("results:\n" + markdown_table(results))
     return results
 
@@ -86,7 +90,7 @@ def release(trained: Trained, out: Path) -> Results:
 def weights(work: Path, out: Path) -> None:
     """Write base, adapters, tokenizer and feature extractor. The weights are in fp16."""
     out.mkdir(parents=True, exist_ok=True)
-    SpeechLLM.from_pretrained(work / "base", dtype=torch.float16).save_pretrained(out)
+    SpeechLLM.from_pretrained(work / "base", dtype=torch.float16, use_safetensors=True).save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     for part in ("audio_config", "text_config"):
         config[part].pop("_name_or_path", None)  # a path on the machine that trained the part

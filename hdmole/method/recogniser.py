@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hdmole.files import write_text, written
+
 
 class AccentRecogniser(nn.Module):
     """From the mel features of an utterance to a posterior over accents.
@@ -61,9 +63,9 @@ class AccentRecogniser(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the weights and the arguments the network was made with into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(self.arguments, indent=1) + "\n")
+        with written(folder / "model.safetensors") as part:
+            save_file(self.state_dict(), part)
+        write_text(folder / "config.json", json.dumps(self.arguments, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> AccentRecogniser:

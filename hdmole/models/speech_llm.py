@@ -52,9 +52,9 @@ class SpeechLLMConfig(PreTrainedConfig):
         Length in seconds of one encoder output frame.
     longest_segment, longest_utterance : float
         Seconds that are transcribed at once. Audio up to `longest_segment`, about the longest
-        sentence of the training data, is never cut. Audio up to `longest_utterance`, about the
-        longest training utterance, is cut only where CTC head and LLM disagree on it. All other
-        audio is cut at its pauses.
+        sentence of the training data, is not cut unless it has a long pause. With one, and up to
+        `longest_utterance`, about the longest training utterance, audio is cut only where CTC head
+        and LLM disagree on it. All other audio is cut at its pauses.
     """
 
     model_type = "speech_llm"

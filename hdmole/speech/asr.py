@@ -34,12 +34,12 @@ from hdmole.models.speech_llm import encode_all
 from hdmole.models.whisper import layer_statistics
 from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.alignment import align
-from hdmole.speech.audio import SAMPLE_RATE, Audio
+from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, TOO_SHORT, Audio, AudioError
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
-from hdmole.speech.domain import DomainScorer, domain_features, flags, verdict_of_all
+from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, domain_features, flags, verdict_of_all
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, weights_folder
 from hdmole.speech.mel import mel_features
-from hdmole.speech.segments import cut, framed, heard_whole
+from hdmole.speech.segments import LONG_PAUSE, cut, framed, heard_whole, pauses, spoken
 
 
 @dataclass
@@ -109,13 +109,11 @@ class ASR:
             raise
         # each library that reads a part of the folder has error classes of its own
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ModelError(
-                "model.damaged",
-                "The model in {folder} cannot be loaded ({reason}); check that the folder is complete.",
-                folder=folder,
-                reason=f"{type(error).__name__}: {reason}",
-            ) from error
+            said = (str(error).splitlines() or [""])[0].partition(". ")[0]
+            # transformers adds advice about its hub, and lists of keys
+            reason = f"{type(error).__name__}: {said}" if len(said) <= 120 and "http" not in said else type(error).__name__
+            sentence = "The model in {folder} cannot be loaded ({reason}); check that the folder is complete."
+            raise ModelError("model.damaged", sentence, folder=folder, reason=reason) from error
 
     @property
     def methods(self) -> list[str]:
@@ -163,21 +161,34 @@ class ASR:
     def segment(self, audio: Audio | np.ndarray) -> list[Encoded]:
         """Cut a recording into segments and encode each of them for every method.
 
-        There is one segment if the sound is short, or if it is of medium length and the CTC head
-        and the LLM of the frozen base agree on it. Otherwise the recording is cut at its pauses.
-        A model that was trained on whole recordings gets as long segments as it can hear. `audio` may be samples (S,) at 16 kHz.
+        Only what Silero VAD takes for speech is heard. There is one segment if the sound is short
+        and without a long pause, or if it is of medium length and the CTC head and the LLM of the
+        frozen base agree on it. Otherwise the recording is cut at its pauses. A model that was
+        trained on whole recordings gets as long segments as it can hear. If nobody speaks, there is
+        one segment that says so.
+
+        Args:
+            audio: decoded audio, or samples (S,) at 16 kHz.
+
+        Raises:
+            AudioError: the samples have another shape, or some are not numbers.
         """
         samples, model = _samples(audio), self.models["base"]
-        sound, start = framed(samples)
-        if len(sound) <= model.longest_utterance * SAMPLE_RATE:
+        spans = spoken(samples)
+        if not spans:
+            sound, start = framed(samples[: int(model.longest_segment * SAMPLE_RATE)])
+            return [replace(self.encode(sound, start, len(samples)), spoken=False)]
+        sound, start = framed(samples, spans)
+        seconds, whole_only = len(sound) / SAMPLE_RATE, model.whole_recordings
+        if seconds <= model.longest_utterance:
             whole = self.encode(sound, start, len(samples))
-            if len(sound) <= model.longest_segment * SAMPLE_RATE:
+            if seconds <= model.longest_segment and (whole_only or max(pauses(spans), default=0.0) < LONG_PAUSE):
                 return [whole]
             whole, base = self._asked(whole)
             if heard_whole(self.ctc_text(whole), base.text):
                 return [whole]
-        pieces = [(framed(samples[a:b]), a) for a, b in cut(samples, model.longest_segment, model.whole_recordings)]
-        return [self.encode(sound, a + first, len(samples)) for (sound, first), a in pieces]
+        pieces = cut(samples, spans, model.longest_segment, whole_only)
+        return [self.encode(sound, start, len(samples)) for sound, start in pieces]
 
     @torch.no_grad()
     def encode(self, sound: np.ndarray, start: int, length: int) -> Encoded:
@@ -232,7 +243,9 @@ class ASR:
         """
         self.check_method(method)
         posterior = torch.stack([self.posterior_of(s, accent) for s in segments]) if method == "hdmole" else None
-        return greedy(self.models[method], self._states(segments, method, posterior), self.tokenizer, posterior)
+        found = greedy(self.models[method], self._states(segments, method, posterior), self.tokenizer, posterior)
+        nothing = Decoded("", [self.tokenizer.eos_token_id], [0.0])
+        return [heard if segment.spoken else nothing for heard, segment in zip(found, segments, strict=True)]
 
     def _states(self, segments: list[Encoded], method: str, posterior: Tensor | None) -> list[Tensor]:
         """Encoder states (T, d_encoder) of each segment, by the method's encoder if it has one."""
@@ -387,9 +400,16 @@ class ASR:
         """
         if self.domain is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
-        found = [self.domain.score(self.domain_features(*self._asked(segment))) for segment in segments]
+        found = [self._scored(self.domain, segment) for segment in segments]
         spans = [(segment.offset, segment.offset + segment.seconds) for segment in segments]
         return found[0] if len(found) == 1 else verdict_of_all(found, spans)
+
+    def _scored(self, domain: DomainScorer, segment: Encoded) -> dict[str, Any]:
+        """The score of one segment; without a word it is out of domain."""
+        _, base = asked = self._asked(segment)
+        if base.text:
+            return domain.score(self.domain_features(*asked))
+        return {"score": 0.0, "verdict": False, "reasons": [PHRASES["empty"] if segment.spoken else UNSPOKEN]}
 
     def domain_features(self, segment: Encoded, base: Decoded) -> dict[str, float]:
         """The features of the in-domain score, by name. `base` is the base's transcript."""
@@ -413,7 +433,26 @@ class ASR:
 
 
 def _samples(audio: Audio | np.ndarray) -> np.ndarray:
-    return audio.samples if isinstance(audio, Audio) else np.asarray(audio, np.float32)
+    """The samples (S,) float32, those of integers scaled to [-1, 1].
+
+    Raises AudioError unless they are at least 0.1 s of one channel, and all of them numbers.
+    """
+    samples = np.asarray(audio.samples if isinstance(audio, Audio) else audio)
+    if samples.ndim != 1 or samples.dtype.kind not in "fi":
+        raise AudioError(
+            "audio.not_mono",
+            "The samples have the shape {shape} and the type {type}; give one channel, shape (samples,), of numbers from -1 to 1.",
+            shape=samples.shape,
+            type=samples.dtype,
+        )
+    if len(samples) < SHORTEST * SAMPLE_RATE:
+        length = f"{len(samples) / SAMPLE_RATE:.2f}"
+        raise AudioError("audio.too_short", TOO_SHORT, name="The recording", length=length, seconds=f"{SHORTEST:g}")
+    if not np.isfinite(samples).all():
+        raise AudioError("audio.not_numbers", "Some samples are NaN or infinite; give numbers from -1 to 1.")
+    if samples.dtype.kind == "i":
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    return samples.astype(np.float32, copy=False)
 
 
 def _mean_posterior(segments: list[Encoded]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hdmole.method.routing import route
 from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE
+from hdmole.speech.loading import ModelError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Encoded:
     until: float = float("inf")  # second of the recording at which the sound ends
     # (T_mel, n_mels); kept only if a method has an encoder of its own
     features: Tensor | None = None
+    spoken: bool = True  # false if nobody speaks in it; no words are then heard
 
     @property
     def seconds(self) -> float:
@@ -63,13 +66,18 @@ def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor |
     """Greedy transcripts with the log-probability of every token.
 
     `states` are the encoder outputs (T, d_encoder) of U utterances. `posterior` (U, N + 1) routes
-    an HDMoLE model; other models need none.
+    an HDMoLE model; other models need none. Raises ModelError if the model computes NaN.
     """
     padded = nn.utils.rnn.pad_sequence(states, batch_first=True)
     lengths = torch.tensor([len(s) for s in states], device=padded.device)
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
     with nullcontext() if posterior is None else route(posterior):
         found = model.decode(padded, mask)
+    if any(math.isnan(score) for _, scores, _ in found for score in scores):
+        sentence = (
+            "From this sound the model computes values that are no numbers, so its weights are damaged; copy the model again."
+        )
+        raise ModelError("model.computes_no_numbers", sentence)
     return [
         Decoded(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids, scores, times) for ids, scores, times in found
     ]

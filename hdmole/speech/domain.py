@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
+from hdmole.files import write_json
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.words import character_disagreement
 from hdmole.texts import Text
@@ -38,6 +39,7 @@ PHRASES = {
     "flatness": "the sound is noise-like or tone-like rather than speech-like",
     "empty": "no words were heard",
 }
+UNSPOKEN = Text("nobody speaks in it")
 
 
 def flags(text: str, ctc_text: str | None, seconds: float) -> list[str]:
@@ -189,12 +191,16 @@ class DomainScorer:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(vars(self), indent=1) + "\n")
+        write_json(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> DomainScorer:
-        """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        """Read what `save` wrote. Raises ValueError if a number in it is NaN or infinite, or one is missing."""
+        scorer = cls(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = [*scorer.mean, *scorer.scale, *scorer.weights, scorer.intercept, scorer.threshold]
+        if not np.isfinite(numbers).all() or 4 * len(scorer.names) != len(numbers) - 2:
+            raise ValueError(f"{path.name} does not hold the numbers of a score")
+        return scorer
 
 
 def verdict_of_all(found: list[dict[str, Any]], spans: list[tuple[float, float]]) -> dict[str, Any]:

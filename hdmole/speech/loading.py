@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 import hdmole.method.tuner  # noqa: F401  (makes PEFT know HDMoLE)
 from hdmole.errors import UserError
+from hdmole.files import write_text
 from hdmole.models import pretrained
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.models.whisper import Whisper
@@ -25,6 +30,16 @@ from hdmole.models.whisper import Whisper
 FULL = Path("adapters", "full", "model.safetensors")
 ACCENTS = "accents"  # in a model's folder: the accent recogniser that reads the layers of the encoder
 FAMILIES: dict[str, Any] = {"speech_llm": SpeechLLM, "whisper": Whisper}  # by `model_type`
+PROJECTOR = "multi_modal_projector"
+SUMS = "SHA256SUMS"  # in a released folder: the SHA-256 sums of the files that are loaded, in the form of `sha256sum`
+# what a folder with a base must hold: one file of each row
+NEEDED = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("preprocessor_config.json", "processor_config.json"),
+    ("tokenizer.json", "tokenizer.model", "vocab.json"),
+)
+
+_INCOMPLETE = "The model folder {folder} has no {files}; copy the whole folder."
 
 
 class ModelError(UserError):
@@ -64,6 +79,37 @@ def find_model(model: str | Path) -> Path:
             model=repr(model),
             reason=type(error).__name__,
         ) from None
+
+
+def write_sums(folder: Path) -> Path:
+    """Write the SHA-256 sums of all files of a model that are loaded, and return the file that holds them."""
+    names = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix in (".json", ".safetensors")]
+    kept = sorted(name.as_posix() for name in names if name.parts[0] not in ("results", "samples"))
+    write_text(folder / SUMS, "".join(f"{_sum(folder / name)}  {name}\n" for name in kept))
+    return folder / SUMS
+
+
+def check_sums(folder: Path) -> None:
+    """Raise ModelError if a file is not the one whose sum `write_sums` wrote. Folders without sums are not checked."""
+    if not (folder / SUMS).is_file():
+        return
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            raise ModelError("model.incomplete", _INCOMPLETE, folder=folder, files=name)
+        if _sum(folder / name) != digest:
+            raise ModelError(
+                "model.other_sum",
+                "{file} is not the file that was released, by its SHA-256 sum; copy the model's folder again. If you have changed it "
+                "yourself, run 'hdmole demo sums --model {folder}'.",
+                file=folder / name,
+                folder=folder,
+            )
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -141,18 +187,17 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
             f"The adapters in {folder} were trained on other weights of {config['pretrained']} than those in {weights}.",
             stacklevel=2,
         )
-    loaded: Any = FAMILIES[config["model_type"]].from_pretrained(weights, dtype=torch.float32, use_safetensors=True)
-    base: Any = loaded.eval().requires_grad_(False).to(device)
+    if missing := [names[0] for names in NEEDED if not any((weights / name).is_file() for name in names)]:
+        raise ModelError("model.incomplete", _INCOMPLETE, folder=weights, files=", ".join(missing))
+    check_sums(folder)
+    base = _base(weights, FAMILIES[config["model_type"]]).to(device)
     models: dict[str, Any] = {"base": base}
     if (folder / "adapters" / "lora").is_dir():
-        models["lora"] = _adapted(base, folder / "adapters" / "lora")
+        models["lora"] = _adapted(base, folder / "adapters" / "lora", "LORA")
     if (folder / FULL).is_file():
-        changed = load_file(folder / FULL)
-        full: Any = _with_own(base, changed)
-        full.load_state_dict(changed, strict=False)
-        models["full"] = full.float().eval()
+        models["full"] = _changed(base, folder / FULL)
     if (folder / "adapters" / "hdmole").is_dir():
-        adapted = _adapted(base, folder / "adapters" / "hdmole")
+        adapted = _adapted(base, folder / "adapters" / "hdmole", "HDMOLE")
         if not adapted.base_model.hdmole_recogniser and not (folder / ACCENTS).is_dir():
             raise ModelError(
                 "model.no_recogniser",
@@ -164,6 +209,68 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
     return models
 
 
+def _base(folder: Path, family: Any) -> Any:
+    """The base in float32, without gradients. Raises ModelError if the weights do not fit the configuration."""
+    shown = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # transformers would print a table of what does not fit
+    try:
+        loaded, found = family.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        transformers_logging.set_verbosity(shown)
+    sizes = {key: (tuple(theirs), tuple(ours)) for key, theirs, ours in found["mismatched_keys"]}
+    _fits(folder, set(found["missing_keys"]) - set(sizes), found["unexpected_keys"], sizes)
+    base = loaded.eval().requires_grad_(False)
+    _numbers(folder, base.state_dict())
+    return base
+
+
+def _changed(base: Any, file: Path) -> Any:
+    """The base with the weights that full fine-tuning changed.
+
+    Raises ModelError if they do not fit the base, or if only some of the layers are there.
+    """
+    weights, own = load_file(file), base.state_dict()
+    sizes = {
+        key: (tuple(w.shape), tuple(own[key].shape)) for key, w in weights.items() if key in own and w.shape != own[key].shape
+    }
+    kinds = {_kind(key) for key in weights}
+    _fits(file.parent, {key for key in own if _kind(key) in kinds} - set(weights), set(weights) - set(own), sizes)
+    if not weights:
+        raise ModelError("model.no_weights", "{file} holds no weights; copy the whole model folder.", file=file)
+    _numbers(file.parent, weights)
+    model = _with_own(base, weights)
+    model.load_state_dict(weights, strict=False)
+    return model.float().eval()
+
+
+def _kind(key: str) -> str:
+    """The name of a weight without the numbers of layers; the projector is trained as a whole."""
+    return PROJECTOR if key.startswith(PROJECTOR) else re.sub(r"\.\d+\.", ".*.", key)
+
+
+def _fits(folder: Path, missing: Collection[str], unknown: Collection[str], sizes: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ModelError if weights in a folder are missing, unknown or of another size. It says how many, and names one."""
+    if missing or unknown or sizes:
+        name = min([*(missing or unknown), *sizes])
+        raise ModelError(
+            "model.other_weights",
+            "The weights in {folder} are of another model: {missing} too few, {unknown} too many and {other} of another size, such as "
+            "{name}; copy this model's folder again.",
+            folder=folder, missing=len(missing), unknown=len(unknown), other=len(sizes),
+            name=name if name not in sizes else f"{name}: {sizes[name][0]}, not {sizes[name][1]}",
+        )  # fmt: skip
+
+
+def _numbers(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise ModelError if a weight is NaN or infinite."""
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            sentence = "The weights in {folder} are damaged: {name} holds values that are no numbers; copy the folder again."
+            raise ModelError("model.not_numbers", sentence, folder=folder, name=key)
+
+
 def _with_own(base: Any, changed: Iterable[str]) -> Any:
     """A copy of the model with its own parts wherever a name in `changed` lies; it shares all others."""
     own = {name[:k] for name in changed for k in range(len(name) + 1) if name[k : k + 1] in (".", "")}
@@ -171,13 +278,40 @@ def _with_own(base: Any, changed: Iterable[str]) -> Any:
     return copy.deepcopy(base, shared)
 
 
-def _adapted(base: Any, folder: Path) -> Any:
-    """The base with a PEFT adapter. What the adapter changes is copied, the rest is shared."""
+def _adapted(base: Any, folder: Path, kind: str) -> Any:
+    """The base with a PEFT adapter. What the adapter changes is copied, the rest is shared.
+
+    Raises ModelError if the adapter is of another kind, or if its weights do not fit the base.
+    """
     if not (folder / "adapter_model.safetensors").is_file():  # PEFT would open a pickle in its place
         sentence = "The adapter in {folder} has no adapter_model.safetensors; save it with safe_serialization=True."
         raise ModelError("model.adapter_not_safe", sentence, folder=folder)
-    config = PeftConfig.from_pretrained(str(folder))
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    if config.peft_type != kind:
+        sentence = "The adapter in {folder} is of the kind {found}, not {kind}; put each adapter into the folder of its method."
+        found_kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ModelError("model.other_adapter", sentence, folder=folder, found=found_kind, kind=kind)
     names = [n for n, _ in base.named_modules() if n]
     saved = set(getattr(config, "modules_to_save", None) or ())
     changed = [n for n in names if check_target_module_exists(config, n) or saved & set(n.split("."))]
-    return PeftModel.from_pretrained(_with_own(base, changed), folder).eval()
+    config.inference_mode = True
+    config.base_model_name_or_path = None  # PEFT warns if the base lies in another folder than in training
+    model: Any = get_peft_model(_with_own(base, changed), config)
+    weights = load_file(folder / "adapter_model.safetensors")
+    _numbers(folder, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of other sizes, which are refused below
+        try:
+            found = model.load_adapter(str(folder), "default", ignore_mismatched_sizes=True)
+        except KeyError as error:  # PEFT's way to say that a module to save is not there
+            missing, unknown = {str(error.args[0])}, set()
+        else:
+            missing, unknown = {key.replace(".default", "", 1) for key in found.missing_keys}, set(found.unexpected_keys)
+    own = model.state_dict()
+    sizes = {}
+    for key in missing & set(weights):
+        ours = next((value for name, value in own.items() if name.replace(".default", "", 1) == key), None)
+        if ours is not None:
+            sizes[key] = tuple(weights[key].shape), tuple(ours.shape)
+    _fits(folder, missing - set(sizes), unknown, sizes)
+    return model.eval()

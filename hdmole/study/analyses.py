@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from hdmole.files import written
 from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.routing import adapter_of, route
@@ -119,7 +120,8 @@ def routing(subject: Subject) -> dict[str, Any]:
 
         subject.hear(speech, chosen(speech, domains), around)
     table = pd.concat(tables, ignore_index=True)
-    table.round(4).to_parquet(subject.folder / "routing.parquet", index=False, compression="zstd")
+    with written(subject.folder / "routing.parquet") as part:
+        table.round(4).to_parquet(part, index=False, compression="zstd")
     return routing_summary(table).to_dict()
 
 

@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
@@ -29,6 +30,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hdmole.files import alone, write_text, written
 from hdmole.names import GENERAL
 from hdmole.speech.words import score
 from hdmole.study import analyses
@@ -64,10 +66,7 @@ class _Curve(TrainerCallback):
 
 def _write(file: Path, value: object) -> None:
     """Write JSON. The file appears only when it is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(file)
+    write_text(file, json.dumps(value, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -271,9 +270,8 @@ class Runner:
         return next((other for other in others if other.settings == step.settings), None)
 
     def _finish(self, step: Step, table: pd.DataFrame) -> None:
-        part = step.done.with_suffix(".part")
-        table.to_parquet(part, index=False)
-        part.replace(step.done)
+        with written(step.done) as part:
+            table.to_parquet(part, index=False)
         wer = table.groupby("domain")[["errors", "words"]].sum()
         self.report(f"{step.folder.name}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
         if not self.rank:
@@ -426,7 +424,8 @@ class Runner:
         results.claims = claims(results)
         save(self.out, results, rows)
         if results.routing:
-            shutil.copy(self.analysed / "routing.parquet", self.out / "routing.parquet")
+            with written(self.out / "routing.parquet") as part:
+                shutil.copy(self.analysed / "routing.parquet", part)
         return results
 
 
@@ -474,11 +473,13 @@ def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results |
     Raises:
         ConfigError: the configuration cannot be used.
         ManifestError, ModelError, SpeechError: its speech or model cannot be used.
+        OutputError: another comparison is writing to `out`, or the disk is full.
     """
     rank, world = processes()
     comparison = read_config(config)
-    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", report, rank)
-    return Runner(comparison, out, speech, extra, report, rank, world).everything()
+    with nullcontext() if rank else alone(out):
+        speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", report, rank)
+        return Runner(comparison, out, speech, extra, report, rank, world).everything()
 
 
 def processes() -> tuple[int, int]:

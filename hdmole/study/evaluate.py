@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hdmole.files import alone, write_text, written
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
@@ -75,6 +76,7 @@ def evaluate(
     Raises:
         ManifestError: the manifest cannot be used, or none of its recordings can be read.
         ModelError: the model has no such method or accent.
+        OutputError: another evaluation is writing to `out`, or the disk is full.
         OSError: `out` cannot be made.
         Cancelled: `progress` raised it before anything was done.
     """
@@ -86,6 +88,14 @@ def evaluate(
         asr.check_method(method)
     asr.check_accent(accent)
     lines = read_manifest(manifest, within)
+    with alone(out):
+        return _judge(asr, lines, methods, out, accent, seed, manifest.name, progress)
+
+
+def _judge(
+    asr: ASR, lines: list[Line], methods: list[str], out: Path, accent: str, seed: int, name: str, progress: Callable[[int, int], None]
+) -> Results:  # fmt: skip
+    """`evaluate` of lines that are read, from the manifest `name`."""
     unfinished = _open_unfinished(out, asr, lines, methods, accent, seed)
     routed = _routed(lines) if "hdmole" in methods else set()
     done = 0
@@ -95,9 +105,9 @@ def evaluate(
             batch, number = lines[start : start + BATCH], f"{start:07d}.parquet"
             if not (unfinished / f"recordings-{number}").is_file():
                 heard = _hear(asr, batch, methods, accent, seed, routed, partial(progress, start, len(lines)))
-                for name, table in heard.items():
-                    table.to_parquet(unfinished / f"{name}.tmp", index=False)
-                    (unfinished / f"{name}.tmp").replace(unfinished / f"{name}-{number}")
+                for kind, table in heard.items():
+                    with written(unfinished / f"{kind}-{number}") as part:
+                        table.to_parquet(part, index=False)
             done = start + len(batch)
             progress(done, len(lines))
     except Cancelled:
@@ -111,22 +121,26 @@ def evaluate(
             "manifest.nothing_read",
             "None of the {count} recordings of {name} could be read; the first says: {reason}",
             count=len(lines),
-            name=manifest.name,
+            name=name,
             reason=_why(lines[0], failed.error.iloc[0]),
         )
     table = _gather(unfinished, "utterances")
     origin = provenance(
-        seed, str(asr.device), base_sha256=base_digest(asr.folder), model=asr.folder.name, manifest=manifest.name,
+        seed, str(asr.device), base_sha256=base_digest(asr.folder), model=asr.folder.name, manifest=name,
         recordings=done, of=len(lines),
     )  # fmt: skip
     results = summarise(table, origin)
     for method, entry in results.methods.items():
         entry.trainable = asr.trainable(method)
-    results.failed = [Failure(audio=str(name), error=str(why)) for name, why in zip(failed.utterance, failed.error, strict=True)]
-    recordings[recordings.error == ""].drop(columns="error").to_parquet(out / "recordings.parquet", index=False)
+    results.failed = [
+        Failure(audio=str(audio), error=str(why)) for audio, why in zip(failed.utterance, failed.error, strict=True)
+    ]
+    with written(out / "recordings.parquet") as part:
+        recordings[recordings.error == ""].drop(columns="error").to_parquet(part, index=False)
     (out / "routing.parquet").unlink(missing_ok=True)
     if len(routing := _gather(unfinished, "routing")):
-        routing.to_parquet(out / "routing.parquet", index=False)
+        with written(out / "routing.parquet") as part:
+            routing.to_parquet(part, index=False)
         if (routing.domain == "accent").any():
             results.routing = routing_summary(routing)
     save(out, results, table)
@@ -162,7 +176,7 @@ def _open_unfinished(out: Path, asr: ASR, lines: list[Line], methods: list[str],
     if not known.is_file() or known.read_text() != asked:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        known.write_text(asked)
+        write_text(known, asked)
     return unfinished
 
 

@@ -31,6 +31,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from hdmole.errors import UserError
+from hdmole.files import write_text, written
 from hdmole.names import METHOD_NAMES
 
 VERSION = 3
@@ -350,12 +351,15 @@ def load(folder: Path) -> Results:
 def save(folder: Path, results: Results, rows: pd.DataFrame) -> None:
     """Write `summary.json`, and `utterances.parquet` with the columns `COLUMNS` of `rows`.
 
+    Each file is whole at any time. The summary is written last.
+
     Raises:
+        OutputError: the disk is full.
         OSError: the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows[COLUMNS].to_parquet(folder / UTTERANCES, index=False)
-    (folder / SUMMARY).write_text(results.to_json() + "\n", encoding="utf-8")
+    with written(folder / UTTERANCES) as part:
+        rows[COLUMNS].to_parquet(part, index=False)
+    write_text(folder / SUMMARY, results.to_json() + "\n")
 
 
 def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hdmole.errors import UserError
+from hdmole.files import write_text
 from hdmole.names import DOMAIN_LABELS, GENERAL
 from hdmole.study.claims import claim_line
 from hdmole.study.results import Claim, Results, load
@@ -78,4 +79,4 @@ def update_readme(readme: Path, folder: Path, place: str = "results") -> None:
     made = f"Measured {origin.date} by `{origin.command}` (seed {seeds}) on {origin.machine}, {origin.device}."
     body = "\n\n".join(filter(None, [markdown_table(results), claim_lines(results.claims), made]))
     head, rest = text.split(start)
-    readme.write_text(f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    write_text(readme, f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}")

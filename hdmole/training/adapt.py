@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, TrainerCallback
 
 from hdmole.errors import UserError
+from hdmole.files import written
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.routing import auxiliary_losses
 from hdmole.method.tuner import HDMoLEConfig
@@ -430,15 +430,12 @@ def adapt(
     by_accent = adaptation.true_accent or adaptation.train_with == "accent"
     run(replace(adaptation, true_accent=by_accent), "training", 1 - adaptation.warm_share)
     base.language_model.set_attn_implementation(attention)
-    # The folder gets its name only at the end, so that `folder` is never incomplete.
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    if adaptation.kind == "full":
-        part.mkdir(parents=True)
-        save_file({n: p.detach().contiguous() for n, p in named}, part / "model.safetensors")
-    else:
-        model.save_pretrained(part)
-    part.rename(folder)
+    with written(folder) as part:
+        if adaptation.kind == "full":
+            part.mkdir()
+            save_file({n: p.detach().contiguous() for n, p in named}, part / "model.safetensors")
+        else:
+            model.save_pretrained(part)
     return model.eval()
 
 

@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from hdmole.files import written
+
 
 class Corpus:
     """A corpus folder, as `write_corpus` writes it.
@@ -45,12 +47,11 @@ def write_corpus(folder: Path, index: pd.DataFrame, mels: list[np.ndarray]) -> N
             utterance and seconds.
         mels: mel features (T, n_mels) of each utterance.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     frames = np.array([len(m) for m in mels])
-    np.save(folder / "mels.npy", np.concatenate(mels))
-    part = folder / "index.part"  # renamed at the end, so that the index is never incomplete
-    index.assign(frames=frames, offset=frames.cumsum() - frames).to_parquet(part)
-    part.replace(folder / "index.parquet")
+    with written(folder / "mels.npy") as part:
+        np.save(part, np.concatenate(mels))
+    with written(folder / "index.parquet") as part:  # last, because it says that the corpus is there
+        index.assign(frames=frames, offset=frames.cumsum() - frames).to_parquet(part)
 
 
 class States:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
+from hdmole.files import disk_space
 from hdmole.training.data import Batches
 
 Batch = dict[str, Tensor]
@@ -183,6 +185,9 @@ def fit(
         warmup: share of the steps for the warm-up.
         last: lowest learning rate after the warm-up, as a share of the peak.
         callbacks: callbacks of transformers' Trainer.
+
+    Raises:
+        OutputError: the disk is full. The last checkpoint is whole.
     """
     steps = max(1, math.ceil(epochs * len(batches)))
     optimizer: torch.optim.Optimizer
@@ -218,10 +223,25 @@ def fit(
         callbacks=[_Report(report, folder.name, batches), *callbacks],
     )
     trainer.objective = objective
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    with nullcontext() if gpu else fast_on_cpu(model):
-        trainer.train(resume_from_checkpoint=checkpoint)
+    with disk_space(folder), nullcontext() if gpu else fast_on_cpu(model):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     model.eval()
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The path of the last checkpoint that was written whole; None if there is none.
+
+    Later ones, which an interruption left unfinished, are removed. A checkpoint's state is what
+    transformers' Trainer writes last.
+    """
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            return str(checkpoint)
+    return None
 
 
 def ctc_objective(model: nn.Module, batch: Batch) -> Tensor:

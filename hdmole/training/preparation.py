@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from hdmole.errors import UserError
+from hdmole.files import write_text, written
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
 from hdmole.speech.manifest import Line, fingerprint, read_manifest
 from hdmole.speech.mel import stored_mel_features
-from hdmole.speech.segments import framed
+from hdmole.speech.segments import framed, spoken
 from hdmole.training.adapt import Speech
 from hdmole.training.data import Corpus, States, mel_batches, write_corpus
 from hdmole.training.loop import BF16, fit
@@ -44,9 +45,8 @@ Stage = tuple[str, list[int], bool, float]
 
 def _save(path: Path, array: np.ndarray) -> None:
     """Write an array. The file appears only when it is complete."""
-    part = path.with_suffix(".part.npy")
-    np.save(part, array)
-    part.replace(path)
+    with written(path) as part:
+        np.save(part, array)
 
 
 def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], seed: int, report: Report) -> States:
@@ -286,7 +286,7 @@ def speech_of(
             report("speech: the manifests, recordings or model have changed, so it is made anew")
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(asked)
+        write_text(known, asked)
         _from_manifests(splits, asr, folder, report)
     while not (done.is_file() and known.is_file() and known.read_text() == asked):
         report("waiting for the first process to encode the speech")
@@ -380,7 +380,7 @@ def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, re
                     number=line.number,
                     split=split,
                 ) from None
-            mels.append(stored_mel_features(asr.extractor, framed(audio.samples)[0]))
+            mels.append(stored_mel_features(asr.extractor, framed(audio.samples, spoken(audio.samples))[0]))
             rows.append(
                 {"split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
                  "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}

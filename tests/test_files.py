@@ -1,0 +1,154 @@
+"""Files are whole or not there; a full disk and a second command are said in a sentence; what was killed goes on to the same result."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from tiny import speech_like
+
+from hdmole.files import OutputError, alone, disk_space, write_json, write_text, written
+from hdmole.speech.asr import ASR
+from hdmole.study.evaluate import evaluate
+from hdmole.training.loop import last_checkpoint
+
+
+def test_a_file_is_replaced_only_when_it_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "file.txt"
+    write_text(file, "one")
+    with pytest.raises(RuntimeError), written(file) as part:
+        part.write_text("half")
+        assert file.read_text() == "one" and part.suffix == file.suffix
+        raise RuntimeError
+    assert file.read_text() == "one" and [f.name for f in file.parent.iterdir()] == ["file.txt"]
+    write_text(file, "two")
+    assert file.read_text() == "two" and [f.name for f in file.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    for content in ("one", "two"):
+        with written(folder) as part:
+            part.mkdir()
+            (part / content).write_text(content)
+    assert [f.name for f in tmp_path.rglob("*")] == ["adapter", "two"]
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "x.json", {"wer": float("nan")})
+    assert not list(tmp_path.iterdir())
+    write_json(tmp_path / "x.json", {"text": "é"})
+    assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n "text": "é"\n}\n'
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)"),
+     OSError(errno.EDQUOT, "quota")],
+)  # fmt: skip
+def test_a_full_disk_is_a_sentence(tmp_path: Path, error: Exception) -> None:
+    with (
+        pytest.raises(OutputError, match=r"no space left on the disk for .*/model; make some") as caught,
+        disk_space(tmp_path / "model"),
+    ):
+        raise error
+    assert caught.value.code == "output.disk_full"
+    with pytest.raises(KeyError), disk_space(tmp_path):
+        raise KeyError("x")
+
+
+def test_a_disk_that_really_is_full() -> None:
+    """/dev/full fails every write as a full disk does."""
+    with pytest.raises(OutputError), disk_space(Path("/dev/full")), open("/dev/full", "w") as full:
+        full.write("x" * 100_000)
+
+
+def test_one_command_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with alone(folder):
+        with pytest.raises(OutputError, match=r"Another command is writing to .*out") as caught, alone(folder):
+            pass
+        assert caught.value.code == "output.in_use"
+        with alone(tmp_path / "other"):
+            pass
+    with alone(folder):
+        assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_step": 4'])
+def test_an_unfinished_checkpoint_is_passed_over(tmp_path: Path, state: str | None) -> None:
+    for step, content in ((4, "{}"), (20, '{"global_step": 20}'), (100, state)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_text("")
+        if content is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-4"]
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def killed(work: Callable[[], object], seconds: float) -> bool:
+    """Run `work` in a process of its own and kill it after so many seconds. Whether it had ended by itself."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0
+            return True
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def test_an_evaluation_that_is_killed_goes_on_to_the_same_bytes(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hdmole.study.evaluate.BATCH", 1)
+    asr = ASR.load(tiny_model, "cpu")
+    lines = []
+    for k in range(5):
+        soundfile.write(tmp_path / f"{k}.wav", speech_like(0.5 + 0.1 * k, k), 16_000)
+        lines.append(
+            {"audio": f"{k}.wav", "text": "turn on the lights", "accent": ["general", "indian"][k % 2], "speaker": f"s{k}"}
+        )
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def work(out: str) -> None:
+        evaluate(asr, manifest, ["base", "hdmole"], tmp_path / out)
+
+    started = time.monotonic()
+    assert killed(lambda: work("whole"), 120)
+    needed, chance, ended, kills = time.monotonic() - started, random.Random(22), False, 0
+    while not ended:
+        ended = killed(lambda: work("killed"), chance.uniform(0.05, 0.4) * needed + 0.01 * kills)
+        kills += not ended
+    assert kills >= 2
+    files = sorted(f.name for f in (tmp_path / "whole").iterdir())
+    assert files == ["recordings.parquet", "routing.parquet", "summary.json", "utterances.parquet"]
+    assert sorted(f.name for f in (tmp_path / "killed").iterdir()) == files
+    for name in files[:2] + files[3:]:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    one, other = (json.loads((tmp_path / out / "summary.json").read_text()) for out in ("whole", "killed"))
+    for summary in (one, other):
+        del summary["provenance"]["date"]
+    assert one == other
