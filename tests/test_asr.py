@@ -376,7 +376,7 @@ def test_nothing_is_written_where_nobody_speaks(asr: ASR, monkeypatch: pytest.Mo
     monkeypatch.setattr("hdmole.speech.asr.heard_whole", lambda ctc, text: False)
     pause = noise[: 4 * 16_000]
     segments = asr.segment(np.concatenate([speech_like(2.0), pause, speech_like(2.0, 1)]))
-    assert [s.offset for s in segments] == pytest.approx([-0.08, 5.92], abs=0.3) and all(s.seconds < 3 for s in segments)
+    assert [s.offset for s in segments] == pytest.approx([-0.08, 5.92], abs=0.6) and all(s.seconds < 3 for s in segments)
 
 
 def test_an_utterance_without_words_is_out_of_domain(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:

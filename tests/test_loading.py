@@ -70,8 +70,8 @@ def damaged(value: float) -> Callable[[Weights], Weights]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without_one, "1 weight too few ("), (half, "too few ("), (renamed, "too many (other."), (larger, "1 weight of another size ("),
-        (one_more, "1 weight too many (of_another_model.weight)"), (damaged(float("nan")), "values that are no numbers"),
+        (without_one, "1 too few, 0 too many and 0 of another size, such as "), (half, "0 too many and 0 of another size"), (renamed, "such as "), (larger, "0 too few, 0 too many and 1 of another size, such as "),
+        (one_more, "0 too few, 1 too many and 0 of another size, such as of_another_model.weight;"), (damaged(float("nan")), "values that are no numbers"),
         (damaged(float("inf")), "values that are no numbers"),
     ],
 )  # fmt: skip
@@ -89,7 +89,7 @@ def test_the_sizes_are_named(model: Path) -> None:
     weights = load_file(file)
     key = next(key for key in sorted(weights) if "lora_A" in key)
     save_file({name: value[:2].contiguous() if name == key else value for name, value in weights.items()}, file)
-    assert f"1 weight of another size ({key}: (2, {weights[key].shape[1]}), not (4, {weights[key].shape[1]}))" in str(
+    assert f"and 1 of another size, such as {key}: (2, {weights[key].shape[1]}), not (4, {weights[key].shape[1]});" in str(
         refused(model)
     )
 

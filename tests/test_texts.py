@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHINESE = json.loads(texts.FILE.read_text(encoding="utf-8"))
 APP = sorted([*(ROOT / "app").glob("*.py"), *(ROOT / "pages").glob("*.py")])
 LIBRARY = [  # what the app shows of it
-    *(ROOT / "hdmole" / "names.py", ROOT / "hdmole" / "demo" / "synth.py"),
+    *(ROOT / "hdmole" / name for name in ("names.py", "files.py", "demo/synth.py")),
     *(file for room in ("figures", "speech", "study") for file in sorted((ROOT / "hdmole" / room).glob("*.py"))),
 ]
 HAN = re.compile("[\u4e00-\u9fff]")
@@ -105,6 +105,7 @@ def sentences() -> Iterator[str]:
     for file in (
         *APP,
         *(ROOT / "hdmole" / "speech").glob("*.py"),
+        ROOT / "hdmole" / "files.py",
         *(ROOT / "hdmole" / "study" / name for name in ("evaluate.py", "results.py")),
     ):
         written: dict[str, set[str]] = {}
@@ -118,6 +119,7 @@ def sentences() -> Iterator[str]:
                 "AudioError",
                 "ManifestError",
                 "ModelError",
+                "OutputError",
                 "ResultsError",
             ):
                 sentence = node.args[1]

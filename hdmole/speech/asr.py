@@ -34,7 +34,7 @@ from hdmole.models.speech_llm import encode_all
 from hdmole.models.whisper import layer_statistics
 from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.alignment import align
-from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, TOO_SHORT, Audio, AudioError
+from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
 from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, domain_features, flags, verdict_of_all
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, weights_folder
@@ -447,7 +447,8 @@ def _samples(audio: Audio | np.ndarray) -> np.ndarray:
         )
     if len(samples) < SHORTEST * SAMPLE_RATE:
         length = f"{len(samples) / SAMPLE_RATE:.2f}"
-        raise AudioError("audio.too_short", TOO_SHORT, name="The recording", length=length, seconds=f"{SHORTEST:g}")
+        sentence = "{name} is too short ({length} s); give at least {seconds} seconds of speech."
+        raise AudioError("audio.too_short", sentence, name="The recording", length=length, seconds=f"{SHORTEST:g}")
     if not np.isfinite(samples).all():
         raise AudioError("audio.not_numbers", "Some samples are NaN or infinite; give numbers from -1 to 1.")
     if samples.dtype.kind == "i":

@@ -26,7 +26,6 @@ SAMPLE_RATE = 16_000  # Hz
 SHORTEST = 0.1  # seconds
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 
-TOO_SHORT = "{name} is too short ({length} s); give at least {seconds} seconds of speech."
 _CHILD = Path(__file__).with_name("_decode.py")
 # second half of the error code -> sentence; the child process gives the first five and "memory"
 _SENTENCES = {
@@ -160,7 +159,8 @@ def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memo
     samples = np.frombuffer(body, np.float32).copy()
     seconds = len(samples) / SAMPLE_RATE
     if seconds < SHORTEST:
-        raise AudioError("audio.too_short", TOO_SHORT, name=name, length=f"{seconds:.2f}", seconds=f"{SHORTEST:g}")
+        sentence = "{name} is too short ({length} s); give at least {seconds} seconds of speech."
+        raise AudioError("audio.too_short", sentence, name=name, length=f"{seconds:.2f}", seconds=f"{SHORTEST:g}")
     if np.abs(samples).max() < SILENCE:
         sentence = "{name} is silent (nothing above -60 dBFS); check the microphone and record it again."
         raise AudioError("audio.silent", sentence, name=name)
