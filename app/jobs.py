@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -62,7 +63,7 @@ class Stopped(Exception):
     """The visitor cancelled."""
 
 
-class Task:
+class Task(ABC):
     """What all tasks share: the thread, its turn on the model, cancelling and errors.
 
     Attributes:
@@ -139,8 +140,9 @@ class Task:
         finally:
             self._end_turn()
 
+    @abstractmethod
     def _work(self) -> None:
-        raise NotImplementedError
+        """Do the work, in the task's thread."""
 
 
 class Job(Task):
