@@ -27,10 +27,11 @@ import pandas as pd
 from app.access import hide_folders
 from app.texts import Text, without_folders
 from hdmole.errors import UserError
-from hdmole.names import METHOD_NAMES
+from hdmole.names import method_label
 from hdmole.speech.audio import Audio, decode
 
 if TYPE_CHECKING:
+    from hdmole.method.tuner import HDMoLEConfig
     from hdmole.speech.asr import ASR, Transcript
     from hdmole.speech.decoding import Encoded
 
@@ -157,7 +158,7 @@ class Job(Task):
         self.encoded: list[Encoded] | None = stopped.encoded if stopped else None
         # method -> transcript
         self.transcripts: dict[str, Transcript] = dict(stopped.transcripts) if stopped else {}
-        self._tables: dict[int, pd.DataFrame] = {}
+        self._tables: dict[tuple[str, int], pd.DataFrame] = {}
         self.utterance = utterance
         super().__init__(asr, utterance.name)
 
@@ -180,31 +181,30 @@ class Job(Task):
         starts = [0.0, *(s.offset for s in self.encoded[1:])]
         return list(zip(starts, [*starts[1:], self.audio.seconds], strict=True))
 
-    @property
-    def dynamic(self) -> bool:
-        """Whether HDMoLE was trained to choose experts by thresholds."""
-        return bool(self._asr.models["hdmole"].peft_config["default"].learned)
+    def gate(self, method: str) -> HDMoLEConfig | None:
+        """The configuration of an HDMoLE adapter; None if the method is none."""
+        return self._asr.gate(method) if method in self._asr.routed else None
 
-    def routing(self, segment: int = 0) -> pd.DataFrame | None:
-        """Tidy trace of HDMoLE in one stretch of the audio.
+    def routing(self, method: str, segment: int = 0) -> pd.DataFrame | None:
+        """Tidy trace of an HDMoLE adapter in one stretch of the audio.
 
-        None if the model has no HDMoLE adapter, or if HDMoLE has not finished.
+        None if the method is no HDMoLE adapter, or has not finished.
         """
-        trace = self.transcripts["hdmole"].trace if "hdmole" in self.transcripts else None
-        if trace is not None and segment not in self._tables:
+        trace = self.transcripts[method].trace if method in self.transcripts else None
+        if trace is not None and (method, segment) not in self._tables:
             # the table of a whole long recording is too large
-            self._tables = {segment: trace.of_segment(segment).to_frame()}
-        return self._tables.get(segment)
+            self._tables = {(method, segment): trace.of_segment(segment).to_frame()}
+        return self._tables.get((method, segment))
 
     def _work(self) -> None:
         self.step = Text("Reading the audio")
         self.audio = audio = self.audio or decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
         for method in (m for m in self.methods if m not in self.transcripts):
             self._advance(0.0)
-            self.step = Text("{method} is listening", method=Text(METHOD_NAMES.get(method, method)))
+            self.step = Text("{method} is listening", method=Text(method_label(method)))
             self.encoded = self._asr.segment(audio) if self.encoded is None else self.encoded
             transcript = self._asr.transcribe(
-                audio, method=method, want_trace=method == "hdmole", encoded=self.encoded, progress=self._advance
+                audio, method=method, want_trace=method in self._asr.routed, encoded=self.encoded, progress=self._advance
             )
             # `encoded` also holds what the base heard, so that the next method need not decode it
             self._share, self.encoded = 0.0, transcript.encoded
@@ -213,34 +213,34 @@ class Job(Task):
 
 
 class Trial(Task):
-    """Transcribes a finished job's utterance once more by HDMoLE with changed routing.
+    """Transcribes a finished job's utterance once more by an HDMoLE adapter with changed routing.
 
     `change` holds keywords of `hdmole.intervene`.
     """
 
-    def __init__(self, asr: ASR, job: Job, change: dict[str, Any]) -> None:
+    def __init__(self, asr: ASR, job: Job, method: str, change: dict[str, Any]) -> None:
         self.transcript: Transcript | None = None
-        self._job, self._change, self.utterance = job, change, job.utterance
+        self._job, self._method, self._change, self.utterance = job, method, change, job.utterance
         super().__init__(asr, job.utterance.name)
 
     def _work(self) -> None:
         assert self._job.audio is not None
-        self.step = Text("HDMoLE is listening again")
+        self.step = Text("{method} is listening again", method=Text(method_label(self._method)))
         self._advance(0.0)
         self.transcript = self._asr.transcribe(
-            self._job.audio, method="hdmole", intervention=self._change, encoded=self._job.encoded, progress=self._advance
+            self._job.audio, method=self._method, intervention=self._change, encoded=self._job.encoded, progress=self._advance
         )
 
 
 class Worth(Task):
     """Measures what each expert was worth to each word in one stretch of a finished job."""
 
-    def __init__(self, asr: ASR, job: Job, segment: int) -> None:
+    def __init__(self, asr: ASR, job: Job, method: str, segment: int) -> None:
         assert job.encoded is not None
         self.words: list[dict[str, Any]] | None = None
-        self._encoded, self.utterance = job.encoded[segment], job.utterance
+        self._encoded, self._method, self.utterance = job.encoded[segment], method, job.utterance
         super().__init__(asr, job.utterance.name)
 
     def _work(self) -> None:
         self.step = Text("Leaving out one expert after the other")
-        self.words = self._asr.attribution(self._encoded)
+        self.words = self._asr.attribution(self._encoded, method=self._method)

@@ -70,15 +70,15 @@ def show_notes() -> None:
 
 
 def set_once(name: str, options: list[str]) -> None:
-    """Set the widget `name`, "layer" or "gate", to what the opened address says.
+    """Set the widget `name`, "adapter", "layer" or "gate", to what the opened address says.
 
-    This happens once, so that the visitor can change it. If the address names no option, a note
-    says so.
+    This happens once, so that the visitor can change it. If the address names no option, a note of
+    the session says so (`show_notes`).
     """
     linked = session().linked.pop(name, None)
     found = next((option for option in options if linked in (option, layer_label(option))), None)
     if linked and found is None:
-        st.warning(
+        session().notes.append(
             t(
                 "This link names the {choice} {name}, which is not there; the choices are {choices}.",
                 choice=t(name),

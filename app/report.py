@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from app import texts
+from app import gates, texts
 from app.access import audio_type
 from app.cards import legend_html, method_card
 from app.jobs import Job
@@ -39,10 +39,13 @@ td:first-child, th:first-child {{ text-align: left; }} .note, footer {{ color: #
 """
 
 
-def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFrame]]:
-    """File name -> title, figure and data of everything that the pages show of an utterance."""
+def pictures(job: Job, method: str, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFrame]]:
+    """File name -> title, figure and data of everything that the pages show of an utterance.
+
+    The routing is that of the HDMoLE adapter `method` in `layer`.
+    """
     assert job.audio is not None
-    best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()))
+    best = job.transcripts.get(method) or next(iter(job.transcripts.values()))
     start, end = job.segments[0]  # the first stretch of a long recording
     samples, words = job.audio.samples[: round(end * SAMPLE_RATE)], [w for w in best.words if w.start < end]
     found = {}
@@ -51,21 +54,21 @@ def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFra
     if len(best.accent) > 1:
         accents = pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())})
         found["accent"] = t("The accent it hears"), figures.accent_posterior(best.accent), accents
-    table = job.routing()
-    if table is not None:
-        name = layer_label(layer)
-        gates, active = figures.gate_data(table, layer), figures.active_data(table)
+    table, config = job.routing(method), job.gate(method)
+    if table is not None and config is not None:
+        name, most = layer_label(layer), gates.largest_weight(config, table, "gate")
+        combined, active = figures.gate_data(table, layer), figures.active_data(table)
         cut, overview = figures.threshold_data(table, layer), figures.overview_data(table)
-        heat = figures.gate_heatmap(gates, words=words)
+        heat = figures.gate_heatmap(combined, most, words=words)
         gate = t(figures.GATES["gate"])
-        found["gates"] = t("{gate} of {layer}: which expert worked when", gate=gate, layer=name), heat, gates
+        found["gates"] = t("{gate} of {layer}: which expert worked when", gate=gate, layer=name), heat, combined
         found["thresholds"] = (
             t("Thresholds of {layer} and what they cut", layer=name),
-            figures.threshold_bars(cut, job.dynamic),
+            figures.threshold_bars(cut, config.learned),
             cut,
         )
         mean = t("All layers: {gate}, mean", gate=gate.lower())
-        found["layers"] = mean, figures.layer_overview(overview), overview
+        found["layers"] = mean, figures.layer_overview(overview, most), overview
         dense = figures.active_heatmap(active, table.expert.nunique(), words)
         found["active"] = t("All layers: experts at work, over time"), dense, active
     if len(job.segments) > 1:
@@ -74,8 +77,11 @@ def pictures(job: Job, layer: str) -> dict[str, tuple[str, go.Figure, pd.DataFra
     return found
 
 
-def html(job: Job, reference: str, layer: str, summary: Results | None, about: dict[str, str]) -> str:
-    """The whole report. At its foot stand `about` and the provenance of the results."""
+def html(job: Job, reference: str, method: str, layer: str, summary: Results | None, about: dict[str, str]) -> str:
+    """The whole report, with the routing of the HDMoLE adapter `method` in `layer`.
+
+    At its foot stand `about` and the provenance of the results.
+    """
     utterance = job.utterance
     kind = audio_type(utterance.data) or "audio/wav"
     audio = base64.b64encode(utterance.data).decode()
@@ -87,15 +93,18 @@ def html(job: Job, reference: str, layer: str, summary: Results | None, about: d
         reasons = t("; ").join(map(t, verdict.get("reasons") or []))
         warning = t("This does not sound like what the model was made for. {reasons}", reasons=reasons)
         parts.append(f"<p class='warning'>{escape(warning)}</p>")
-    for method, transcript in job.transcripts.items():
+    for name, transcript in job.transcripts.items():
         if transcript.flags:
             flags = t("; ").join(map(t, transcript.flags))
-            parts.append(f"<p class='warning'>{escape(texts.method(method))}: {escape(flags)}.</p>")
+            parts.append(f"<p class='warning'>{escape(texts.method(name))}: {escape(flags)}.</p>")
     parts.append(f"<audio controls src='data:{kind};base64,{audio}'></audio>")
     if reference.strip():
         parts.append(f"<p>{t('<b>What was said:</b> {words}', words=escape(reference))}</p>")
     parts.append(f"<div class='cards'>{cards}</div>{legend_html(reference)}")
-    shown = [(title, plot) for title, plot, _ in pictures(job, layer).values()]
+    if (config := job.gate(method)) is not None:
+        routed = t("<b>Routing of {method}.</b> {gate}", method=escape(texts.method(method)), gate=escape(gates.in_words(config)))
+        parts.append(f"<p>{routed}</p>")
+    shown = [(title, plot) for title, plot, _ in pictures(job, method, layer).values()]
     if summary:
         rates, cost = result_figures.error_rate_data(summary), result_figures.forgetting_data(summary)
         shown.append((t("Word error rate by accent, on a whole test set"), result_figures.error_rates(rates)))
@@ -136,24 +145,24 @@ def _table(summary: Results) -> str:
     return str(pd.DataFrame(rows).to_html(index=False, border=0))
 
 
-def data(job: Job, layer: str, results: Path) -> bytes:
+def data(job: Job, method: str, layer: str, results: Path) -> bytes:
     """A ZIP of what the report shows.
 
-    It holds the audio, transcripts, the full routing, each figure's data, and the results if there
-    are any.
+    It holds the audio, transcripts, the full routing of each HDMoLE adapter, each figure's data, and
+    the results if there are any.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("audio/" + (re.sub(r"[^\w .-]", "_", job.utterance.name).lstrip(".") or "audio"), job.utterance.data)
         heard = [{"file": job.utterance.name, **t.to_dict()} for t in job.transcripts.values()]
         packed.writestr("transcripts.json", json.dumps(heard, indent=1))
-        for name, (_, _, table) in pictures(job, layer).items():
+        for name, (_, _, table) in pictures(job, method, layer).items():
             packed.writestr(f"figures/{name}.csv", table.to_csv(index=False))
-        trace = job.transcripts["hdmole"].trace if "hdmole" in job.transcripts else None
-        if trace is not None:
-            routing = io.BytesIO()
-            trace.save(routing)
-            packed.writestr("routing.parquet", routing.getvalue())
+        for name, transcript in job.transcripts.items():
+            if transcript.trace is not None:
+                routing = io.BytesIO()
+                transcript.trace.save(routing)
+                packed.writestr(f"routing/{name}.parquet", routing.getvalue())
         for name in ("summary.json", "utterances.parquet"):
             if (results / name).is_file():
                 packed.write(results / name, f"results/{name}")

@@ -19,17 +19,18 @@ class Session:
     Attributes:
         utterance: the utterance that the pages show.
         jobs: utterance key -> its transcription; the one used last comes last.
-        trials: utterance key and change of routing -> the transcription under that change.
-        worth: utterance key and stretch -> what each expert was worth there.
+        trials: utterance key, method and change of routing -> the transcription under that change.
+        worth: utterance key, method and stretch -> what each expert was worth there.
         stopped: key of the utterance whose work the visitor cancelled. It does not start again by
             itself.
         notes: warnings to show until another utterance is chosen.
         link_read: whether the address under which the app was opened has been read.
-        linked: `layer` and `gate` of that address, until a page has used them.
+        linked: `adapter`, `layer` and `gate` of that address, until a page has used them.
         changes_linked: the changes of routing in the address under which the page Thresholds was
             opened.
         changes_of: key of the utterance to which these changes belong.
-        thresholds: utterance key and name of a threshold -> the value that the visitor has set.
+        thresholds: utterance key, method and name of a threshold -> the value that the visitor has
+            set.
         moment: key of an utterance and the time in it, in seconds, that was clicked last.
         results: name or folder of the results shown last.
         evaluation: the running or finished work of the page Corpus.
@@ -40,14 +41,14 @@ class Session:
     utterance: Utterance | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
     trials: dict[str, Trial] = field(default_factory=dict)
-    worth: dict[tuple[str, int], Worth] = field(default_factory=dict)
+    worth: dict[tuple[str, str, int], Worth] = field(default_factory=dict)
     stopped: str = ""
     notes: list[str] = field(default_factory=list)
     link_read: bool = False
     linked: dict[str, str] = field(default_factory=dict)
     changes_linked: dict[str, str] | None = None
     changes_of: str = ""
-    thresholds: dict[tuple[str, str], float] = field(default_factory=dict)
+    thresholds: dict[tuple[str, str, str], float] = field(default_factory=dict)
     moment: tuple[str, float] | None = None
     results: str = ""
     evaluation: Evaluation | None = None

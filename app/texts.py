@@ -21,7 +21,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from app.access import hide_folders, plain
 from hdmole.errors import UserError
-from hdmole.names import METHOD_NAMES, accent_label
+from hdmole.names import accent_label, method_label
 from hdmole.study.results import Results
 from hdmole.study.tables import markdown_table
 from hdmole.texts import Text as Text
@@ -104,7 +104,7 @@ def label(name: str) -> str:
 
 def method(name: str) -> str:
     """The name of a method, translated."""
-    return t(METHOD_NAMES.get(name, name))
+    return label(method_label(name))
 
 
 def accent(name: str) -> str:

@@ -8,8 +8,8 @@ from app.session import session
 from app.texts import Text, t
 
 STEPS = [
-    ("transcribe", Text("Hear an accent"), Text("The same utterance by the frozen base and three adaptations of it: read what each makes of the words.")),
-    ("routing", Text("See which expert worked"), Text("Each row is an expert, each column a moment: bright cells did the work, empty ones were under their threshold.")),
+    ("transcribe", Text("Hear an accent"), Text("The same utterance by the frozen base and its adaptations: read what each makes of the words.")),
+    ("routing", Text("See which expert worked"), Text("Each row is an expert, each column a moment: the brighter, the more weight; empty cells were under their threshold.")),
     ("thresholds", Text("Move a threshold"), Text("Raise a threshold until experts fall silent, and read what happens to the words.")),
     ("correspondence", Text("Does each expert serve its accent?"), Text("Over a whole test corpus: the global router is told the accent; what did the local one learn?")),
     ("compare", Text("Is it better, and how sure are we?"), Text("Against LoRA and full fine-tuning, on the same speech, with intervals.")),

@@ -148,8 +148,8 @@ def choose_sample(sample: Sample) -> None:
 def choose_linked(clips: list[Sample], folder: Path) -> None:
     """Choose the sample that the address names, once in a session.
 
-    The layer and gate in the address are kept for the pages that show them. If the address names no
-    sample, it is `opening_sample`, by the results in the model's `folder`.
+    The adapter, layer and gate in the address are kept for the pages that show them. If the address
+    names no sample, it is `opening_sample`, by the results in the model's `folder`.
     """
     kept = session()
     if kept.link_read:
@@ -163,7 +163,7 @@ def choose_linked(clips: list[Sample], folder: Path) -> None:
         kept.notes.append(
             t("This link names the sample {name}, which this model does not have; here is another one.", name=plain(repr(wanted)))
         )
-    kept.linked = {name: st.query_params[name] for name in ("layer", "gate") if name in st.query_params}
+    kept.linked = {name: st.query_params[name] for name in ("adapter", "layer", "gate") if name in st.query_params}
 
 
 def sample_select(clips: list[Sample], label: str = "") -> None:
@@ -231,7 +231,7 @@ def chosen_utterance() -> Utterance:
 def routed_utterance(asr: ASR) -> Utterance:
     """The session's utterance on a page about routing. Without a routed model the page ends."""
     chosen = chosen_utterance()
-    if "hdmole" not in asr.methods:
+    if not asr.routed:
         st.info(t("This model has no HDMoLE adapter, so there is no routing to show or change."))
         st.stop()
     return chosen

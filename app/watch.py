@@ -37,33 +37,36 @@ def job_of(asr: ASR, chosen: Utterance) -> Job:
     return job
 
 
-def trial_of(asr: ASR, job: Job, change: dict[str, Any]) -> Trial:
-    """The job's utterance under changed routing, started unless it is among the last ones.
+def trial_of(asr: ASR, job: Job, method: str, change: dict[str, Any]) -> Trial:
+    """The job's utterance by an HDMoLE adapter under changed routing, started unless it is among the last ones.
 
     All other trials are cancelled.
     """
     kept = session()
-    key = job.utterance.key + json.dumps(change, sort_keys=True)
+    key = job.utterance.key + json.dumps([method, change], sort_keys=True)
     for other, trial in kept.trials.items():
         if other != key:
             trial.cancel()
     found = kept.trials.pop(key, None)
     if found is None or (found.cancelled and found.transcript is None and job.utterance.key != kept.stopped):
-        found = Trial(asr, job, change)
+        found = Trial(asr, job, method, change)
     kept.trials[key] = found
     for old in list(kept.trials)[:-_KEPT]:
         del kept.trials[old]
     return found
 
 
-def worth_of(asr: ASR, job: Job, stretch: int) -> Worth:
-    """What each expert was worth in a stretch of the job's utterance, started if not yet known."""
+def worth_of(asr: ASR, job: Job, method: str, stretch: int) -> Worth:
+    """What each expert of an adapter was worth in a stretch of the job's utterance.
+
+    The work is started if that is not yet known.
+    """
     kept = session()
-    key = (job.utterance.key, stretch)
+    key = (job.utterance.key, method, stretch)
     found = kept.worth.get(key)
     stopped = job.utterance.key == kept.stopped
     if found is None or (found.cancelled and found.words is None and not found.running and not stopped):
-        found = kept.worth[key] = Worth(asr, job, stretch)
+        found = kept.worth[key] = Worth(asr, job, method, stretch)
     for old in list(kept.worth)[:-_KEPT]:
         kept.worth.pop(old).cancel()
     return found

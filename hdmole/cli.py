@@ -40,7 +40,7 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 _TASK = TaskID(0)  # the one task of `_progress`
 
 Model = Annotated[str, typer.Option(help="demo, real, a model folder, or the name of a repository on the Hugging Face hub.")]
-Method = Annotated[str, typer.Option(help="base, lora, full or hdmole.")]
+Method = Annotated[str, typer.Option(help="base, lora, full, hdmole, or another adapter of the model, such as hdmole-extended.")]
 AccentOption = Annotated[str, typer.Option(help="auto, or the name of an accent to route by.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
@@ -152,6 +152,7 @@ def trace_command(
     audio: Annotated[Path, typer.Argument(help="An audio file.")],
     out: Annotated[Path, typer.Option(help="Where to write the trace, a parquet file.")],
     model: Model = "demo",
+    method: Annotated[str, typer.Option(help="An HDMoLE adapter of the model: hdmole, or hdmole-extended, say.")] = "hdmole",
     accent: AccentOption = "auto",
 ) -> None:
     """Write the routing of one recording, frame by frame and layer by layer, as a tidy table."""
@@ -163,7 +164,8 @@ def trace_command(
     asr = _load(model)
     with errors.status("Tracing ..."):
         try:
-            heard = asr.transcribe(decode(audio), "hdmole", accent, want_trace=True)
+            asr.gate(method)
+            heard = asr.transcribe(decode(audio), method, accent, want_trace=True)
             assert heard.trace is not None
             with written(out) as part:
                 heard.trace.save(part)
@@ -180,7 +182,7 @@ def evaluate(
         Path, typer.Option(help="JSON lines with audio (relative to the file), text, accent, optionally speaker.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for utterances.parquet and summary.json.")],
-    methods: Annotated[str, typer.Option(help="Comma-separated: base,lora,full,hdmole.")] = "base,lora,full,hdmole",
+    methods: Annotated[str, typer.Option(help="Comma-separated; by default all that the model has.")] = "",
     model: Model = "demo",
     accent: AccentOption = "auto",
     as_json: Json = False,
@@ -195,7 +197,7 @@ def evaluate(
     from hdmole.study.evaluate import evaluate as run
     from hdmole.study.tables import accent_table, markdown_table
 
-    chosen = [m.strip() for m in methods.split(",") if m.strip()]
+    chosen = [m.strip() for m in methods.split(",") if m.strip()] if methods else asr.methods
     with _progress("Evaluating") as bar:
 
         def report(done: int, total: int) -> None:

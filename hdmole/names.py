@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 GENERAL = "general"
-METHOD_NAMES = {"base": "Frozen base", "lora": "LoRA", "full": "Full fine-tuning", "hdmole": "HDMoLE"}
+SHARED = "shared"  # name of the shared expert, beside those of accents
+METHOD_NAMES = {
+    "base": "Frozen base",
+    "lora": "LoRA",
+    "full": "Full fine-tuning",
+    "hdmole": "HDMoLE",  # with the paper's gate
+    "hdmole-extended": "HDMoLE, extended",  # with that of `HDMoLEConfig.extended`
+}
 _SHORT = {  # parts of layer names -> what labels have instead; replaced in this order
     "base_model.model.": "",
     "multi_modal_projector.": "",
@@ -17,6 +24,11 @@ _SHORT = {  # parts of layer names -> what labels have instead; replaced in this
 }
 
 
+def method_label(name: str) -> str:
+    """A method's name as it is shown; the name itself if it is none of `METHOD_NAMES`."""
+    return METHOD_NAMES.get(name, name)
+
+
 def layer_label(name: str) -> str:
     """A layer's short name: `layers.0.q_proj` in the projector, `llm.0.q_proj` in the LLM, say."""
     for part, short in _SHORT.items():
@@ -25,7 +37,12 @@ def layer_label(name: str) -> str:
 
 
 def accent_label(name: str) -> str:
-    """An accent's name as it is shown: with capital letters and without underscores."""
+    """An accent's name as it is shown: with capital letters and without underscores.
+
+    The shared expert stands beside the accents and is named like them.
+    """
+    if name == SHARED:
+        return "Shared expert"
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 

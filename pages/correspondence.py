@@ -57,6 +57,7 @@ if summary.routing is None or not file.is_file():
     st.stop()
 
 measured = summary.routing
+shown = texts.label(summary.labels.get(measured.method or "hdmole", "HDMoLE"))
 routing = results.read_table(file)
 layers = {layer_label(name): name for name in routing.sort_values("layer_index").layer.unique()}
 
@@ -77,7 +78,7 @@ known = [
     )
     for name, label in ROUTERS.items()
 ]  # fmt: skip
-st.caption(" · ".join(known))
+st.caption(t("Routing of **{method}**", method=plain(shown)) + " · " + " · ".join(known))
 which, where = st.columns(2)
 links.set_widget(linked, "router", "router", ROUTERS, "gate")
 links.set_widget(linked, "corpus_layer", "layer", layers, None)
@@ -89,9 +90,14 @@ links.write(results=st.query_params.get("results", ""), router=str(router) if ro
 left, right = st.columns(2)
 with left:
     data = result_figures.correspondence_data(routing, str(router), layers[layer] if layer else None)
+    most = result_figures.largest_row(data)
     plots.show(
         result_figures.correspondence(data), "correspondence", data,
-        t("a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent."),
+        t(
+            "a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent. The "
+            "scale ends where one expert has all the weight of a row, {most}; shared evenly, each has {even}.",
+            most=f"{most:.2f}", even=f"{most / data.expert.nunique():.3f}",
+        ),
         "matrix",
     )  # fmt: skip
     unseen = sorted(set(routing[routing.domain == "unseen"].spoken))
@@ -139,7 +145,10 @@ if len(worth):
     st.header(t("What an expert is worth"))
     plots.show(
         result_figures.attribution(worth), "attribution", worth,
-        t("leave one expert out and score the right words again: below zero they become less likely, so the expert helped."),
+        t(
+            "leave one expert out and score the right words again: below zero they become less likely, so the expert helped. "
+            "Cells without colour are not established."
+        ),
         "worth",
     )  # fmt: skip
 per_layer = pd.DataFrame(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import links, report, results
+from app import gates, links, report, results
 from app.model import device_name, load_model
 from app.session import session
 from app.texts import t
@@ -24,15 +24,16 @@ st.caption(
     t("One HTML file with the audio, the transcripts, the figures (interactive) and the results; it opens without a network.")
 )
 chosen = chosen_utterance()
-sample_box, layer_box = st.columns([2, 1])
+sample_box, *adapter_box, layer_box = st.columns([2, 1] if len(asr.routed) < 2 else [2, 1, 1])
 with sample_box:
     sample_select(clips, t("Utterance"))
 job = heard_job(asr, chosen)
 if not job.transcripts or job.audio is None:
     st.stop()
 reference = reference_input(chosen)
+method = gates.choose_adapter(asr, *adapter_box) if asr.routed else ""
 layer = ""
-table = job.routing()
+table = job.routing(method)
 if table is not None:
     layers = figures.layer_names(table)
     links.set_once("layer", layers)
@@ -42,16 +43,18 @@ if table is not None:
         )
     )
 folder, summary = results.chosen(asr) or (Path(), None)
-links.write(sample=chosen.sample, layer=layer_label(layer), results=session().results if summary else "")
+linked = gates.linked_adapter(asr, method) if method else ""
+links.write(sample=chosen.sample, adapter=linked, layer=layer_label(layer), results=session().results if summary else "")
 about = {"model": asr.folder.name, "device": device_name(asr), "methods": ", ".join(job.methods)}
-written = report.html(job, reference, layer, summary, about)
+written = report.html(job, reference, method, layer, summary, about)
+links.show_notes()
 with st.container(horizontal=True):
     st.download_button(
         t("Report (HTML)"), written, f"{chosen.stem}-report.html", "text/html", type="primary", icon=":material/download:",
         on_click="ignore",
     )  # fmt: skip
     st.download_button(
-        t("Data (ZIP)"), lambda: report.data(job, layer, folder), f"{chosen.stem}-data.zip", "application/zip",
+        t("Data (ZIP)"), lambda: report.data(job, method, layer, folder), f"{chosen.stem}-data.zip", "application/zip",
         icon=":material/folder_zip:", on_click="ignore",
     )  # fmt: skip
 st.iframe(written, height=480, alt=t("The report"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import links, plots, texts, watch
+from app import gates, links, plots, texts, watch
 from app.cards import warn_if_outside
 from app.model import load_model
 from app.moment import choose_word, clicked_moment, remember_click, show_moment
@@ -21,24 +21,22 @@ clips = samples(asr.folder)
 choose_linked(clips, asr.folder)
 
 st.title(t("Which expert worked when"))
-st.caption(
-    t(
-        "Each layer has one expert per accent. A global router weighs them by the accent heard, a local one by each moment of sound; "
-        "an expert whose weight stays under a router's threshold is off."
-    )
-)
 chosen = routed_utterance(asr)
+explained = st.container()
 
-sample, layer_box, gate_box = st.columns([2.2, 1.2, 1.6])
+sample, *adapter_box, layer_box, gate_box = st.columns([2.2, 1.2, 1.6] if len(asr.routed) == 1 else [1.8, 1.2, 1.1, 1.5])
 with sample:
     sample_select(clips, t("Utterance"))
+method = gates.choose_adapter(asr, *adapter_box)
+config = asr.gate(method)
+explained.caption(f"**{texts.method(method)}**{t(': ')}{gates.in_words(config)}")
 job = watch.heard_job(asr, chosen)
-if "hdmole" not in job.transcripts or job.audio is None:
+if method not in job.transcripts or job.audio is None:
     st.stop()
 
-heard = job.transcripts["hdmole"]
+heard = job.transcripts[method]
 stretch = choose_stretch(job, heard)
-table, words = job.routing(stretch.number), stretch.words
+table, words = job.routing(method, stretch.number), stretch.words
 assert table is not None
 layers = figures.layer_names(table)
 links.set_once("layer", layers)
@@ -55,11 +53,11 @@ with gate_box:
         persist_state="session",
     )
 which = picked or "gate"
-links.write(sample=chosen.sample, layer=layer_label(layer), gate=which)
+links.write(sample=chosen.sample, adapter=gates.linked_adapter(asr, method), layer=layer_label(layer), gate=which)
 links.show_notes()
 warn_if_outside(job)
 
-key = f"{chosen.key}-{stretch.number}-{layer}-{which}"
+key = f"{chosen.key}-{method}-{stretch.number}-{layer}-{which}"
 choose_word(chosen.key, words)
 timed = bool(table[table.layer == layer].time.notna().all())
 moment = clicked_moment(chosen.key, words, stretch.start, stretch.end) if timed else None
@@ -74,13 +72,16 @@ if not timed:
         else t("This layer lies in the LLM: it counts tokens, those of the audio and the prompt among them, not seconds.")
     )
 data = figures.gate_data(table, layer, which)
-router = {"global_gate": "tau_global", "local_gate": "tau_local"}.get(which) if job.dynamic else None
+router = {"global_gate": "tau_global", "local_gate": "tau_local"}.get(which) if config.learned else None
 tau = float(table[table.layer == layer][router].mean()) if router else None
+most = gates.largest_weight(config, table, which)
 plots.show(
-    figures.gate_heatmap(data, which, words, span, tau), f"{chosen.stem}-{label}-{which}", data,
+    figures.gate_heatmap(data, most, which, words, span, tau), f"{chosen.stem}-{label}-{which}", data,
     t(
-        "each row is an accent's expert; bright cells are at work, empty cells are off; click one to hear it. The global router is "
-        "told the accent, so its rows match the accent by construction; only the local router can show a pattern of its own."
+        "each row is an accent's expert; the brighter a cell, the more weight it has; empty cells are off; click one to hear it. The "
+        "scale ends at {most}, all the weight for one expert; shared evenly, each has {even}. The global router is told the accent, so "
+        "its rows match the accent by construction; only the local router can show a pattern of its own.",
+        most=f"{most:.2f}", even=f"{most / config.experts:.3f}",
     ),
     f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, words) if timed else "ignore",
 )  # fmt: skip
@@ -92,8 +93,10 @@ with left:
     cut = figures.threshold_data(table, layer, at)
     when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
     plots.show(
-        figures.threshold_bars(cut, job.dynamic), f"{chosen.stem}-{label}-thresholds", cut,
-        t("each bar is the weight a router gives an expert {when}; bars that end before the dashed line are cut (hatched).", when=when),
+        figures.threshold_bars(cut, config.learned), f"{chosen.stem}-{label}-thresholds", cut,
+        t("each bar is what a router makes of an expert {when}; hatched experts are off in most moments.", when=when)
+        + (t(" The dashed line is the threshold τ.") if config.learned else "")
+        + (t(" The experts that reach it share a weight of τ: it selects, and it scales.") if config.thresholds == "dynamic" else ""),
         f"thresholds-{key}",
     )  # fmt: skip
 with right:
@@ -107,8 +110,8 @@ with right:
             st.session_state.layer = names[points[0]["y"]]
 
     plots.show(
-        figures.layer_overview(overview, which), f"{chosen.stem}-layers", overview,
-        t("a row is a layer, the encoder's side on top; bright experts did most there. Click a cell to see its layer above."),
+        figures.layer_overview(overview, most, which), f"{chosen.stem}-layers", overview,
+        t("a row is a layer, the encoder's side on top; bright experts had most weight there. Click a cell to see its layer above."),
         f"overview-{key}", on_select=choose_layer,
     )  # fmt: skip
 
@@ -136,11 +139,15 @@ elif view == "gate" and table.time.isna().all():
 elif view == "gate":
     carried = figures.word_data(table, words, which)
     plots.show(
-        figures.word_heatmap(carried), f"{chosen.stem}-words", carried,
-        t("a column is a word, a row an expert; bright experts carried the word."), f"words-{key}",
+        figures.word_heatmap(carried, most), f"{chosen.stem}-words", carried,
+        t(
+            "a column is a word, a row an expert; the brighter, the more weight it had. Weight is not use: what an expert was worth to "
+            "a word is the other view."
+        ),
+        f"words-{key}",
     )  # fmt: skip
 else:
-    asked = watch.worth_of(asr, job, stretch.number)
+    asked = watch.worth_of(asr, job, method, stretch.number)
     watch.ended(asked, 1.0)
     if asked.error:
         st.error(t(asked.error))
@@ -150,10 +157,10 @@ else:
     if asked.words:
         worth = figures.worth_data(asked.words)
         plots.show(
-            figures.word_heatmap(worth, worth=True), f"{chosen.stem}-worth", worth,
+            figures.worth_heatmap(worth), f"{chosen.stem}-worth", worth,
             t(
                 "one expert is left out at a time and the same words are scored again: brown, the word became less likely without "
-                "the expert, which so helped; purple, it became likelier."
+                "the expert, which so helped; purple, it became likelier. The full colour is half or twice as likely; pale is little."
             ),
             f"worth-{key}",
         )  # fmt: skip
@@ -168,15 +175,15 @@ beside = st.selectbox(
 )  # fmt: skip
 if beside is not None:
     other = watch.heard_job(asr, beside.utterance())
-    second = other.routing(0)
+    second = other.routing(method, 0)
     if second is not None:
         for column, name, rows, text in zip(
-            st.columns(2), (chosen.name, beside.path.name), (table, second), (heard, other.transcripts["hdmole"]), strict=True
+            st.columns(2), (chosen.name, beside.path.name), (table, second), (heard, other.transcripts[method]), strict=True
         ):
             with column:
                 st.markdown(f"**{name}**: {text.text}")
                 shown = figures.gate_data(rows, layer, which)
                 plots.show(
-                    figures.gate_heatmap(shown, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,
-                    t("the same layer and gate of both; rows are experts."), f"beside-{name}-{key}",
+                    figures.gate_heatmap(shown, most, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,
+                    t("the same layer, gate and scale of both; rows are experts."), f"beside-{name}-{key}",
                 )  # fmt: skip

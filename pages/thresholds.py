@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import links, plots, results, texts, watch
+from app import gates, links, plots, results, texts, watch
 from app.cards import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card, warn_if_outside
 from app.model import load_model
 from app.session import session
@@ -15,10 +15,19 @@ from app.texts import Text, t
 from app.utterance import choose_linked, reference_of, routed_utterance, sample_select, samples
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
-from hdmole.names import layer_label
+from hdmole.names import SHARED, layer_label
 from hdmole.speech.words import count_errors, normalise
 from hdmole.training.adapt import PLACES
 
+MEANING = {  # of a threshold, by whether the gate is the paper's
+    True: Text(
+        "As trained: {trained} on average. An expert works where its weight reaches it, and those that work share a weight of as much. "
+        "A higher threshold leaves fewer experts, with more weight: at 0.5 one at most. At 0 the router adds nothing."
+    ),
+    False: Text(
+        "As trained: {trained} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most."
+    ),
+}
 CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
 
 asr = load_model()
@@ -30,14 +39,22 @@ st.caption(
     t("Change how experts are chosen; the utterance is decoded again, next to the untouched run. The model stays as it is.")
 )
 chosen = routed_utterance(asr)
-job = watch.heard_job(asr, chosen)
-if "hdmole" not in job.transcripts:
+explained = st.container()
+controls, outcome = st.columns([1, 1.9], gap="medium")
+with controls:
+    sample_select(clips, t("Utterance"))
+    method = gates.choose_adapter(asr, st.container())
+config = asr.gate(method)
+explained.caption(f"**{texts.method(method)}**{t(': ')}{gates.in_words(config)}")
+with outcome:
+    job = watch.heard_job(asr, chosen)
+if method not in job.transcripts:
     st.stop()
 
-untouched = job.transcripts["hdmole"]
+untouched = job.transcripts[method]
 layers = {layer_label(entry["name"]): entry for entry in untouched.layers}
 experts = asr.accents[1:]
-controls, outcome = st.columns([1, 1.9], gap="medium")
+switchable = [*experts, SHARED] if config.shared_expert_rank else experts
 kept = session()
 if kept.changes_linked is None:
     kept.changes_linked, kept.changes_of = st.query_params.to_dict(), chosen.key
@@ -56,7 +73,6 @@ def number(name: str, default: float, low: float, high: float) -> float:
 
 
 with controls:
-    sample_select(clips, t("Utterance"))
     how = st.segmented_control(
         t("Experts chosen by"), list(CHOICES), default=(named("choose", list(CHOICES)) or ["dynamic"])[0], required=True,
         format_func=lambda choice: t(CHOICES[choice]), key="choose", persist_state="session",
@@ -68,18 +84,16 @@ with controls:
         for name, label in (("tau_global", t("Global threshold τ")), ("tau_local", t("Local threshold τ"))):
             trained = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
             # a value that was set stays when other layers are chosen
-            most, place = max(0.5, trained), (chosen.key, name)
+            most, place = max(0.5, trained), (chosen.key, method, name)
             value = st.slider(
                 label, 0.0, most, min(most, kept.thresholds.get(place, number(name, trained, 0, most))), 0.005, format="%.3f",
-                key=f"{name}-{chosen.key}-{'-'.join(where)}", persist_state="session", help=t(
-                    "As trained: {trained} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most.",
-                    trained=f"{trained:.3f}",
-                ),
+                key=f"{name}-{chosen.key}-{method}-{'-'.join(where)}", persist_state="session",
+                help=t(MEANING[config.thresholds == "dynamic"], trained=f"{trained:.3f}"),
             )  # fmt: skip
             kept.thresholds.pop(place, None)
             if value != trained:
                 kept.thresholds[place] = value
-                change |= {name: value} if job.dynamic else {name: value, "thresholds": "relu"}
+                change |= {name: value} if config.learned else {name: value, "thresholds": "relu"}
                 link[name] = f"{value:g}"
     else:
         change["thresholds"], link["choose"] = how, str(how)
@@ -102,8 +116,9 @@ with controls:
     picked: dict[str, list[str]] = {}
     for name, label in (("mask", t("Switch off")), ("force", t("Use only"))):
         picked[name] = st.multiselect(
-            label, experts, named(name, experts), format_func=texts.accent, placeholder=t("no expert"),
-            key=f"change_{name}", persist_state="session",
+            label, switchable, named(name, switchable), format_func=texts.accent, placeholder=t("no expert"),
+            key=f"change_{name}-{method}", persist_state="session",
+            help=t("The shared expert works in every frame, whatever the accent.") if SHARED in switchable else None,
         )  # fmt: skip
     only = st.multiselect(
         t("At layers"), list(layers), named("layers", list(layers)), placeholder=t("all"), key="change_layers",
@@ -115,14 +130,14 @@ link |= {name: value for name, value in picked.items() if value} | ({"accent": a
 if only and change:
     change["layers"] = [layers[layer]["name"] for layer in only]
     link["layers"] = only
-links.write(sample=chosen.sample, **link)
+links.write(sample=chosen.sample, adapter=gates.linked_adapter(asr, method), **link)
 
 with outcome:
     links.show_notes()
     warn_if_outside(job)
     after, reference = untouched, reference_of(chosen)
     if change:
-        trial = watch.trial_of(asr, job, change)
+        trial = watch.trial_of(asr, job, method, change)
         watch.ended(trial, 1.0)
         if trial.error:
             st.error(t(trial.error))
@@ -135,14 +150,16 @@ with outcome:
         after = trial.transcript
     st.html(
         "<div class='cards'>"
-        + method_card("hdmole", untouched, reference, title=t("As trained"))
-        + method_card("hdmole", after, reference, title=t("Changed" if change else "Changed: nothing yet"), before=untouched.text)
+        + method_card(method, untouched, reference, title=t("As trained"))
+        + method_card(method, after, reference, title=t("Changed" if change else "Changed: nothing yet"), before=untouched.text)
         + "</div>"
     )
     if reference.strip():
         st.html(f"<div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
     elif after.text != untouched.text:
         st.html(f"<div class='legend'>{t(LEGEND_CHANGE)}</div>")
+    if set(switchable) <= set(picked["mask"]) and not only:
+        st.caption(t("Every expert is off, so this is what the frozen base hears."))
     differing, _ = count_errors(normalise(untouched.text), normalise(after.text))
     active = [sum(entry["active_experts"] for entry in t.layers) / max(1, len(t.layers)) for t in (untouched, after)]
     seconds = [t.rtf * t.seconds for t in (untouched, after)]
@@ -151,7 +168,9 @@ with outcome:
     work.metric(t("Experts at work, mean"), f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
     time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
     adapted = next((place for place, names in PLACES.items() if re.search(names, untouched.layers[0]["name"])), "")
-    found = {name: results.summary_of(folder) for name, folder in results.folders(asr).items()}
+    # a comparison's curve is that of the method hdmole
+    shown = results.folders(asr) if method == "hdmole" else {}
+    found = {name: results.summary_of(folder) for name, folder in shown.items()}
     alike = {
         name: summary
         for name, summary in found.items()
@@ -175,6 +194,6 @@ with outcome:
     st.header(t("Experts at work, layer by layer"))
     data = figures.change_data(untouched.layers, after.layers)
     plots.show(
-        figures.change_dots(data, len(experts)), f"{chosen.stem}-change", data,
+        figures.change_dots(data, len(experts), method), f"{chosen.stem}-change", data,
         t("each row is a layer; the ring is the model as trained, the disc is your change."), "change",
     )  # fmt: skip

@@ -22,7 +22,12 @@ clips = samples(asr.folder)
 choose_linked(clips, asr.folder)
 
 st.title(t("What each method hears in accented speech"))
-st.caption(t("One small speech model, four times: as it was trained on general speech, and adapted to accents in three ways."))
+st.caption(
+    t(
+        "One small speech model: as it was trained on general speech, and adapted to accents in {count} ways.",
+        count=len(asr.methods) - 1,
+    )
+)
 choose_utterance(clips)
 chosen = session().utterance
 if chosen is None:
@@ -51,7 +56,7 @@ if job.transcripts:
 if job.audio is None:
     st.stop()
 
-best = job.transcripts.get("hdmole") or next(iter(job.transcripts.values()), None)
+best = next((job.transcripts[m] for m in [*asr.routed, *job.methods] if m in job.transcripts), None)
 sound, accent = st.columns([1.7, 1])
 with sound:
     st.header(t("The sound"))

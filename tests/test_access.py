@@ -208,9 +208,11 @@ def test_an_upload_cannot_name_itself_a_page(open_app: Callable[..., AppTest], t
     job = session(at).jobs[session(at).utterance.key]
     name = "data:text/html'><script>alert(1)</script>,x.wav"
     job.utterance = replace(job.utterance, name=name)
-    page = report.html(job, "", job.routing().layer.iloc[0], None, {})
+    page = report.html(job, "", "hdmole", job.routing("hdmole").layer.iloc[0], None, {})
     assert "<script>alert" not in page and "data:audio/flac;base64" in page and "data:text/html'" not in page
-    packed = zipfile.ZipFile(io.BytesIO(report.data(job, job.routing().layer.iloc[0], tiny_model / "none"))).namelist()
+    packed = zipfile.ZipFile(
+        io.BytesIO(report.data(job, "hdmole", job.routing("hdmole").layer.iloc[0], tiny_model / "none"))
+    ).namelist()
     assert not any(mark in name for name in packed for mark in "<>\\:")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import threading
 import time
 import zipfile
@@ -18,13 +19,14 @@ import pytest
 import soundfile
 from driver import assert_no_exception, session, settle, wait_until
 from streamlit.testing.v1 import AppTest
-from tiny import speech_like
+from tiny import ACCENTS, speech_like
 
 from app import plots, report, results, texts
 from app.cards import heard_html, method_card
 from app.jobs import Job, Utterance
 from app.moment import Moment, moment_of
 from app.utterance import Sample, opening_sample
+from hdmole import names
 from hdmole.speech.asr import ASR
 from hdmole.study.bootstrap import summarise
 from hdmole.study.config import known_methods
@@ -49,10 +51,11 @@ def test_a_first_visit_shows_a_sample_heard_by_every_method(open_app: Callable[.
     at = open_app()
     assert_no_exception(at)
     shown = cards(at)
-    for name in ("Frozen base", "LoRA", "Full fine-tuning", "HDMoLE"):
-        assert name in shown
-    assert shown.count("class='word") >= 4
-    assert shown.count("WER") == 4  # the sample's text is the reference
+    for name in ("Frozen base", "LoRA", "Full fine-tuning", "HDMoLE", "HDMoLE, extended"):
+        assert f">{name}<" in shown
+    assert shown.count("class='word") >= 5
+    assert shown.count("WER") == 5  # the sample's text is the reference
+    assert any("adapted to accents in 4 ways" in caption.value for caption in at.caption)
     assert at.text_input[0].value == session(at).utterance.reference != ""
     assert any("CPU" in caption.value or "NVIDIA" in caption.value for caption in at.sidebar.caption)
 
@@ -74,7 +77,7 @@ def test_an_upload_is_transcribed_and_measured_against_a_reference(open_app: Cal
     assert session(at).utterance.name == "mine.wav"
     assert "WER" not in cards(at)
     settle(at.text_input[0].set_value("Turn on the lights!").run())
-    assert cards(at).count("WER") == 4
+    assert cards(at).count("WER") == 5
     assert "sample" not in at.query_params
 
 
@@ -105,6 +108,58 @@ def test_a_bad_file_gives_a_sentence_and_what_was_there_stays(
     at.segmented_control(key="way").set_value("Sample").run()
     settle(at.selectbox(key="sample_choice").set_value("indian_1").run())
     assert "HDMoLE" in cards(at) and not at.error
+
+
+GATE_WORDS = {  # of the pages about routing, for each kind of gate
+    "hdmole": ("**HDMoLE**: ", "reaches the router's threshold τ. Those that work share a weight of τ, as in the paper."),
+    "hdmole-extended": (
+        "**HDMoLE, extended**: ",
+        "share a weight of 1",
+        "probability that the speech is accented",
+        "A shared expert",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", GATE_WORDS)
+@pytest.mark.parametrize("page", ["routing", "thresholds"])
+def test_a_page_about_routing_says_which_gate_it_shows(open_app: Callable[..., AppTest], page: str, method: str) -> None:
+    at = open_app(page, sample="indian_1", adapter=method)
+    assert_no_exception(at)
+    assert at.selectbox(key="adapter").value == method
+    assert at.selectbox(key="adapter").options == ["HDMoLE", "HDMoLE, extended"]
+    said = " ".join(caption.value for caption in at.caption)
+    for kind, words in GATE_WORDS.items():
+        assert [part in said for part in words] == [kind == method] * len(words)
+    assert at.query_params.get("adapter", ["hdmole"]) in (method, [method])
+    other = next(kind for kind in GATE_WORDS if kind != method)
+    settle(at.selectbox(key="adapter").set_value(other).run())
+    assert_no_exception(at)
+    assert GATE_WORDS[other][0] in " ".join(caption.value for caption in at.caption)
+    settle(at.switch_page("../pages/report.py").run())
+    assert_no_exception(at)
+    assert at.selectbox(key="adapter").value == other  # the choice stays
+
+
+def test_a_link_to_an_adapter_that_is_not_there_says_so(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("thresholds", sample="indian_1", adapter="top1")
+    assert_no_exception(at)
+    assert any("top1" in warning.value and "hdmole-extended" in warning.value for warning in at.warning)
+    assert at.selectbox(key="adapter").value == "hdmole" and "adapter" not in at.query_params
+
+
+def test_a_model_with_one_adapter_offers_no_choice_of_it(
+    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    shutil.rmtree(folder / "adapters" / "hdmole")
+    monkeypatch.setenv("HDMOLE_MODEL", str(folder))
+    for page in ("routing", "thresholds", "report"):
+        at = open_app(page, sample="indian_1")
+        assert_no_exception(at)
+        assert "adapter" not in [box.key for box in at.selectbox]
+        if page != "report":
+            assert GATE_WORDS["hdmole-extended"][0] in " ".join(caption.value for caption in at.caption)
 
 
 def test_routing_opens_from_a_deep_link(open_app: Callable[..., AppTest]) -> None:
@@ -150,21 +205,27 @@ def test_two_sessions_do_not_see_each_others_utterances(open_app: Callable[..., 
     assert not set(session(one).jobs) & set(session(two).jobs)
 
 
-def test_a_change_of_routing_is_heard_next_to_the_untouched_run(open_app: Callable[..., AppTest]) -> None:
-    at = open_app("thresholds", sample="indian_1")
+@pytest.mark.parametrize(("method", "experts"), [("hdmole", ACCENTS), ("hdmole-extended", [*ACCENTS, "shared"])])
+def test_a_change_of_routing_is_heard_next_to_the_untouched_run(
+    open_app: Callable[..., AppTest], method: str, experts: list[str]
+) -> None:
+    at = open_app("thresholds", sample="indian_1", adapter=method)
     assert_no_exception(at)
     key = session(at).utterance.key
-    untouched = session(at).jobs[key].transcripts["hdmole"]
+    untouched = session(at).jobs[key].transcripts[method]
+    mask = f"change_mask-{method}"
+    assert at.multiselect(key=mask).options == [names.accent_label(expert) for expert in experts]
     assert at.metric[0].value == "0"  # nothing changed, so nothing differs
     assert cards(at).count("HDMoLE") == 0 and "As trained" in cards(at)
-    settle(at.multiselect(key="change_mask").set_value(["indian", "german", "scottish"]).run())
+    settle(at.multiselect(key=mask).set_value(experts).run())
     assert_no_exception(at)
     assert at.metric[1].value == "0.00"  # every expert is off
-    assert at.query_params["mask"] == "indian,german,scottish"
+    assert at.query_params["mask"] == ",".join(experts)
+    assert any("this is what the frozen base hears" in caption.value for caption in at.caption)
     again = next(reversed(session(at).trials.values())).transcript
     assert again.text == session(at).jobs[key].transcripts["base"].text != ""
-    assert session(at).jobs[key].transcripts["hdmole"] is untouched
-    settle(at.multiselect(key="change_mask").set_value([]).run())
+    assert session(at).jobs[key].transcripts[method] is untouched
+    settle(at.multiselect(key=mask).set_value([]).run())
     settle(at.slider[0].set_value(0.5).run())
     settle(at.slider[1].set_value(0.5).run())
     trained = sum(layer["active_experts"] for layer in untouched.layers) / len(untouched.layers)
@@ -180,8 +241,8 @@ def test_a_link_restores_a_change_of_routing(open_app: Callable[..., AppTest]) -
     assert (at.slider(key="k").value, at.selectbox(key="change_accent").value) == (1, "german")
     job, trial = session(at).jobs[session(at).utterance.key], next(iter(session(at).trials.values()))
     changed = next(entry for entry in trial.transcript.layers if entry["name"].endswith("linear_1"))
-    # each router chooses one expert, with a weight of 1; the global one is told that it is the German one
-    assert sum(changed["gate"].values()) == pytest.approx(2, abs=1e-3) and changed["gate"]["german"] >= 1
+    # each router chooses one expert, with the weight of its threshold, 1/3; the global one is told that it is the German one
+    assert sum(changed["gate"].values()) == pytest.approx(2 / 3, abs=1e-3) and changed["gate"]["german"] >= 0.333
     change = {"thresholds": "top_k", "top_k": 1, "accent": "german", "layers": [changed["name"]]}
     asr = ASR.load(os.environ["HDMOLE_MODEL"])
     assert trial.transcript.layers == asr.transcribe(job.audio, intervention=change, encoded=job.encoded).layers
@@ -313,7 +374,7 @@ def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[...
     job.wait(120)
     assert len(job.segments) > 5 and job.segments[-1][1] == pytest.approx(47.0)
     for number, (start, end) in enumerate(job.segments):
-        table = job.routing(number)
+        table = job.routing("hdmole", number)
         assert table is not None and table.time.between(start - 0.081, end).all()  # with the quiet put before it
     session(at).utterance = job.utterance
     session(at).jobs = {job.utterance.key: job}
@@ -347,18 +408,24 @@ def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[...
     assert_no_exception(at)
     job = session(at).jobs[session(at).utterance.key]
     summary = load(tiny_model / "results")
-    layer = job.routing().layer.iloc[0]
-    page = report.html(job, "play <b>some</b> jazz", layer, summary, {"model": "tiny"})
+    layer = job.routing("hdmole").layer.iloc[0]
+    page = report.html(job, "play <b>some</b> jazz", "hdmole", layer, summary, {"model": "tiny"})
     body = page[page.index("<body>") :]
     assert "<b>some</b>" not in body and "data:audio" in body and summary.provenance.commit in body
     assert body.count('class="plotly-graph-div"') == 8
+    assert "<b>Routing of HDMoLE.</b>" in body and "share a weight of τ" in body
+    ours = report.html(job, "", "hdmole-extended", layer, None, {})
+    assert "<b>Routing of HDMoLE, extended.</b>" in ours and "share a weight of 1" in ours
     assert not re.search(r"(src|href)=['\"]https?:", body)
     variants = str(ROOT / "assets" / "results" / "variants")
     linked = open_app("report", sample="indian_1", results=variants)  # any results folder, which the address keeps
     assert_no_exception(linked)
     assert linked.query_params["results"] == variants and linked.query_params["sample"] == "indian_1"
-    packed = zipfile.ZipFile(io.BytesIO(report.data(job, layer, tiny_model / "results")))
-    assert {"transcripts.json", "routing.parquet", "figures/gates.csv", "results/summary.json"} <= set(packed.namelist())
+    packed = zipfile.ZipFile(io.BytesIO(report.data(job, "hdmole", layer, tiny_model / "results")))
+    assert {
+        *("transcripts.json", "routing/hdmole.parquet", "routing/hdmole-extended.parquet", "figures/gates.csv"),
+        "results/summary.json",
+    } <= set(packed.namelist())
 
 
 def test_correspondence_says_where_results_without_routing_fall_short(open_app: Callable[..., AppTest]) -> None:
@@ -417,7 +484,7 @@ def test_without_a_model_the_app_says_what_to_do(tmp_path: Path, monkeypatch: py
 class SlowASR:
     """Stands for a model whose every method takes a while, and one of which fails."""
 
-    methods = ("base", "lora", "full", "hdmole")
+    methods, routed = ("base", "lora", "full", "hdmole"), ["hdmole"]
 
     def __init__(self, fails: str = "") -> None:
         self.fails = fails

@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
-from tiny import ACCENTS, speech_like
+from tiny import ACCENTS, METHODS, speech_like
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +45,7 @@ def asr(tiny_model: Path) -> ASR:
 
 
 def test_every_method_transcribes_and_the_json_has_every_key(asr: ASR) -> None:
-    assert asr.methods == ["base", "lora", "full", "hdmole"]
+    assert asr.methods == METHODS and asr.routed == ["hdmole", "hdmole-extended"]
     for method in asr.methods:
         values = json.loads(json.dumps(asr.transcribe(speech_like(2.5), method).to_dict()))
         assert {"text", "words", "accent", "in_domain", "seconds", "rtf", "layers"} <= set(values)
@@ -55,7 +55,7 @@ def test_every_method_transcribes_and_the_json_has_every_key(asr: ASR) -> None:
         starts = [w["start"] for w in values["words"]]
         assert starts == sorted(starts) and all(0 <= w["start"] <= w["end"] <= 2.5 for w in values["words"])
         assert all(0 <= w["confidence"] <= 1 for w in values["words"])
-        assert bool(values["layers"]) == (method == "hdmole")
+        assert bool(values["layers"]) == (method in asr.routed)
 
 
 def test_layers_of_the_json_agree_with_the_trace(asr: ASR) -> None:
@@ -80,7 +80,60 @@ def test_methods_do_not_touch_each_other(asr: ASR) -> None:
 
 
 def test_accent_general_gives_the_base(asr: ASR) -> None:
-    assert asr.transcribe(speech_like(2.0), "hdmole", "general").text == asr.transcribe(speech_like(2.0), "base").text
+    """With a general class. The paper's gate has none: its local router works for general speech, too."""
+    base = asr.transcribe(speech_like(2.0), "base").text
+    assert asr.transcribe(speech_like(2.0), "hdmole-extended", "general").text == base
+    assert asr.transcribe(speech_like(2.0), "hdmole", "general").text != base
+
+
+def test_each_adapter_is_routed_by_its_own_recogniser_and_gate(asr: ASR) -> None:
+    segment = asr.segment(speech_like(2.0))[0]
+    paper, ours = (asr.transcribe(speech_like(2.0), method, want_trace=True) for method in asr.routed)
+    for method, heard in zip(asr.routed, (paper, ours), strict=True):
+        assert list(heard.accent.values()) == pytest.approx(segment.posterior_of(method).tolist(), abs=1e-4)
+    assert paper.accent != ours.accent and segment.posterior is segment.posteriors["hdmole"]
+    assert paper.trace is not None and ours.trace is not None
+    table = paper.trace.to_frame()
+    sums = table.groupby(["layer", "frame"]).agg(
+        {"global_gate": "sum", "local_gate": "sum", "tau_global": "first", "tau_local": "first"}
+    )
+    np.testing.assert_allclose(sums.global_gate, sums.tau_global.where(sums.global_gate != 0, 0), rtol=1e-5)
+    np.testing.assert_allclose(sums.local_gate, sums.tau_local.where(sums.local_gate != 0, 0), rtol=1e-5)
+    frames = ours.trace.to_frame().groupby(["layer", "frame"]).global_gate.sum()
+    assert set(frames.round(4)) == {1.0}  # ours share a weight of 1
+    assert asr.gate("hdmole").thresholds == "dynamic" and asr.gate("hdmole-extended").thresholds == "relu"
+    with pytest.raises(ModelError, match="'lora' is no HDMoLE adapter"):
+        asr.gate("lora")
+
+
+@pytest.mark.parametrize("method", ["hdmole", "hdmole-extended"])
+def test_without_its_experts_an_adapter_hears_what_the_base_hears(asr: ASR, method: str) -> None:
+    """To the last bit of the log-probabilities; and of ours, not before the shared expert is off as well."""
+    segments = asr.segment(speech_like(2.0))
+    base = asr.decode_batch(segments, "base")[0]
+    shared = ["shared"] if asr.gate(method).shared_expert_rank else []
+    assert bool(shared) == (method == "hdmole-extended")
+    with intervene(asr.models[method], mask=[*ACCENTS, *shared]):
+        assert asr.decode_batch(segments, method)[0] == base
+    if shared:
+        with intervene(asr.models[method], mask=ACCENTS):
+            assert asr.decode_batch(segments, method)[0].log_probs != base.log_probs
+    worth = asr.attribution(segments[0], method=method)
+    assert worth and all(list(word["change"]) == [*ACCENTS, *shared] for word in worth)
+
+
+def test_any_adapter_in_the_folder_is_a_method(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    shutil.copytree(folder / "adapters" / "lora", folder / "adapters" / "a_lora_of_mine")
+    (folder / "adapters" / ".cache").mkdir()
+    asr = ASR.load(folder)
+    assert asr.methods == [*METHODS, "a_lora_of_mine"] and asr.routed == ["hdmole", "hdmole-extended"]
+    assert asr.transcribe(speech_like(2.0), "a_lora_of_mine").text == asr.transcribe(speech_like(2.0), "lora").text
+    described = folder / "adapters" / "hdmole" / "adapter_config.json"
+    other = json.loads(described.read_text().replace("scottish", "welsh"))
+    described.write_text(json.dumps(other))
+    with pytest.raises(ModelError, match="experts of different accents"):
+        ASR.load(folder)
 
 
 def test_a_batch_gives_what_each_gives_alone(asr: ASR) -> None:
@@ -191,7 +244,7 @@ def test_every_method_in_the_encoder(tiny_model: Path, tmp_path: Path) -> None:
     masked = asr.transcribe(speech_like(2.0), intervention={"mask": ACCENTS})
     assert masked.text == asr.transcribe(speech_like(2.0), "base").text
     assert all(entry["active_experts"] == 0 for entry in masked.layers)
-    attribution_is_the_change(asr, asr.segment(speech_like(2.0))[0])
+    attribution_is_the_change(asr, asr.segment(speech_like(2.0))[0], "hdmole")
 
 
 def test_an_hdmole_adapter_without_recogniser_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -427,7 +480,7 @@ def test_interventions_reach_the_model_for_one_call(asr: ASR) -> None:
 
 
 def test_wrong_names_are_plain_sentences(asr: ASR, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="it has base, lora, full, hdmole"):
+    with pytest.raises(ModelError, match="it has base, lora, full, hdmole, hdmole-extended"):
         asr.transcribe(speech_like(1.0), "magic")
     with pytest.raises(ModelError, match="give auto or one of general, indian"):
         asr.transcribe(speech_like(1.0), "hdmole", "martian")
@@ -451,29 +504,32 @@ def test_a_damaged_model_is_a_plain_sentence(tiny_model: Path, tmp_path: Path) -
         assert "\n" not in str(caught.value)
 
 
-def attribution_is_the_change(asr: ASR, segment: Encoded) -> None:
+def attribution_is_the_change(asr: ASR, segment: Encoded, method: str) -> None:
     """Against the log-probabilities that greedy decoding gave and those of the same tokens with an expert masked."""
-    result, model = asr.decode_batch([segment], "hdmole")[0], asr.models["hdmole"]
-    worth, posterior = asr.attribution(segment), segment.posterior[None]
+    result, model = asr.decode_batch([segment], method)[0], asr.models[method]
+    worth, posterior = asr.attribution(segment, method=method), segment.posterior_of(method)[None]
     labels, special = torch.tensor([result.ids]), set(asr.tokenizer.all_special_ids)
     text = [k for k, token in enumerate(result.ids) if token not in special]
     whole, largest = sum(result.log_probs[k] for k in text), 0.0
-    for expert in asr.accents[1:]:
+    for expert in [*asr.accents[1:], *(["shared"] if asr.gate(method).shared_expert_rank else [])]:
         with torch.no_grad(), route(posterior), intervene(model, mask=[expert]):
-            (states,) = asr._states([segment], "hdmole", posterior)
+            (states,) = asr._states([segment], method, posterior)
             out = model(encoder_states=states[None], encoder_mask=torch.ones(1, len(states), dtype=torch.bool), labels=labels)
         log_probs = out.logits[0, -len(result.ids) - 1 : -1].log_softmax(-1)
         without = sum(float(log_probs[k, result.ids[k]]) for k in text)
         assert sum(word["change"][expert] for word in worth) == pytest.approx(without - whole, abs=2e-3)
         largest = max(largest, abs(without - whole))
     assert largest > 0.02  # far enough from zero for its sign to count
-    assert [word["word"] for word in worth] == [word.word for word in asr.transcribe(segment.samples, encoded=[segment]).words]
+    assert [word["word"] for word in worth] == [
+        word.word for word in asr.transcribe(segment.samples, method, encoded=[segment]).words
+    ]
 
 
 def test_attribution_in_words_is_the_change_of_their_log_probability(asr: ASR) -> None:
     segment = asr.segment(speech_like(3.0, 2))[0]
-    attribution_is_the_change(asr, segment)
-    general = asr.attribution(segment, "general")
+    for method in asr.routed:
+        attribution_is_the_change(asr, segment, method)
+    general = asr.attribution(segment, "general", "hdmole-extended")
     assert all(c == 0 for w in general for c in w["change"].values())  # nothing works there, so nothing is missed
 
 

@@ -47,11 +47,11 @@ def test_a_file_can_be_uploaded(page: Page, app_url: str, tmp_path: Path) -> Non
     audio = tmp_path / "mine.flac"
     soundfile.write(audio, speech_like(1.5, 5), 44_100)
     page.goto(f"{app_url}/transcribe")
-    expect(page.locator(".card")).to_have_count(4)
+    expect(page.locator(".card")).to_have_count(5)
     page.get_by_text("Upload", exact=True).click()
     page.locator("input[type=file]").set_input_files(audio)
     expect(page.get_by_label("What was said").first).to_have_value("")
-    expect(page.locator(".card .heard")).to_have_count(4)
+    expect(page.locator(".card .heard")).to_have_count(5)
     expect(page.get_by_text("Transcripts (JSON)")).to_be_visible()
     with page.expect_download() as download:
         page.get_by_text("Transcripts (JSON)").click()
@@ -61,13 +61,13 @@ def test_a_file_can_be_uploaded(page: Page, app_url: str, tmp_path: Path) -> Non
 
 def test_speech_can_be_recorded(page: Page, app_url: str) -> None:
     page.goto(f"{app_url}/transcribe")
-    expect(page.locator(".card")).to_have_count(4)
+    expect(page.locator(".card")).to_have_count(5)
     page.get_by_text("Microphone", exact=True).click()
     page.get_by_role("button", name="Record").click()
     page.wait_for_timeout(2_000)
     page.get_by_role("button", name=re.compile("Stop")).click()
     expect(page.get_by_label("What was said").first).to_have_value("")
-    expect(page.locator(".card .heard")).to_have_count(4)
+    expect(page.locator(".card .heard")).to_have_count(5)
     expect(page.get_by_text("Transcripts (JSON)")).to_be_visible()
     expect(page.locator(".stAlert", has_text="failed")).to_have_count(0)
 

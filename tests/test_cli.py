@@ -20,7 +20,7 @@ import soundfile
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
-from tiny import ACCENTS, speech_like
+from tiny import ACCENTS, METHODS, speech_like
 from typer.testing import CliRunner
 
 import hdmole.cli
@@ -237,7 +237,7 @@ def test_verdicts_are_judged_anew_from_the_utterances(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--methods", ","], "No method is given; this model has base, lora, full, hdmole."),
+        (["--methods", ","], "No method is given; this model has base, lora, full, hdmole, hdmole-extended."),
         (["--methods", "base,magic"], "This model has no method 'magic'"),
         (["--methods", "base", "--accent", "martian"], "There is no accent 'martian'"),
     ],
@@ -288,7 +288,7 @@ def test_bench_times_everything_side_by_side(tiny_model: Path) -> None:
     status, output = run_here("bench", "--model", tiny_model, "--rounds", 1, "--json")
     assert status == 0
     found = json.loads(output[output.index("{") :])
-    assert set(found["transcription"]) == {"base", "lora", "full", "hdmole", "hdmole, traced"}
+    assert set(found["transcription"]) == {*METHODS, "hdmole, traced", "hdmole-extended, traced"}
     assert set(found["layer"]) == {"frozen linear", "LoRA", "HDMoLE", "HDMoLE, loop over experts"}
     for times in (found["layer"], found["transcription"]):
         first = next(iter(times.values()))["seconds"]

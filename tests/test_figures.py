@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
+from torch import Tensor
 
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
+from hdmole.method.gate import dynamic, relu
 from hdmole.study.results import (
     Attribution,
     Difference,
@@ -78,13 +81,13 @@ def test_colours_stay_with_their_accent_and_differ() -> None:
 
 @pytest.mark.parametrize("colours", [figures.METHOD_COLOURS, figures.accent_colours(ACCENTS)], ids=["methods", "accents"])
 def test_colours_differ_for_those_who_do_not_see_green(colours: dict[str, str]) -> None:
-    seen = [without_green(colour) ** (1 / 2.2) for colour in colours.values()]
+    seen = [without_green(colour) ** (1 / 2.2) for colour in dict.fromkeys(colours.values())]
     assert min(np.abs(a - b).max() for a, b in combinations(seen, 2)) > 0.07  # of 1
 
 
 def test_gate_heatmap_shows_the_gates_and_leaves_experts_that_are_off_empty() -> None:
     data = figures.gate_data(table(), LAYERS[1])
-    figure = figures.gate_heatmap(data)
+    figure = figures.gate_heatmap(data, 2.0)
     shown = heatmap(figure)
     values = data.pivot(index="expert", columns="time", values="gate").to_numpy()
     assert list(shown.y) == ACCENTS
@@ -93,11 +96,42 @@ def test_gate_heatmap_shows_the_gates_and_leaves_experts_that_are_off_empty() ->
     np.testing.assert_allclose(shown.x, (np.arange(10) + 0.5) * STEP)  # middles of the frames
     assert "(s)" in figure.layout.xaxis.title.text
     assert shown.colorbar.title.text == "gate"
-    assert heatmap(figures.gate_heatmap(data, tau=0.08)).meta == {"tau": "0.080"}
+    assert heatmap(figures.gate_heatmap(data, 2.0, tau=0.08)).meta == {"tau": "0.080"}
+
+
+def test_a_gates_scale_is_that_of_the_gate_and_not_of_its_values() -> None:
+    """Weights that hardly differ look alike, and figures of two utterances can be compared."""
+    rows = table()
+    even = rows.assign(gate=np.where(rows.expert == 3, 0.14, 0.12))
+    words = [Word("set", 0.0, 0.4)]
+    for figure in (
+        figures.gate_heatmap(figures.gate_data(even, LAYERS[0]), 2.0),
+        figures.gate_heatmap(figures.gate_data(rows, LAYERS[0]), 2.0),
+        figures.word_heatmap(figures.word_data(even, words), 2.0),
+        figures.layer_overview(figures.overview_data(even), 2.0),
+    ):
+        shown = heatmap(figure)
+        assert (shown.zmin, shown.zmax) == (0, 2) and shown.colorscale == heatmap(
+            figures.layer_overview(figures.overview_data(rows), 2.0)
+        ).colorscale
+    worth = pd.DataFrame([dict(position=0, word="set", start=0.0, end=0.4, expert=0, accent="indian", value=-0.01)])
+    shown = heatmap(figures.worth_heatmap(worth))
+    assert (shown.zmin, shown.zmax) == pytest.approx((-0.693147, 0.693147))  # half and twice as likely, in nats
+
+
+def test_experts_of_negative_weight_are_drawn() -> None:
+    rows = table()
+    rows["gate"] = np.where(rows.expert == 0, -0.1, 0.0)
+    shown = heatmap(figures.gate_heatmap(figures.gate_data(rows, LAYERS[0]), 2.0))
+    assert not np.isnan(shown.z[0]).any() and np.isnan(shown.z[1:]).all()
+    assert set(figures.threshold_data(rows.assign(global_gate=rows.gate), LAYERS[0]).query("router == 'global'").share_on) == {
+        0,
+        1,
+    }
 
 
 def test_gate_heatmap_has_a_mark_that_can_be_clicked_on_every_cell() -> None:
-    marks = figures.gate_heatmap(figures.gate_data(table(), LAYERS[0])).data[1]
+    marks = figures.gate_heatmap(figures.gate_data(table(), LAYERS[0]), 2.0).data[1]
     assert marks.type == "scatter" and marks.marker.opacity == 0
     assert len(marks.x) == len(marks.y) == 10 * len(ACCENTS)
     assert marks.hoverinfo != "skip"  # which would take the clicks away
@@ -105,7 +139,7 @@ def test_gate_heatmap_has_a_mark_that_can_be_clicked_on_every_cell() -> None:
 
 def test_words_stand_over_their_own_time() -> None:
     words = [Word("set", 0.0, 0.2), Word("<alarm>", 0.3, 0.7)]
-    figure = figures.gate_heatmap(figures.gate_data(table(), LAYERS[0]), "gate", words)
+    figure = figures.gate_heatmap(figures.gate_data(table(), LAYERS[0]), 2.0, "gate", words)
     axis = figure.layout.xaxis9
     assert axis.side == "top" and axis.matches == "x"
     assert list(axis.ticktext) == ["set", "&lt;alarm&gt;"]
@@ -122,15 +156,15 @@ def test_names_of_short_words_do_not_stand_on_each_other() -> None:
 
 def test_a_moment_is_framed_on_any_colour() -> None:
     data = figures.gate_data(table(), LAYERS[0])
-    frames = figures.gate_heatmap(data, span=(0.2, 0.4)).layout.shapes
+    frames = figures.gate_heatmap(data, 2.0, span=(0.2, 0.4)).layout.shapes
     assert {(frame.x0, frame.x1) for frame in frames} == {(0.2, 0.4)}
     assert len({frame.line.color for frame in frames}) == 2
-    assert not figures.gate_heatmap(data).layout.shapes
+    assert not figures.gate_heatmap(data, 2.0).layout.shapes
 
 
 def test_long_audio_is_averaged_and_short_audio_is_not() -> None:
     data = figures.gate_data(table(frames=2 * figures.MAX_COLUMNS), LAYERS[0], "local_probability")
-    shown = heatmap(figures.gate_heatmap(data, "local_probability"))
+    shown = heatmap(figures.gate_heatmap(data, 1.0, "local_probability"))
     assert shown.z.shape == (len(ACCENTS), figures.MAX_COLUMNS) and shown.z.dtype == np.float32
     exact = data.pivot(index="expert", columns="time", values="local_probability").to_numpy()
     np.testing.assert_allclose(shown.z[:, 0], exact[:, :2].mean(1), rtol=1e-5)
@@ -138,7 +172,7 @@ def test_long_audio_is_averaged_and_short_audio_is_not() -> None:
 
 
 def test_without_times_the_axis_counts_positions() -> None:
-    figure = figures.gate_heatmap(figures.gate_data(table(timed=False), LAYERS[0]), words=[Word("set", 0.0, 0.2)])
+    figure = figures.gate_heatmap(figures.gate_data(table(timed=False), LAYERS[0]), 2.0, words=[Word("set", 0.0, 0.2)])
     assert figure.layout.xaxis.title.text == "position"
     assert "xaxis9" not in figure.to_dict()["layout"]
 
@@ -193,7 +227,7 @@ def test_thresholds_at_one_moment_are_that_frames() -> None:
 
 def test_the_middle_of_a_cell_lies_in_its_own_frame_only() -> None:
     rows = table()
-    middles = heatmap(figures.gate_heatmap(figures.gate_data(rows, LAYERS[0]))).x  # where a click says it was
+    middles = heatmap(figures.gate_heatmap(figures.gate_data(rows, LAYERS[0]), 2.0)).x  # where a click says it was
     for frame, middle in enumerate(middles):
         assert set(figures.frame_at(rows, float(middle)).frame) == {frame}
     assert set(figures.frame_at(rows, -1.0).frame) == {0} and set(figures.frame_at(rows, 99.0).frame) == {9}
@@ -202,17 +236,36 @@ def test_the_middle_of_a_cell_lies_in_its_own_frame_only() -> None:
 def test_an_adapter_without_thresholds_shows_none() -> None:
     rows = table()
     rows["global_gate"] = (rows.expert == 1).astype(float)  # top-1, which neither weights nor thresholds tell
-    figure = figures.threshold_bars(figures.threshold_data(rows, LAYERS[0]), dynamic=False)
+    figure = figures.threshold_bars(figures.threshold_data(rows, LAYERS[0]), learned=False)
     assert list(figure.data[0].marker.pattern.shape) == ["" if k == 1 else "/" for k in range(len(figure.data[0].y))]
     assert not figure.layout.shapes and [note.text for note in figure.layout.annotations] == ["Global", "Local"]
 
 
-def test_bars_under_their_threshold_are_hatched() -> None:
-    data = figures.threshold_data(table(), LAYERS[0])
-    for bar, router in zip(figures.threshold_bars(data).data, ("global", "local"), strict=True):
-        rows = data[data.router == router].sort_values("expert")
-        np.testing.assert_allclose(bar.x, rows.weight)
-        assert [shape == "" for shape in bar.marker.pattern.shape] == list(rows.weight > rows.threshold)
+@pytest.mark.parametrize(("select", "ties"), [(dynamic, True), (relu, False)], ids=["the paper's", "ours"])
+def test_bars_of_experts_that_are_off_are_hatched(select: Callable[[Tensor, float], Tensor], ties: bool) -> None:
+    """An expert exactly at the threshold is on in the paper's gate, and off in ours."""
+    weights = torch.tensor([0.25, 0.125, 0.125, 0.125, 0.125, 0.125, 0.0625, 0.0625])
+    rows = table()
+    rows["local_probability"] = weights.numpy()[rows.expert]
+    rows["posterior"] = 0.5 * rows.local_probability  # half of the utterance is accented
+    gate = select(weights, 0.125).numpy()[rows.expert]
+    rows = rows.assign(global_gate=gate, local_gate=gate, tau_global=0.125, tau_local=0.125)
+    data = figures.threshold_data(rows, LAYERS[0])
+    figure = figures.threshold_bars(data)
+    for bar, router in zip(figure.data, ("global", "local"), strict=True):
+        np.testing.assert_allclose(bar.x, weights)
+        full = [shape == "" for shape in bar.marker.pattern.shape]
+        assert full == [True, *[ties] * 5, False, False], router
+    assert {line.x0 for line in figure.layout.shapes} == {0.125}
+    assert figure.layout.xaxis.range == figure.layout.xaxis2.range == (0, 1)
+
+
+def test_an_expert_that_is_on_half_of_the_time_is_drawn_full() -> None:
+    rows = table()
+    on = (rows.expert == 0) & (rows.frame < 5) | (rows.expert == 1) & (rows.frame < 4)
+    data = figures.threshold_data(rows.assign(local_gate=np.where(on, 0.3, 0.0)), LAYERS[0])
+    local = figures.threshold_bars(data).data[1]
+    assert [shape == "" for shape in local.marker.pattern.shape] == [True] + [False] * 7
 
 
 def test_an_utterance_of_the_general_domain_has_no_accent_shares() -> None:
@@ -222,7 +275,7 @@ def test_an_utterance_of_the_general_domain_has_no_accent_shares() -> None:
 
 def test_layer_overview_shows_mean_gates() -> None:
     rows = table()
-    shown = heatmap(figures.layer_overview(figures.overview_data(rows)))
+    shown = heatmap(figures.layer_overview(figures.overview_data(rows), 2.0))
     expected = rows.groupby(["layer_index", "expert"]).gate.mean().unstack().to_numpy()
     np.testing.assert_allclose(shown.z, expected, rtol=1e-5)
     assert list(shown.x) == ACCENTS
@@ -404,11 +457,33 @@ def test_intervals_and_accents_without_an_expert_show_on_light_and_on_dark() -> 
     assert len({(mark.color, mark.symbol) for mark in marks}) == 12
 
 
+def test_a_matrix_of_even_weights_looks_even() -> None:
+    """Its scale ends where one expert would have all the weight of a row, whatever the gate."""
+    even = pd.DataFrame(
+        [dict(spoken=s, accent=a, weight=w) for s in "ab" for a, w in zip("abcd", (0.13, 0.12, 0.12, 0.12), strict=True)]
+    )
+    shown = heatmap(result_figures.correspondence(even))
+    assert (shown.zmin, shown.zmax) == (0, pytest.approx(0.49)) and [list(line) for line in shown.text] == [
+        [".130", ".120", ".120", ".120"]
+    ] * 2
+    unheard = pd.concat([even, even[:4].assign(spoken="c", weight=0.01)])
+    assert heatmap(result_figures.correspondence(unheard)).zmax == pytest.approx(0.49)  # one scale for all rows
+
+
+def test_changes_that_are_not_established_have_no_colour() -> None:
+    cells = [("a", -0.2, -0.3, -0.1), ("b", -0.2, -0.5, 0.1), ("c", 0.05, 0.01, 0.09), ("d", 0.05, 0.0, 0.1)]
+    data = pd.DataFrame([dict(spoken="a", accent=accent, change=c, low=low, high=high) for accent, c, low, high in cells])
+    shown = heatmap(result_figures.attribution(data))
+    np.testing.assert_allclose(shown.z, [[-0.2, 0, 0.05, 0]], rtol=1e-6)
+    np.testing.assert_allclose(shown.customdata, [[-0.2, -0.2, 0.05, 0.05]], rtol=1e-6)
+    assert [list(line) for line in shown.text] == [["-.20", "-.20", ".05", ".05"]] and "%{customdata:+.3f}" in shown.hovertemplate
+
+
 def test_numbers_in_matrices_can_be_read_in_narrow_cells() -> None:
     weights = pd.DataFrame(dict(spoken=["a", "a"], accent=["x", "y"], weight=[0.123, 1.031]))
     shown = heatmap(result_figures.correspondence(weights))
     assert [list(line) for line in shown.text] == [[".12", "1.0"]] and shown.textfont.size >= 9
-    changes = pd.DataFrame(dict(spoken=["a", "a"], accent=["x", "y"], change=[-0.241, -0.001]))
+    changes = pd.DataFrame(dict(spoken=["a", "a"], accent=["x", "y"], change=[-0.241, -0.001], low=-0.3, high=0.1))
     shown = heatmap(result_figures.attribution(changes))
     assert [list(line) for line in shown.text] == [["-.24", ".00"]] and shown.textfont.size >= 9
 

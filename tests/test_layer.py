@@ -62,6 +62,7 @@ def close(got: Tensor, *expected: Any) -> None:
 
 
 BOTH = [0.8 * (g + x) for g, x in zip(G, L, strict=True)]
+SHARED = [0.8, 1.6]  # the shared expert: 0.5 * m * 3 times 1 and 2, over 1.5
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ BOTH = [0.8 * (g + x) for g, x in zip(G, L, strict=True)]
         ({"thresholds": "top_k", "top_k": 1}, [1.6, 0.0]),
         ({"thresholds": "top_p", "top_p": 0.7}, [1.6, 0.0]),
         ({"thresholds": "top_p", "top_p": 0.8}, [1.2, 0.4]),
-        ({"shared_expert_rank": 1}, [BOTH[0] + 0.8, BOTH[1] + 1.6]),  # 0.5 * m * 3 times 1 and 2, over 1.5
+        ({"shared_expert_rank": 1}, [BOTH[0] + SHARED[0], BOTH[1] + SHARED[1]]),
     ],
 )  # fmt: skip
 def test_each_switch_by_hand(switches: dict[str, Any], gate: list[float]) -> None:
@@ -252,6 +253,30 @@ def test_forced_experts_share_what_a_full_gate_has(switches: dict[str, Any], mos
     model = model_of(**switches)
     with intervene(model, force=["a", "b"]):
         close(added(model), [[most / 2, most / 2]])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"mask": ["shared"]}, BOTH),
+        ({"mask": ["b", "shared"]}, [BOTH[0], 0.0]),
+        ({"mask": ["a", "b"]}, SHARED),
+        ({"mask": ["a", "b", "shared"]}, [0.0, 0.0]),
+        ({"force": ["a"]}, [2.0, 0.0]),  # which switches off the shared one as well
+        ({"force": ["a", "shared"]}, [2.0 + SHARED[0], SHARED[1]]),
+        ({"force": ["shared"]}, SHARED),
+        ({"accent": "general"}, [0.0, 0.0]),
+    ],
+)
+def test_the_shared_expert_is_switched_off_like_any_other(change: dict[str, Any], expected: list[float]) -> None:
+    model = model_of(shared_expert_rank=1)
+    with intervene(model, **change):
+        close(added(model), [expected])
+    with intervene(model, mask=["a", "b", "shared"]):
+        assert torch.equal(model(X, accent_posterior=POSTERIOR), model.base_model.model[0].base_layer(X))  # to the bit
+    nobody = pytest.raises(ValueError, match=r"There is no expert 'shared'; the experts are a, b \(0 to 1\)")
+    with nobody, intervene(model_of(), mask=["shared"]):
+        pass
 
 
 def test_a_trace_has_what_the_layer_computed() -> None:

@@ -170,9 +170,57 @@ def test_trace_and_interventions_speak_of_the_papers_gate() -> None:
     )
     assert seen(scale_thresholds=2.0)["global_gate"].tolist() == [[0.5, 0, 0, 0]] * 3  # tau 0.5: one survivor, with all of it
     assert seen(tau_global=1.0)["global_gate"].tolist() == [[0, 0, 0, 0]] * 3
-    assert seen(thresholds="relu")["global_gate"].sum(1) == pytest.approx([1.0] * 3)
     certain = seen(accent="general")
     assert (certain["global_gate"] == 0).all() and certain["gate"].sum(1) == pytest.approx([0.25] * 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, [0.25, 0, 0, 0]),  # P_g = 0.6, 0.2, 0.1, 0.1 at 0.25
+        ({"tau_global": 0.2}, [0.15, 0.05, 0, 0]),  # a tie stays, and the sum is the new threshold
+        ({"tau_global": 0.6}, [0.6, 0, 0, 0]),
+        ({"tau_global": 0.0}, [0, 0, 0, 0]),  # all pass, with no weight
+        ({"scale_thresholds": 0.4}, [0.06, 0.02, 0.01, 0.01]),  # 0.1
+        # another choice of experts keeps the sum that the adapter was trained with
+        ({"thresholds": "top_k", "top_k": 2}, [0.1875, 0.0625, 0, 0]),
+        ({"thresholds": "top_p", "top_p": 0.5}, [0.25, 0, 0, 0]),
+        ({"thresholds": "dense"}, [0.15, 0.05, 0.025, 0.025]),
+        ({"thresholds": "relu", "tau_global": 0.15}, [0.135, 0.015, 0, 0]),  # excess 0.45 and 0.05
+    ],
+)
+def test_an_intervention_changes_selection_and_scale_as_the_gate_says(change: dict[str, Any], expected: list[float]) -> None:
+    x, pi = torch.randn(1, 3, 5), torch.tensor([[0.2, 0.48, 0.16, 0.08, 0.08]])
+    model = adapted(routing="global")
+    layer = model.base_model.model[0]
+    with route(pi), trace(model) as t, intervene(model, **change), torch.no_grad():
+        got = model(x)
+    assert t.arrays("0")["gate"] == pytest.approx(torch.tensor([expected] * 3).numpy())
+    a, b = layer.hdmole_A["default"], layer.hdmole_B["default"]
+    by_hand = layer.base_layer(x) + ((x @ a.T) * torch.tensor(expected).repeat_interleave(8)) @ b.T  # alpha / r = 1
+    torch.testing.assert_close(got, by_hand)
+
+
+def test_a_hard_selection_of_ours_keeps_its_sum_of_one() -> None:
+    torch.manual_seed(0)
+    config = HDMoLEConfig.extended(ACCENTS, routing="global", target_modules=["0"])
+    model: Any = get_peft_model(nn.Sequential(nn.Linear(5, 6)), config).eval()  # type: ignore[arg-type]
+    pi = torch.tensor([[0.2, 0.48, 0.16, 0.08, 0.08]])
+    with route(pi), trace(model) as t, intervene(model, thresholds="dynamic", tau_global=0.2):
+        model(torch.randn(1, 1, 5))
+    assert t.arrays("0")["global_gate"] == pytest.approx(torch.tensor([[0.75, 0.25, 0, 0]]).numpy())
+    assert t.arrays("0")["gate"].sum() == pytest.approx(0.8)  # the accent mass
+
+
+def test_an_expert_of_negative_weight_is_at_work() -> None:
+    model = adapted(routing="global")
+    with torch.no_grad():
+        model.base_model.model[0].hdmole_threshold["default"].fill_(-0.5)  # free numbers may become negative
+    with route(torch.eye(5)[1:2]), trace(model) as t:
+        model(torch.randn(1, 1, 5))
+    seen = t.arrays("0")
+    assert seen["gate"].tolist() == [[-0.5, 0, 0, 0]]  # P_g = 1, 0, 0, 0, which all reach it
+    assert seen["active"].tolist() == [[1, 0, 0, 0]] and seen["n_active"] == seen["n_active_global"] == 1
 
 
 def test_a_global_mixture_of_the_paper_is_one_lora(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ LIBRARY = [  # what the app shows of it
     *(file for room in ("figures", "speech", "study") for file in sorted((ROOT / "hdmole" / room).glob("*.py"))),
 ]
 HAN = re.compile("[\u4e00-\u9fff]")
+EXTENDED = "hdmole-extended"
 PAGES = ("home", "transcribe", "routing", "thresholds", "correspondence", "compare", "corpus", "report", "about")
 
 
@@ -169,15 +171,16 @@ def test_what_the_library_puts_together_is_translated(monkeypatch: pytest.Monkey
 def test_a_methods_label_is_translated_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts.label("HDMoLE, rank 4") == "HDMoLE, rank 4"
     monkeypatch.setattr(texts, "language", lambda: "zh")
-    assert texts.label("LoRA, equal parameters, a tenth of the speech") == "LoRA，参数量相同，十分之一的语音"
-    assert texts.label("HDMoLE, rank 1, shared 18") == "HDMoLE，秩 1，共享专家秩 18"
+    assert texts.label("LoRA, equal parameters, rank 4") == "LoRA，参数量相同，秩 4"
+    assert texts.label("HDMoLE, experts trained with the true accent, rank 4") == "HDMoLE，专家按真实口音训练，秩 4"
+    assert texts.method("hdmole-extended") == "HDMoLE（扩展版）" and texts.method("mine") == "mine"
 
 
 def test_figures_are_translated_and_their_data_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     word = dict(position=0, word="German", start=0.0, end=1.0, expert=0, accent="german", value=0.5)
     changes = pd.DataFrame({"layer": ["a", "a"], "run": ["as trained", "changed"], "experts": [1.0, 2.0]})
-    english = figures.word_heatmap(pd.DataFrame([word]))
-    assert drawn(english) == figures.word_heatmap(pd.DataFrame([word]))
+    english = figures.word_heatmap(pd.DataFrame([word]), 1.0)
+    assert drawn(english) == figures.word_heatmap(pd.DataFrame([word]), 1.0)
     monkeypatch.setattr(texts, "language", lambda: "zh")
     words, dots = drawn(english), drawn(figures.change_dots(changes, 3))
     assert words.layout.xaxis.ticktext == ("German",) and words.layout.yaxis.ticktext == ("德国",)
@@ -202,9 +205,9 @@ def open_page(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     return opened
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_opens_in_chinese(open_page: Callable[..., AppTest], page: str) -> None:
-    at = open_page(page, lang="zh")
+@pytest.mark.parametrize(("page", "adapter"), [*product(PAGES, ["hdmole"]), ("routing", EXTENDED), ("thresholds", EXTENDED)])
+def test_a_page_opens_in_chinese(open_page: Callable[..., AppTest], page: str, adapter: str) -> None:
+    at = open_page(page, lang="zh", adapter=adapter)
     assert_no_exception(at)
     assert HAN.search(at.title[0].value)
     said = [element.value for kind in (at.header, at.caption, at.info, at.warning) for element in kind]

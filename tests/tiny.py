@@ -25,6 +25,7 @@ from hdmole.training.adapt import Speech
 from hdmole.training.data import Corpus, States, write_corpus
 
 ACCENTS = ["indian", "german", "scottish"]
+METHODS = ["base", "lora", "full", "hdmole", "hdmole-extended"]
 SENTENCES = ["turn on the lights", "play some jazz music", "seven eight nine", "call anna at six", "what is the weather today"]
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "demo" / "samples"
 TARGETS = r"multi_modal_projector\..*(linear_1|linear_2|q_proj|fc1)"
@@ -62,7 +63,7 @@ def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def build_tiny_model(folder: Path) -> Path:
-    """Write the model folder: base, LoRA, full and HDMoLE adapters, in-domain score, samples, results, model card."""
+    """Write the model folder: base, LoRA, full and both HDMoLE adapters, in-domain score, samples, results, model card."""
     folder.mkdir(parents=True)
     bpe = Tokenizer(models.BPE(unk_token="<pad>"))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -86,13 +87,16 @@ def build_tiny_model(folder: Path) -> Path:
     recogniser = AccentRecogniser(["general", *ACCENTS], channels=16)
     adapters = {
         "lora": LoraConfig(r=4, target_modules=TARGETS),
-        "hdmole": HDMoLEConfig.extended(ACCENTS, target_modules=TARGETS, recogniser=recogniser.arguments),
+        "hdmole": HDMoLEConfig(accents=ACCENTS, r=2, alpha=2.0, target_modules=TARGETS, recogniser=recogniser.arguments),
+        "hdmole-extended": HDMoLEConfig.extended(
+            ACCENTS, target_modules=TARGETS, recogniser=recogniser.arguments, shared_expert_rank=2
+        ),
     }
     for name, config in adapters.items():
         model = get_peft_model(base(), config)
         for key, parameter in model.named_parameters():
             if "_B" in key or "lora_B" in key:
-                torch.nn.init.normal_(parameter, std=0.2)
+                torch.nn.init.normal_(parameter, std=1.0 if name == "hdmole" else 0.2)  # whose weights and scale are small
         model.save_pretrained(str(folder / "adapters" / name))
 
     samples, lines = folder / "samples", []
@@ -107,7 +111,7 @@ def build_tiny_model(folder: Path) -> Path:
     DomainScorer.fit(pd.DataFrame(rows), np.repeat(["speech", "noise"], 20), ["speech"]).save(folder / "domain.json")
 
     results = []
-    for method in ("base", "lora", "full", "hdmole"):
+    for method in METHODS:
         for k, line in enumerate(lines * 3):
             reference = str(line["text"])
             hypothesis = reference if (k + len(method)) % 3 else reference.rsplit(" ", 1)[0] + " wrong"

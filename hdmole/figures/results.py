@@ -21,7 +21,7 @@ from hdmole.figures.utterance import GATE_SCALE, LAYOUT, METHOD_COLOURS, ON_ANY_
 from hdmole.names import GENERAL, accent_label
 from hdmole.study.results import Attribution, Interval, Rate, RecogniserResult, Results
 
-MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole")  # the others are variants of these
+MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole", "hdmole-extended", "extended")  # the others are variants of these
 GREY = "#8A8A8A"  # can be read on light and on dark pages
 # marks of accents without an expert
 NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")
@@ -324,10 +324,20 @@ def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str 
     return found.sort_values(["order", "spoken", "expert"], ignore_index=True).drop(columns="order")
 
 
+def largest_row(data: pd.DataFrame) -> float:
+    """The largest sum of weights of a spoken accent in `correspondence_data`."""
+    return float(data.groupby("spoken").weight.sum().max())
+
+
 def correspondence(data: pd.DataFrame) -> go.Figure:
-    """`correspondence_data` as a matrix with a row per spoken accent and a column per expert."""
+    """`correspondence_data` as a matrix with a row per spoken accent and a column per expert.
+
+    The colour scale ends at `largest_row`. Even weights look even on it, and a single expert that
+    has all the weight of its accent is as bright as can be.
+    """
+    most = largest_row(data)
     figure = _matrix(
-        data, ("spoken", "accent", "weight"), "mean weight", zmin=0, colorscale=GATE_SCALE,
+        data, ("spoken", "accent", "weight"), "mean weight", 2 if most > 0.5 else 3, zmin=0, zmax=most, colorscale=GATE_SCALE,
         hovertemplate="spoken %{y}, expert %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
     return figure.update_xaxes(title="expert")
@@ -389,13 +399,17 @@ def attribution_data(results: Results) -> pd.DataFrame:
 def attribution(data: pd.DataFrame) -> go.Figure:
     """`attribution_data` as a matrix. Brown means that the expert helps the accent.
 
-    Leaving such an expert out makes the words less likely.
+    Leaving such an expert out makes the words less likely. Changes that are not established, whose
+    interval includes zero, have no colour.
     """
     most = max(1e-6, float(data.change.abs().max()))
     figure = _matrix(
-        data, ("spoken", "accent", "change"), "log-likelihood per word (nats)", zmin=-most, zmax=most, colorscale="PuOr",
-        hovertemplate="spoken %{y}, without expert %{x}: %{z:+.3f} nats per word<extra></extra>",
+        data, ("spoken", "accent", "change"), "log-likelihood per word (nats)", 2, zmin=-most, zmax=most, colorscale="PuOr",
+        hovertemplate="spoken %{y}, without expert %{x}: %{customdata:+.3f} nats per word<extra></extra>",
     )  # fmt: skip
+    cells = figure.data[0]
+    sure = data.assign(sure=(data.low > 0) | (data.high < 0)).pivot(index="spoken", columns="accent", values="sure")
+    cells.update(customdata=cells.z, z=np.where(sure.loc[list(cells.y), list(cells.x)], cells.z, 0))
     return figure.update_xaxes(title="expert left out")
 
 
@@ -468,19 +482,22 @@ def confusion_data(recogniser: RecogniserResult) -> pd.DataFrame:
 def confusion_matrix(data: pd.DataFrame) -> go.Figure:
     """`confusion_data` as a matrix with a row per spoken accent and a column per recognised one."""
     figure = _matrix(
-        data, ("spoken", "recognised", "percent"), "%", zmin=0, zmax=100, colorscale=GATE_SCALE,
+        data, ("spoken", "recognised", "percent"), "%", 0, zmin=0, zmax=100, colorscale=GATE_SCALE,
         hovertemplate="%{y} taken for %{x}: %{z:.1f} %<extra></extra>",
     )  # fmt: skip
     return figure.update_xaxes(title="recognised as").update_layout(height=380)
 
 
-def _matrix(data: pd.DataFrame, names: tuple[str, str, str], title: str, **heat: Any) -> go.Figure:
-    """A heatmap that shows its numbers. `names` are the columns with row, column and value."""
+def _matrix(data: pd.DataFrame, names: tuple[str, str, str], title: str, digits: int, **heat: Any) -> go.Figure:
+    """A heatmap that shows its numbers with so many `digits` after the point.
+
+    `names` are the columns with row, column and value.
+    """
     row, column, value = names
     rows, columns = list(data[row].unique()), list(data[column].unique())
     values = data.pivot(index=row, columns=column, values=value).loc[rows, columns].to_numpy(np.float32)
     bar = dict(title=dict(text=title, side="right" if len(title) > 1 else "top"), thickness=10)
-    text = [[_short(value, 0 if title == "%" else 2) for value in line] for line in values]
+    text = [[_short(value, digits) for value in line] for line in values]
     # plotly would shrink it to 6
     size = 11 if max((len(number) for line in text for number in line), default=0) <= 3 else 9
     numbers: dict[str, Any] = dict(text=text, texttemplate="%{text}", textfont_size=size)

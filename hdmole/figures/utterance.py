@@ -31,10 +31,19 @@ from hdmole.names import GENERAL, accent_label, layer_label
 
 # LoRA and full fine-tuning also differ in lightness, because people who do not see green cannot
 # tell their hues apart.
-METHOD_COLOURS = {"base": "#8A8A8A", "lora": "#3A9AD0", "gated_lora": "#14507A", "full": "#7350B5", "hdmole": "#E0672F"}
+METHOD_COLOURS = {
+    "base": "#8A8A8A",
+    "lora": "#3A9AD0",
+    "gated_lora": "#14507A",
+    "full": "#7350B5",
+    "hdmole": "#E0672F",
+    "hdmole-extended": "#9E4416",
+    "extended": "#9E4416",  # its name in comparisons
+}
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
 # gate -> column that counts its experts
 ACTIVE = {"gate": "n_active", "global_gate": "n_active_global", "local_gate": "n_active_local"}
+DOUBLE = float(np.log(2))  # nats; a word that is half or twice as likely
 MAX_COLUMNS = 600  # of a heatmap that can be clicked; each cell has a mark
 MEL_COLUMNS = 1_000  # of a spectrogram
 WORD_LABELS = 60  # with more words on one axis they cannot be read
@@ -214,7 +223,7 @@ def active_data(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -> pd.DataFrame:
-    """Weights and thresholds of both routers of one layer, one row per router and expert.
+    """What both routers of one layer weigh, and their thresholds; one row per router and expert.
 
     `weight` is what is compared with `threshold`: P_g of the global router, P_l of the local one.
     It is the mean over frames, or the value in the frame at `time` (s). `lowest` and `highest` are
@@ -226,7 +235,7 @@ def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -
     rows = rows.assign(accent_share=(rows.posterior / mass.where(mass > 0)).fillna(0.0))
     parts = []
     for router, weight in (("global", "accent_share"), ("local", "local_probability")):
-        grouped = rows.assign(on=rows[f"{router}_gate"] > 0).groupby(["expert", "accent"], as_index=False)
+        grouped = rows.assign(on=rows[f"{router}_gate"] != 0).groupby(["expert", "accent"], as_index=False)
         part = grouped.agg(
             weight=(weight, "mean"), lowest=(weight, "min"), highest=(weight, "max"),
             threshold=(f"tau_{router}", "mean"), share_on=("on", "mean"),
@@ -284,19 +293,20 @@ def worth_data(attribution: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def gate_heatmap(
-    data: pd.DataFrame, which: str = "gate", words: Sequence[TimedWord] = (), span: tuple[float, float] | None = None,
+    data: pd.DataFrame, most: float, which: str = "gate", words: Sequence[TimedWord] = (), span: tuple[float, float] | None = None,
     tau: float | None = None,
 ) -> go.Figure:  # fmt: skip
     """`gate_data` of one layer, experts over time. Cells where an expert is off are empty.
 
-    Cells can be clicked. A box is drawn around `span` (start and end in seconds). `tau` is the
-    router's threshold, named at the colour bar.
+    Cells can be clicked. The colour scale ends at `most`, the weight of an expert that works alone.
+    A box is drawn around `span` (start and end in seconds). `tau` is the router's threshold, named
+    at the colour bar.
     """
     times, accents, values, axis = _grid(data, "accent", "expert", which)
     figure = go.Figure(
         go.Heatmap(
-            x=times, y=accents, z=np.where(values > 0, values, np.nan).astype(np.float32), colorscale=GATE_SCALE, zmin=0,
-            zmax=max(0.05, float(np.nanmax(values, initial=0))), hoverongaps=False, hoverinfo="skip",
+            x=times, y=accents, z=np.where(values != 0, values, np.nan).astype(np.float32), colorscale=GATE_SCALE, zmin=0,
+            zmax=most, hoverongaps=False, hoverinfo="skip",
             colorbar=dict(title=dict(text="gate" if tau is None else "gate over τ = %{meta.tau}", side="right"), thickness=10),
             meta=None if tau is None else {"tau": f"{tau:.3f}"},
         )
@@ -308,21 +318,30 @@ def gate_heatmap(
     return _over_time(figure, times, words, axis, span).update_layout(height=360)
 
 
-def word_heatmap(data: pd.DataFrame, worth: bool = False) -> go.Figure:
-    """`word_data` as a heatmap of experts over words.
+def word_heatmap(data: pd.DataFrame, most: float) -> go.Figure:
+    """`word_data` as a heatmap of experts over words. `most` is as in `gate_heatmap`."""
+    hover = "“%{customdata}”, expert %{y}: %{z:.3f}<extra></extra>"
+    return _over_words(data, "gate", hovertemplate=hover, zmin=0, zmax=most, colorscale=GATE_SCALE)
 
-    With `worth`, `data` is from `worth_data`, and brown means that the expert helps with the word.
+
+def worth_heatmap(data: pd.DataFrame) -> go.Figure:
+    """`worth_data` as a heatmap of experts over words. Brown means that the expert helps.
+
+    The full colour stands for a word that is half or twice as likely without the expert.
     """
+    hover = "“%{customdata}”, without expert %{y}: %{z:+.3f} nats<extra></extra>"
+    return _over_words(data, "nats", hovertemplate=hover, zmin=-DOUBLE, zmax=DOUBLE, colorscale="PuOr")
+
+
+def _over_words(data: pd.DataFrame, title: str, **heat: Any) -> go.Figure:
+    """Rows of `word_data` or `worth_data` as a heatmap. `heat` are arguments of it."""
     accents = list(data.sort_values("expert").accent.unique())
     values = data.pivot(index="accent", columns="position", values="value").loc[accents].to_numpy(np.float32)
     words = data.drop_duplicates("position").word
-    most = max(0.05, float(np.abs(values).max(initial=0)))
     figure = go.Figure(
         go.Heatmap(
-            x=np.arange(values.shape[1]), y=accents, z=values, zmin=-most if worth else 0, zmax=most,
-            colorscale="PuOr" if worth else GATE_SCALE, customdata=np.tile(words.to_numpy(), (len(accents), 1)),
-            colorbar=dict(title=dict(text="nats" if worth else "gate", side="right"), thickness=10),
-            hovertemplate="“%{customdata}”, expert %{y}: %{z:.3f}<extra></extra>",
+            x=np.arange(values.shape[1]), y=accents, z=values, customdata=np.tile(words.to_numpy(), (len(accents), 1)),
+            colorbar=dict(title=dict(text=title, side="right"), thickness=10), **heat,
         )
     )  # fmt: skip
     figure.update_xaxes(
@@ -357,22 +376,21 @@ def active_heatmap(
     return _over_time(figure, times, words, axis, span).update_layout(height=160 + 17 * len(layers))
 
 
-def threshold_bars(data: pd.DataFrame, dynamic: bool = True) -> go.Figure:
+def threshold_bars(data: pd.DataFrame, learned: bool = True) -> go.Figure:
     """`threshold_data` as one bar per expert, for both routers of a layer.
 
-    Bars that exceed the dashed threshold are drawn full. If experts are not chosen by thresholds
-    (`dynamic` is false), no line is drawn, and the full bars are experts that are on in at least
-    half of the frames.
+    Full bars are experts that are on in at least half of the frames, the others are hatched. A
+    dashed line is the threshold, if experts are chosen by one that is `learned`.
     """
     tau = data.groupby("router").threshold.mean()
-    titles = ["Global, τ = %{meta.global}", "Local, τ = %{meta.local}"] if dynamic else ["Global", "Local"]
+    titles = ["Global, τ = %{meta.global}", "Local, τ = %{meta.local}"] if learned else ["Global", "Local"]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, shared_yaxes=True)
     figure.update_layout(meta={router: f"{tau.get(router, np.nan):.3f}" for router in ("global", "local")})
     figure.update_annotations(font_size=13)
     colours = accent_colours(data.accent.unique())
     for column, router in enumerate(("global", "local"), start=1):
         rows = data[data.router == router].sort_values("expert")
-        on = rows.weight > rows.threshold if dynamic else rows.share_on >= 0.5
+        on = rows.share_on >= 0.5
         figure.add_bar(
             row=1, col=column, x=rows.weight, y=rows.accent, orientation="h", showlegend=False,
             marker=dict(
@@ -387,24 +405,28 @@ def threshold_bars(data: pd.DataFrame, dynamic: bool = True) -> go.Figure:
             hovertemplate="%{y}: weight %{x:.3f}<br>threshold %{customdata[0]:.3f}<br>on in %{customdata[1]:.0f} % of the "
             "frames<extra></extra>",
         )  # fmt: skip
-        if len(rows) and dynamic:
+        if len(rows) and learned:
             for line in ON_ANY_COLOUR:
                 figure.add_vline(x=tau[router], row=1, col=column, line=line)
-    figure.update_xaxes(title="accent share π / m", row=1, col=1, rangemode="tozero")
-    figure.update_xaxes(title="probability p", row=1, col=2, rangemode="tozero")
+    # one scale for both, on which even weights look even
+    figure.update_xaxes(range=[0, 1], nticks=4)
+    figure.update_xaxes(title="accent's probability", row=1, col=1)
+    figure.update_xaxes(title="router's probability", row=1, col=2)
     figure.update_yaxes(autorange="reversed", automargin=True, **accent_ticks(data.accent.unique()))
     return figure.update_layout(**LAYOUT, height=360).update_layout(margin_t=56)
 
 
-def layer_overview(data: pd.DataFrame, which: str = "gate") -> go.Figure:
-    """`overview_data` as a heatmap of layers and experts. A click chooses a layer."""
+def layer_overview(data: pd.DataFrame, most: float, which: str = "gate") -> go.Figure:
+    """`overview_data` as a heatmap of layers and experts. A click chooses a layer.
+
+    `most` is as in `gate_heatmap`.
+    """
     grid = data.assign(label=data.layer.map(layer_label)).sort_values(["layer_index", "expert"])
     layers, accents = list(grid.label.unique()), list(grid.accent.unique())
     values = grid[which].to_numpy(np.float32).reshape(len(layers), len(accents))
     figure = go.Figure(
         go.Heatmap(
-            x=accents, y=layers, z=values, colorscale=GATE_SCALE, zmin=0, hoverinfo="skip",
-            zmax=max(0.05, float(values.max(initial=0))),
+            x=accents, y=layers, z=values, colorscale=GATE_SCALE, zmin=0, zmax=most, hoverinfo="skip",
             colorbar=dict(title=dict(text="mean gate", side="right"), thickness=10),
         )
     )  # fmt: skip
@@ -429,7 +451,7 @@ def change_data(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
     return pd.DataFrame(rows, columns=["layer", "run", "experts"])
 
 
-def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
+def change_dots(data: pd.DataFrame, experts: int, method: str = "hdmole") -> go.Figure:
     """`change_data` with one row per layer. There are `experts` in all.
 
     A ring is the mean number of active experts as trained, a disc that after the change.
@@ -444,7 +466,7 @@ def change_dots(data: pd.DataFrame, experts: int) -> go.Figure:
     for run, symbol in (("as trained", "circle-open"), ("changed", "circle")):
         figure.add_scatter(
             x=wide[run], y=wide.index, mode="markers", name=run, hovertemplate="%{y}, %{fullData.name}: %{x:.2f} experts<extra></extra>",
-            marker=dict(symbol=symbol, size=11, color=METHOD_COLOURS["hdmole"], line_width=2),
+            marker=dict(symbol=symbol, size=11, color=METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"]), line_width=2),
         )  # fmt: skip
     figure.update_xaxes(title="experts at work (mean)", range=[-0.2, experts + 0.2])
     figure.update_yaxes(autorange="reversed", automargin=True)

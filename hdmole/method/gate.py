@@ -47,8 +47,12 @@ def dynamic(q: Tensor, tau: Tensor | float) -> Tensor:
 
     The weights (..., N) of the experts that reach the threshold sum to it; the others are 0.
     """
-    tau = _wide(tau)
-    return tau * _normalise(q * (q >= tau))
+    return _wide(tau) * hard(q, tau)
+
+
+def hard(q: Tensor, tau: Tensor | float) -> Tensor:
+    """`q` (..., N) of the experts that reach `tau`, of shape (...) or (), divided by their sum."""
+    return _normalise(q * (q >= _wide(tau)))
 
 
 def relu(q: Tensor, tau: Tensor | float) -> Tensor:
@@ -182,6 +186,7 @@ def gates(
     routing: str = "hierarchical",
     combination: str = "sum",
     general_class: bool = False,
+    scaled: bool | None = None,
 ) -> Gates:
     """The gate G of every frame.
 
@@ -195,13 +200,22 @@ def gates(
     routing : one of `ROUTINGS`: both routers, or one of them alone
     combination : how two branches become one gate, one of `COMBINATIONS`
     general_class : whether the accent mass scales the gate; where it does not, m is 1
+    scaled : whether the weights of a branch sum to its threshold, and not to 1. By default this is
+        so for "dynamic" alone. An intervention that chooses experts in another way keeps the sum
+        that the adapter was trained with.
     """
+    scaled = thresholds == "dynamic" if scaled is None else scaled
+
+    def branch(q: Tensor, tau: Tensor, logits: Tensor) -> Tensor:
+        weights = hard(q, tau) if thresholds == "dynamic" else select(q, tau, thresholds, k, p, logits)
+        return _wide(tau) * weights if scaled else weights
+
     accents = among_accents(posterior)
     mass = posterior[..., 1:].sum(-1)  # m = 1 - pi_0
     mass = mass if general_class else torch.ones_like(mass)
     probabilities = logits.softmax(-1)
-    g = select(accents, tau_global, thresholds, k, p, logits=accents)  # sparsegen routes locally
-    l = select(probabilities, tau_local, thresholds, k, p, logits=logits)  # noqa: E741
+    g = branch(accents, tau_global, accents)  # sparsegen routes locally
+    l = branch(probabilities, tau_local, logits)  # noqa: E741
     if routing == "global":
         gate = g.expand_as(l)
     elif routing == "local":

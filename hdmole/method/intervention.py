@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hdmole.method.gate import LEARNED, THRESHOLDS, Gates
 from hdmole.method.routing import adapter_of, current, layers_of, use
-from hdmole.names import GENERAL
+from hdmole.names import GENERAL, SHARED
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Intervention:
     scale: float
     gate: Tensor | None
     switches: dict[str, Any]
+    shared: bool  # whether the shared expert works
 
     def change_thresholds(self, tau_global: Tensor, tau_local: Tensor) -> tuple[Tensor, Tensor]:
         """The changed thresholds: the given ones, or the layer's own, times the scale."""
@@ -86,12 +87,14 @@ def intervene(
     accent : name of an accent (or "general"), or a posterior (N + 1,), in place of the
         accent recogniser's
     force : experts (numbers from 0, or names of accents) that share the whole gate equally; all
-        others are off
-    mask : experts that are switched off; the others keep their weight
-    tau_global, tau_local : thresholds, 0 to 1
+        others are off. "shared" is the shared expert, if the adapter has one.
+    mask : experts that are switched off, named as in `force`; the others keep their weight
+    tau_global, tau_local : thresholds, 0 to 1. In the paper's gate a threshold is also the sum of
+        its branch's weights, so that both change.
     scale_thresholds : factor on both thresholds
     thresholds, top_k, top_p : another way of choosing experts, one of
-        `hdmole.method.gate.THRESHOLDS`
+        `hdmole.method.gate.THRESHOLDS`. The weights of a branch keep the sum that the adapter was
+        trained with.
     gate : the gate itself (N,)
 
     Raises
@@ -103,13 +106,14 @@ def intervene(
     adapter, config = adapter_of(model)
     experts: list[str] = config.accents
     classes = [GENERAL, *experts]
+    named = [*experts, SHARED] if config.shared_expert_rank else experts  # the shared one has no number
 
     def number(expert: int | str) -> int:
         if isinstance(expert, str) and expert in experts:
             return experts.index(expert)
         if isinstance(expert, int) and 0 <= expert < len(experts):
             return expert
-        raise ValueError(f"There is no expert {expert!r}; the experts are {', '.join(experts)} (0 to {len(experts) - 1}).")
+        raise ValueError(f"There is no expert {expert!r}; the experts are {', '.join(named)} (0 to {len(experts) - 1}).")
 
     posterior = None
     if isinstance(accent, str):
@@ -144,9 +148,15 @@ def intervene(
     if fixed is not None and not ((fixed >= 0) & fixed.isfinite()).all():
         raise ValueError("The numbers of a gate are finite and not negative.")
     switches = {k: v for k, v in (("thresholds", thresholds), ("k", top_k), ("p", top_p)) if v is not None}
+    forced, masked = (
+        [number(expert) for expert in given if expert != SHARED or not config.shared_expert_rank] for given in (force, mask)
+    )
+    if force and not forced:  # the shared expert alone
+        masked = list(range(len(experts)))
+    shared = SHARED not in mask and (not force or SHARED in force)
     change = Intervention(
-        adapter, layers_of(model, layers), posterior, tuple(dict.fromkeys(map(number, force))), tuple(map(number, mask)), tau_global,
-        tau_local, scale_thresholds, fixed, switches,
+        adapter, layers_of(model, layers), posterior, tuple(dict.fromkeys(forced)), tuple(masked), tau_global, tau_local,
+        scale_thresholds, fixed, switches, shared,
     )  # fmt: skip
     context = current()
     with use(replace(context, interventions=(*context.interventions, change))):

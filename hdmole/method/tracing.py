@@ -58,11 +58,11 @@ class Trace:
     | `posterior` | (F, N) | accent posterior pi_1..N of the utterance |
     | `local_probability` | (F, N) | local router, p |
     | `global_gate`, `local_gate`, `gate` | (F, N) | g, l and G |
-    | `active` | (F, N) | 1 where G > 0, else 0 |
+    | `active` | (F, N) | 0 where G is 0, else 1 |
     | `tau_global`, `tau_local` | (F,) | thresholds of the two routers |
     | `lambda_` | (F,) | weight of the global gate in the convex combination |
     | `mass` | (F,) | accent mass m |
-    | `n_active`, `n_active_global`, `n_active_local` | (F,) | experts with G, g or l above 0 |
+    | `n_active`, `n_active_global`, `n_active_local` | (F,) | experts whose G, g or l is not 0 |
 
     The table that `to_frame` gives has these columns, with one row for each frame and expert, and
     two more: `expert`, the number of the expert from 0, and `accent`, its name. The symbols are
@@ -255,9 +255,10 @@ class Recorder:
             return
         arrays = {k: v[keep] for k, v in arrays.items()}
         arrays["time"] = arrays["frame"] * self._seconds(name)
-        arrays["active"] = (arrays["gate"] > 0).astype(np.float32)
+        # a free threshold, and with it the weights of a branch, may be negative
+        arrays["active"] = (arrays["gate"] != 0).astype(np.float32)
         for kind in ("global", "local"):
-            arrays[f"n_active_{kind}"] = (arrays[f"{kind}_gate"] > 0).sum(-1).astype(np.float32)
+            arrays[f"n_active_{kind}"] = (arrays[f"{kind}_gate"] != 0).sum(-1).astype(np.float32)
         arrays["n_active"] = arrays["active"].sum(-1)
         if self.aggregate == "mean":
             arrays = _mean(arrays)

@@ -30,9 +30,10 @@ from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import LayerRecogniser
 from hdmole.method.routing import route
 from hdmole.method.tracing import Trace, trace
+from hdmole.method.tuner import HDMoLEConfig, HDMoLEModel
 from hdmole.models.speech_llm import encode_all
 from hdmole.models.whisper import layer_statistics
-from hdmole.names import GENERAL, METHOD_NAMES
+from hdmole.names import GENERAL, METHOD_NAMES, SHARED
 from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
@@ -84,9 +85,9 @@ class ASR:
         self.extractor = base.extractor(weights)
         # it reads the layers of the frozen encoder; other models have one in their HDMoLE adapter
         self.recogniser = LayerRecogniser.load(folder / ACCENTS).to(self.device) if (folder / ACCENTS).is_dir() else None
-        self.accents = [GENERAL]
-        if "hdmole" in self.models:
-            self.accents += list(self.models["hdmole"].peft_config["default"].accents)
+        self.accents = [GENERAL]  # those of the experts are the same for all HDMoLE adapters
+        if self.routed:
+            self.accents += self.gate(self.routed[0]).accents
         towers = {name: model.get_base_model() if isinstance(model, PeftModel) else model for name, model in self.models.items()}
         self.own_encoder = {name for name, model in towers.items() if model.speech_encoder is not base.speech_encoder}
         self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
@@ -117,8 +118,25 @@ class ASR:
 
     @property
     def methods(self) -> list[str]:
-        """The methods this model has."""
-        return [name for name in METHOD_NAMES if name in self.models]
+        """The methods this model has: those of `METHOD_NAMES` in their order, then others."""
+        return sorted(self.models, key=lambda name: ([*METHOD_NAMES, name].index(name), name))
+
+    @property
+    def routed(self) -> list[str]:
+        """Those of the methods that are HDMoLE adapters."""
+        return [name for name in self.methods if isinstance(getattr(self.models[name], "base_model", None), HDMoLEModel)]
+
+    def gate(self, method: str) -> HDMoLEConfig:
+        """The configuration of an HDMoLE adapter, which says what its gate is.
+
+        Raises ModelError if the model has no such adapter.
+        """
+        if method not in self.routed:
+            self.check_method(method)
+            sentence = "The method {method} is no HDMoLE adapter, so it has no routing."
+            raise ModelError("model.not_routed", sentence, method=repr(method))
+        config: HDMoLEConfig = self.models[method].peft_config["default"]
+        return config
 
     @property
     def seconds_per_frame(self) -> dict[str, float]:
@@ -203,33 +221,34 @@ class ASR:
         """
         base = self.models["base"]
         features, mask = (x.to(self.device) for x in mel_features(self.extractor, sound))
-        posterior = torch.ones(1)
+        posterior, posteriors = torch.ones(1), {}
         if self.recogniser is not None:
             layers, states_mask = base.encode_layers(features, mask)
             states, posterior = layers[-1], self.recogniser.posterior(layer_statistics(layers, states_mask))[0]
         else:
             states, states_mask = base.encode(features, mask)
+            given = {"input_features": features, "attention_mask": mask}
+            posteriors = {method: self.models[method].base_model.recognise((), given)[0] for method in self.routed}
         states = states[0][states_mask[0]]
-        if "hdmole" in self.models and self.recogniser is None:
-            posterior = self.models["hdmole"].base_model.recognise((), {"input_features": features, "attention_mask": mask})[0]
         return Encoded(
             samples=sound,
             offset=start / SAMPLE_RATE,
             states=states,
             ctc=None if self.blank is None else base.ctc_log_probs(states[None])[0],
-            posterior=posterior,
+            posterior=next(iter(posteriors.values()), posterior),
+            posteriors=posteriors,
             until=min(length, start + len(sound)) / SAMPLE_RATE,
             features=features[0][mask[0].bool()] if self.own_encoder else None,
         )
 
-    def posterior_of(self, segment: Encoded, accent: str) -> Tensor:
-        """The posterior (N + 1,) to route by.
+    def posterior_of(self, segment: Encoded, accent: str, method: str = "hdmole") -> Tensor:
+        """The posterior (N + 1,) by which a `method` with routing is routed.
 
-        It is the recognised one for "auto". Otherwise `accent` has probability 1. Raises ModelError
-        if the model has no such accent.
+        For "auto" it is that of the adapter's own recogniser. Otherwise `accent` has probability 1.
+        Raises ModelError if the model has no such accent.
         """
         if accent == "auto":
-            return segment.posterior
+            return segment.posterior_of(method)
         self.check_accent(accent)
         return torch.eye(len(self.accents), device=self.device)[self.accents.index(accent)]
 
@@ -242,7 +261,7 @@ class ASR:
         Raises ModelError if the model has no such method or accent.
         """
         self.check_method(method)
-        posterior = torch.stack([self.posterior_of(s, accent) for s in segments]) if method == "hdmole" else None
+        posterior = torch.stack([self.posterior_of(s, accent, method) for s in segments]) if method in self.routed else None
         found = greedy(self.models[method], self._states(segments, method, posterior), self.tokenizer, posterior)
         nothing = Decoded("", [self.tokenizer.eos_token_id], [0.0])
         return [heard if segment.spoken else nothing for heard, segment in zip(found, segments, strict=True)]
@@ -289,9 +308,9 @@ class ASR:
 
         Args:
             audio: decoded audio, or samples (S,) at 16 kHz.
-            method: base, lora, full or hdmole.
+            method: one of `methods`.
             accent: "auto", or the name of an accent to route by.
-            want_trace: keep the full trace of the routing (HDMoLE only).
+            want_trace: keep the full trace of the routing (HDMoLE adapters only).
             intervention: keywords of `hdmole.intervene`, for this call.
             encoded: segments of this audio, from `segment` or from the `encoded` of another
                 method's transcript. They are not encoded again. Those of a transcript already hold
@@ -310,7 +329,7 @@ class ASR:
         recorded: Trace | None = None
         for number, segment in enumerate(segments, start=1):
             with ExitStack() as stack:
-                if method == "hdmole":
+                if method in self.routed:
                     if intervention:
                         stack.enter_context(intervene(self.models[method], **intervention))
                     recorded = stack.enter_context(trace(self.models[method], seconds_per_frame=self.seconds_per_frame))
@@ -337,7 +356,7 @@ class ASR:
         return Transcript(
             text=" ".join(filter(None, texts)),
             words=words,
-            accent=dict(zip(self.accents, _mean_posterior(segments), strict=False)),
+            accent=dict(zip(self.accents, _mean_posterior(segments, method), strict=False)),
             in_domain=self.in_domain(segments),
             seconds=round(seconds, 3),
             rtf=round(elapsed / max(seconds, 1e-9), 4),
@@ -351,35 +370,36 @@ class ASR:
         )
 
     @torch.no_grad()
-    def attribution(self, segment: Encoded, accent: str = "auto") -> list[dict[str, Any]]:
-        """What each expert was worth to each word that HDMoLE heard in a segment.
+    def attribution(self, segment: Encoded, accent: str = "auto", method: str = "hdmole") -> list[dict[str, Any]]:
+        """What each expert was worth to each word that an HDMoLE adapter heard in a segment.
 
         Returns:
             One entry for each word: `word`, `start` and `end` in seconds, and `change`. For each
             expert, `change` is how much the word's log-probability (nats) changes when this expert
-            alone is left out. It is negative where the expert helped.
+            alone is left out. It is negative where the expert helped. The shared expert, if there
+            is one, comes last.
 
         Raises:
-            ModelError: the model has no HDMoLE adapter, or no such accent.
+            ModelError: the model has no such HDMoLE adapter, or no such accent.
         """
-        self.check_method("hdmole")
-        result = self.decode_batch([segment], "hdmole", accent)[0]
+        experts = [*self.gate(method).accents, *([SHARED] if self.gate(method).shared_expert_rank else [])]
+        model, result = self.models[method], self.decode_batch([segment], method, accent)[0]
         words, _ = self._words(segment, result)
         labels = torch.tensor([result.ids], device=self.device)
-        posterior = self.posterior_of(segment, accent)[None]
+        posterior = self.posterior_of(segment, accent, method)[None]
 
         def scores() -> Tensor:
-            (states,) = self._states([segment], "hdmole", posterior)
+            (states,) = self._states([segment], method, posterior)
             mask = torch.ones(1, len(states), dtype=torch.bool, device=self.device)
             with route(posterior):
-                out = self.models["hdmole"](encoder_states=states[None], encoder_mask=mask, labels=labels)
+                out = model(encoder_states=states[None], encoder_mask=mask, labels=labels)
             log_probs = out.logits[0, -len(result.ids) - 1 : -1].float().log_softmax(-1)
             found: Tensor = log_probs.gather(1, labels[0][:, None])[:, 0]
             return found
 
         whole, changes = scores(), {}
-        for expert in self.accents[1:]:
-            with intervene(self.models["hdmole"], mask=[expert]):
+        for expert in experts:
+            with intervene(model, mask=[expert]):
                 changes[expert] = (scores() - whole).tolist()
         tokens, groups = word_tokens(result.ids, self.tokenizer)
         return [
@@ -456,9 +476,9 @@ def _samples(audio: Audio | np.ndarray) -> np.ndarray:
     return samples.astype(np.float32, copy=False)
 
 
-def _mean_posterior(segments: list[Encoded]) -> list[float]:
+def _mean_posterior(segments: list[Encoded], method: str) -> list[float]:
     weights = np.array([s.seconds for s in segments])
-    stacked = np.stack([s.posterior.cpu().numpy() for s in segments])
+    stacked = np.stack([s.posterior_of(method).cpu().numpy() for s in segments])
     return [round(float(p), 4) for p in (weights[:, None] * stacked).sum(0) / weights.sum()]
 
 

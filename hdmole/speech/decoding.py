@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,18 @@ class Encoded:
     offset: float
     states: Tensor  # (T, d_encoder)
     ctc: Tensor | None  # (T, vocabulary) log-probabilities; None if the model has no CTC head
-    posterior: Tensor  # (N + 1,)
+    posterior: Tensor  # (N + 1,), by the recogniser of the model or of its first HDMoLE adapter
     base: Decoded | None = None  # what the frozen base hears; None if it has not decoded this yet
     until: float = float("inf")  # second of the recording at which the sound ends
     # (T_mel, n_mels); kept only if a method has an encoder of its own
     features: Tensor | None = None
     spoken: bool = True  # false if nobody speaks in it; no words are then heard
+    # by method: the posterior by each HDMoLE adapter's own recogniser
+    posteriors: dict[str, Tensor] = field(default_factory=dict)
+
+    def posterior_of(self, method: str) -> Tensor:
+        """The posterior (N + 1,) by the recogniser of a method, or that of the first adapter."""
+        return self.posteriors.get(method, self.posterior)
 
     @property
     def seconds(self) -> float:

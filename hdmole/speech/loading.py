@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-import hdmole.method.tuner  # noqa: F401  (makes PEFT know HDMoLE)
 from hdmole.errors import UserError
 from hdmole.files import write_text
+from hdmole.method.tuner import HDMoLEModel  # the import makes PEFT know HDMoLE
 from hdmole.models import pretrained
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.models.whisper import Whisper
@@ -31,6 +31,8 @@ FULL = Path("adapters", "full", "model.safetensors")
 ACCENTS = "accents"  # in a model's folder: the accent recogniser that reads the layers of the encoder
 FAMILIES: dict[str, Any] = {"speech_llm": SpeechLLM, "whisper": Whisper}  # by `model_type`
 PROJECTOR = "multi_modal_projector"
+# folder of a method -> PEFT's name of the kind of adapter that it holds
+KINDS = {"lora": "LORA", "hdmole": "HDMOLE", "hdmole-extended": "HDMOLE"}
 SUMS = "SHA256SUMS"  # in a released folder: the SHA-256 sums of the files that are loaded, in the form of `sha256sum`
 # what a folder with a base must hold: one file of each row
 NEEDED = (
@@ -164,7 +166,8 @@ def fetch_base(model: str | Path, report: Callable[[str], None]) -> None:
 def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
     """Load the models of all methods in a folder, ready to decode on `device`, by method name.
 
-    Each method has a copy of the parts that its adapter changes. It shares the rest with the base.
+    The methods are the frozen base, full fine-tuning, and one for each PEFT adapter in `adapters`,
+    under the name of its folder. Each has a copy of the parts that it changes, and shares the rest.
     Methods and threads therefore do not interfere.
 
     Raises:
@@ -192,20 +195,30 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
     check_sums(folder)
     base = _base(weights, FAMILIES[config["model_type"]]).to(device)
     models: dict[str, Any] = {"base": base}
-    if (folder / "adapters" / "lora").is_dir():
-        models["lora"] = _adapted(base, folder / "adapters" / "lora", "LORA")
     if (folder / FULL).is_file():
         models["full"] = _changed(base, folder / FULL)
-    if (folder / "adapters" / "hdmole").is_dir():
-        adapted = _adapted(base, folder / "adapters" / "hdmole", "HDMOLE")
+    experts: set[tuple[str, ...]] = set()
+    for adapter in sorted((folder / "adapters").glob("[!.]*/")):
+        if adapter.name in ("base", "full"):
+            continue
+        models[adapter.name] = adapted = _adapted(base, adapter, KINDS.get(adapter.name))
+        if not isinstance(adapted.base_model, HDMoLEModel):
+            continue
         if not adapted.base_model.hdmole_recogniser and not (folder / ACCENTS).is_dir():
             raise ModelError(
                 "model.no_recogniser",
                 "The HDMoLE adapter in {folder} carries no accent recogniser, so nothing says how to route; train it with "
                 "HDMoLEConfig(recogniser=recogniser.arguments) and set_recogniser.",
-                folder=folder,
+                folder=adapter,
             )
-        models["hdmole"] = adapted
+        experts.add(tuple(adapted.peft_config["default"].accents))
+    if len(experts) > 1:
+        raise ModelError(
+            "model.different_experts",
+            "The HDMoLE adapters in {folder} have experts of different accents; train them with the same accents in the same "
+            "order, or keep one of them.",
+            folder=folder,
+        )
     return models
 
 
@@ -278,16 +291,16 @@ def _with_own(base: Any, changed: Iterable[str]) -> Any:
     return copy.deepcopy(base, shared)
 
 
-def _adapted(base: Any, folder: Path, kind: str) -> Any:
+def _adapted(base: Any, folder: Path, kind: str | None) -> Any:
     """The base with a PEFT adapter. What the adapter changes is copied, the rest is shared.
 
-    Raises ModelError if the adapter is of another kind, or if its weights do not fit the base.
+    Raises ModelError if the adapter is not of the given kind, or if its weights do not fit the base.
     """
     if not (folder / "adapter_model.safetensors").is_file():  # PEFT would open a pickle in its place
         sentence = "The adapter in {folder} has no adapter_model.safetensors; save it with safe_serialization=True."
         raise ModelError("model.adapter_not_safe", sentence, folder=folder)
     config: Any = PeftConfig.from_pretrained(str(folder))
-    if config.peft_type != kind:
+    if kind is not None and config.peft_type != kind:
         sentence = "The adapter in {folder} is of the kind {found}, not {kind}; put each adapter into the folder of its method."
         found_kind = getattr(config.peft_type, "value", config.peft_type)
         raise ModelError("model.other_adapter", sentence, folder=folder, found=found_kind, kind=kind)

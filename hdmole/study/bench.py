@@ -110,9 +110,9 @@ def layer(experts: int, rank: int, width: int, frames: int, batch: int, rounds: 
 
 
 def transcription(asr: ASR, rounds: int) -> dict[str, Any]:
-    """Time decoding a sample of the model by every method, and by HDMoLE while it records a trace.
+    """Time decoding a sample of the model by every method.
 
-    `rtf` is the time divided by the length of the audio. Raises ValueError if the model has no
+    HDMoLE adapters are timed once more while a trace is recorded. `rtf` is the time divided by the length of the audio. Raises ValueError if the model has no
     samples.
     """
     clips = sorted((asr.folder / "samples").glob("*.flac"))
@@ -120,13 +120,12 @@ def transcription(asr: ASR, rounds: int) -> dict[str, Any]:
         raise ValueError(f"{asr.folder} has no samples to time; use a model that comes with some, such as demo.")
     segments = asr.segment(decode(clips[0]))
 
-    def traced() -> None:
-        with trace(asr.models["hdmole"]):
-            asr.decode_batch(segments, "hdmole")
+    def traced(method: str) -> None:
+        with trace(asr.models[method]):
+            asr.decode_batch(segments, method)
 
     contenders: dict[str, Callable[[], Any]] = {m: partial(asr.decode_batch, segments, m) for m in asr.methods}
-    if "hdmole" in asr.methods:
-        contenders["hdmole, traced"] = traced
+    contenders |= {f"{method}, traced": partial(traced, method) for method in asr.routed}
     found = side_by_side(contenders, rounds)
     seconds = sum(s.seconds for s in segments)
     return {name: {**times, "rtf": round(times["seconds"] / seconds, 4)} for name, times in found.items()}

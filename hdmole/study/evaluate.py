@@ -52,8 +52,8 @@ def evaluate(
     - `summary.json` and `utterances.parquet`: see `hdmole.study.results`.
     - `recordings.parquet`: length (s), level (dBFS), share of clipped samples and in-domain score
       of each recording.
-    - `routing.parquet`: HDMoLE's routing of the first `ROUTED` recordings of each accent, if
-      "hdmole" is among the methods.
+    - `routing.parquet`: routing of the first `ROUTED` recordings of each accent, by the first of
+      the methods that is an HDMoLE adapter.
 
     Unfinished work is kept in `out`/unfinished. After an interruption the same call continues from
     there.
@@ -97,14 +97,15 @@ def _judge(
 ) -> Results:  # fmt: skip
     """`evaluate` of lines that are read, from the manifest `name`."""
     unfinished = _open_unfinished(out, asr, lines, methods, accent, seed)
-    routed = _routed(lines) if "hdmole" in methods else set()
+    traced = next((method for method in methods if method in asr.routed), "")
+    routed = _routed(lines) if traced else set()
     done = 0
     try:
         progress(0, len(lines))
         for start in range(0, len(lines), BATCH):
             batch, number = lines[start : start + BATCH], f"{start:07d}.parquet"
             if not (unfinished / f"recordings-{number}").is_file():
-                heard = _hear(asr, batch, methods, accent, seed, routed, partial(progress, start, len(lines)))
+                heard = _hear(asr, batch, methods, accent, seed, traced, routed, partial(progress, start, len(lines)))
                 for kind, table in heard.items():
                     with written(unfinished / f"{kind}-{number}") as part:
                         table.to_parquet(part, index=False)
@@ -142,7 +143,7 @@ def _judge(
         with written(out / "routing.parquet") as part:
             routing.to_parquet(part, index=False)
         if (routing.domain == "accent").any():
-            results.routing = routing_summary(routing)
+            results.routing = routing_summary(routing, traced if traced != "hdmole" else None)
     save(out, results, table)
     if done == len(lines):
         shutil.rmtree(unfinished)
@@ -193,11 +194,19 @@ def _gather(unfinished: Path, name: str) -> pd.DataFrame:
 
 
 def _hear(
-    asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int, routed: set[int], breathe: Callable[[], None]
+    asr: ASR,
+    lines: list[Line],
+    methods: list[str],
+    accent: str,
+    seed: int,
+    traced: str,
+    routed: set[int],
+    breathe: Callable[[], None],
 ) -> dict[str, pd.DataFrame]:
     """The tables of one batch: `recordings`, and `utterances` and `routing` if they have rows.
 
-    `recordings` comes last. `breathe` is called between steps and may raise Cancelled.
+    `recordings` comes last. The routing is that of the lines with numbers in `routed`, by the
+    method `traced`. `breathe` is called between steps and may raise Cancelled.
     """
     rows: list[dict[str, Any]] = []
     recordings: list[dict[str, Any]] = []
@@ -224,17 +233,17 @@ def _hear(
     order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
     for method in methods:
         heard: dict[int, str] = {}
-        size = 1 if method == "hdmole" and routed and in_llm(asr.models[method]) else BATCH
+        size = 1 if method == traced and in_llm(asr.models[method]) else BATCH
         for k in range(0, len(order), size):
             breathe()
             part = order[k : k + size]
             lengths = [len(segments[i].states) for i in part]
-            wanted = method == "hdmole" and any(owners[i].number in routed for i in part)
-            with routing_trace(asr.models[method], lengths) if wanted else nullcontext() as traced:
+            wanted = method == traced and any(owners[i].number in routed for i in part)
+            with routing_trace(asr.models[method], lengths) if wanted else nullcontext() as recorded:
                 found = asr.decode_batch([segments[i] for i in part], method, accent)
             heard.update({i: result.text for i, result in zip(part, found, strict=True)})
-            if traced is not None:
-                table = routing_table(traced, pd.DataFrame([_about(owners[i]) for i in part]))
+            if recorded is not None:
+                table = routing_table(recorded, pd.DataFrame([_about(owners[i]) for i in part]))
                 routing.append(table[table.utterance.isin({owners[i].name for i in part if owners[i].number in routed})])
         spoken = list(dict.fromkeys(owners))
         texts = [" ".join(heard[i] for i, owner in enumerate(owners) if owner is line) for line in spoken]

@@ -186,6 +186,7 @@ class RouterResult(Record):
 class Routing(Record):
     """How experts correspond to accents, and how many of them are active."""
 
+    method: str | None = None  # the HDMoLE adapter whose routing it is; None for hdmole
     utterances: int  # with an accent
     routers: dict[str, RouterResult]  # by the names in `routing_table.ROUTERS`
     active: dict[str, dict[str, float]]  # domain -> layer -> mean number of active experts

@@ -105,11 +105,15 @@ def routing_table(traced: Trace, about: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([known, frame[["layer", "layer_index", "expert", "accent"]], frame[NUMBERS].astype(np.float32)], axis=1)
 
 
-def routing_summary(table: pd.DataFrame) -> Routing:
-    """How experts correspond to accents in a `routing_table`, and how many experts are active."""
+def routing_summary(table: pd.DataFrame, method: str | None = None) -> Routing:
+    """How experts correspond to accents in a `routing_table`, and how many experts are active.
+
+    `method` is the HDMoLE adapter whose table it is; None for hdmole.
+    """
     seen = table[table.domain == "accent"]
     layers = [str(layer) for layer in table.sort_values("layer_index").layer.unique()]
     return Routing(
+        method=method,
         utterances=int(seen.utterance.nunique()),
         routers={
             column: RouterResult(

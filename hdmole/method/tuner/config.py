@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftConfig
 
 from hdmole.method.gate import COMBINATIONS, LEARNED, ROUTINGS, THRESHOLDS
-from hdmole.names import GENERAL
+from hdmole.names import GENERAL, SHARED
 
 
 class _PeftType(str):
@@ -149,6 +149,8 @@ class HDMoLEConfig(PeftConfig):
             raise ValueError(f"This adapter was saved in format {self.format} by a later version; update hdmole to read it.")
         if len({GENERAL, *self.accents}) != len(self.accents) + 1:
             raise ValueError("HDMoLEConfig.accents names each accent once; the general domain has no expert.")
+        if self.shared_expert_rank and SHARED in self.accents:
+            raise ValueError(f"HDMoLEConfig.accents cannot name {SHARED!r} beside a shared expert, which has this name.")
         if self.r < 1 or self.top_k < 1 or not 0 < self.top_p <= 1 or self.shared_expert_rank < 0:
             raise ValueError("HDMoLEConfig needs r >= 1, top_k >= 1, 0 < top_p <= 1 and shared_expert_rank >= 0.")
         if self.recogniser is not None and list(self.recogniser["labels"][1:]) != self.accents:

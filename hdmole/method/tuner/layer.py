@@ -166,7 +166,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         mixing = torch.sigmoid(self.hdmole_lambda[adapter][0]) if adapter in self.hdmole_lambda else logits.new_tensor(0.5)
         switches: dict[str, Any] = dict(
             thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
-            combination=config.combination, general_class=config.general_class,
+            combination=config.combination, general_class=config.general_class, scaled=config.thresholds == "dynamic",
         )  # fmt: skip
         if change is not None:
             tau_global, tau_local = change.change_thresholds(tau_global, tau_local)
@@ -180,7 +180,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
             if recorder.adapter == adapter and id(self) in recorder.layers:
                 recorder.record(id(self), result, rows, x)
         y = functional.linear(ax * result.gate.repeat_interleave(config.r, -1).to(ax.dtype), b) * config.scale
-        if config.shared_expert_rank:
+        if config.shared_expert_rank and (change is None or change.shared):
             shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
             weight = result.mass if config.shared_expert_weight == "mass" else entropy(result.accents)
             y = y + shared * (config.scale * weight[..., None]).to(shared.dtype)
@@ -226,7 +226,7 @@ def _started(rank: int, size: int, config: HDMoLEConfig) -> Tensor:
 def _most(gates: Gates, switches: dict[str, Any]) -> Tensor:
     """The sum (...) of a gate whose branches all have experts on. Forced experts share it."""
     both = switches["combination"] == "sum" and switches["routing"] == "hierarchical"
-    if switches["thresholds"] != "dynamic":
+    if not switches["scaled"]:
         return gates.gate.new_tensor(2.0 if both else 1.0)
     of = {"global": gates.tau_global, "local": gates.tau_local}.get(switches["routing"])
     if of is not None:
