@@ -242,14 +242,15 @@ def _base(folder: Path, family: Any) -> Any:
 def _changed(base: Any, file: Path) -> Any:
     """The base with the weights that full fine-tuning changed.
 
-    Raises ModelError if they do not fit the base, or if only some of the layers are there.
+    Raises ModelError if they do not fit the base, or if a layer lacks weights that others have.
     """
     weights, own = load_file(file), base.state_dict()
     sizes = {
         key: (tuple(w.shape), tuple(own[key].shape)) for key, w in weights.items() if key in own and w.shape != own[key].shape
     }
-    kinds = {_kind(key) for key in weights}
-    _fits(file.parent, {key for key in own if _kind(key) in kinds} - set(weights), set(weights) - set(own), sizes)
+    layers, kinds = {_layer(key) for key in weights}, {_kind(key) for key in weights}
+    wanted = {key for key in own if _layer(key) in layers and _kind(key) in kinds}
+    _fits(file.parent, wanted - set(weights), set(weights) - set(own), sizes)
     if not weights:
         raise ModelError("model.no_weights", "{file} holds no weights; copy the whole model folder.", file=file)
     _numbers(file.parent, weights)
@@ -258,9 +259,14 @@ def _changed(base: Any, file: Path) -> Any:
     return model.float().eval()
 
 
+def _layer(key: str) -> str:
+    """The layer that a weight belongs to, such as `encoder.layers.3`; the projector counts as one."""
+    return PROJECTOR if key.startswith(PROJECTOR) else re.split(r"(?<=\.\d)\.|(?<=\.\d\d)\.", key, maxsplit=1)[0]
+
+
 def _kind(key: str) -> str:
-    """The name of a weight without the numbers of layers; the projector is trained as a whole."""
-    return PROJECTOR if key.startswith(PROJECTOR) else re.sub(r"\.\d+\.", ".*.", key)
+    """The name of a weight within its layer; all those of the projector are of one kind."""
+    return PROJECTOR if key.startswith(PROJECTOR) else key.removeprefix(_layer(key))
 
 
 def _fits(folder: Path, missing: Collection[str], unknown: Collection[str], sizes: Mapping[str, tuple[Any, Any]]) -> None:
