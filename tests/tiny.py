@@ -62,6 +62,14 @@ def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
     return np.resize(np.concatenate(sounds), int(seconds * 16_000)).astype(np.float32)
 
 
+def tones(seconds: float, seed: int = 0) -> np.ndarray:
+    """Tone bursts at the pace of syllables, float32, 16 kHz; Silero VAD takes the first two seconds for speech."""
+    time = np.arange(int(seconds * 16_000)) / 16_000
+    pitch = 120 + 20 * seed + 30 * np.sin(2 * np.pi * 0.7 * time)
+    wave = sum(np.sin(2 * np.pi * h * np.cumsum(pitch) / 16_000) / h for h in range(1, 6))
+    return (0.2 * wave * np.clip(np.sin(2 * np.pi * 3.1 * time), 0, 1)).astype(np.float32)
+
+
 def build_tiny_model(folder: Path) -> Path:
     """Write the model folder: base, LoRA, full and both HDMoLE adapters, in-domain score, samples, results, model card."""
     folder.mkdir(parents=True)
