@@ -49,7 +49,7 @@ from hdmole.speech.segments import framed
 from hdmole.speech.words import score, spelt
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import Results, provenance, save
-from hdmole.training.adapt import pad, parameter_groups, trainable
+from hdmole.training.adapt import Adaptation, pad, parameter_groups, trainable
 from hdmole.training.data import Batches, Corpus, write_corpus
 from hdmole.training.loop import fit, smoothed_objective
 from hdmole.training.preparation import best_temperature
@@ -214,7 +214,8 @@ class Build:
         """Statistics (utterances, layers, 2 d) float16 of the frozen encoder's layers."""
         file = self.work / "statistics.npy"
         if not file.is_file():
-            lengths, found = corpus.index.frames.to_numpy(), {}
+            lengths = corpus.index.frames.to_numpy()
+            found: dict[int, np.ndarray] = {}
             order = np.argsort(lengths, kind="stable")
             for k in range(0, len(order), 8):
                 part = order[k : k + 8]
@@ -287,7 +288,7 @@ class Build:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         fit(
             model, self.batches(corpus, posteriors, name.startswith("hdmole")), smoothed_objective, folder.with_name(f"{name}-training"),
-            epochs=self.epochs, rate=RATES[name], report=self.report, groups=parameter_groups(named, RATES[name]), seed=self.seed,
+            epochs=self.epochs, rate=RATES[name], report=self.report, groups=parameter_groups(named, RATES[name], Adaptation(name, name.split("-")[0])), seed=self.seed,
         )  # fmt: skip
         part = folder.with_name(f"{name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -402,7 +403,7 @@ def _train_recogniser(statistics: Tensor, target: Tensor, rows: Tensor, seed: in
         for part in torch.randperm(len(y)).split(64):
             loss = functional.cross_entropy(model(x[part]), y[part], weight=weight, label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return model.eval()
 

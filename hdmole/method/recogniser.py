@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,32 @@ from torch.nn import functional
 from hdmole.files import write_text, written
 
 
-class AccentRecogniser(nn.Module):
+class _Saved(nn.Module):
+    """What both recognisers share: saving, loading and labels."""
+
+    arguments: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and the arguments the network was made with into `folder`."""
+        with written(folder / "model.safetensors") as part:
+            save_file(self.state_dict(), part)
+        write_text(folder / "config.json", json.dumps(self.arguments, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; the network is ready for use, without dropout."""
+        model = cls(**json.loads((folder / "config.json").read_text()))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.eval()
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, the general domain first."""
+        labels: list[str] = self.arguments["labels"]
+        return labels
+
+
+class AccentRecogniser(_Saved):
     """From the mel features of an utterance to a posterior over accents.
 
     Class 0 is the general domain.
@@ -60,25 +85,6 @@ class AccentRecogniser(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(channels, len(labels))
         self.register_buffer("temperature", torch.ones(()))
-
-    def save(self, folder: Path) -> None:
-        """Write the weights and the arguments the network was made with into `folder`."""
-        with written(folder / "model.safetensors") as part:
-            save_file(self.state_dict(), part)
-        write_text(folder / "config.json", json.dumps(self.arguments, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> AccentRecogniser:
-        """Read what `save` wrote; the network is ready for use, without dropout."""
-        model = cls(**json.loads((folder / "config.json").read_text()))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model.eval()
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the classes, the general domain first."""
-        labels: list[str] = self.arguments["labels"]
-        return labels
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, N + 1).
@@ -132,7 +138,7 @@ class AccentRecogniser(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
-class LayerRecogniser(nn.Module):
+class LayerRecogniser(_Saved):
     """From statistics of the layers of a frozen encoder to a posterior over accents.
 
     The layers are added with learned weights that sum to 1, as in SUPERB (Yang et al. 2021).
@@ -157,10 +163,6 @@ class LayerRecogniser(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden, len(labels))
         self.register_buffer("temperature", torch.ones(()))
-
-    save = AccentRecogniser.save
-    load = classmethod(AccentRecogniser.load.__func__)  # type: ignore[attr-defined]
-    labels = AccentRecogniser.labels
 
     def forward(self, statistics: Tensor) -> Tensor:
         """Logits (B, N + 1) from statistics (B, layers, width), such as means and deviations over time."""

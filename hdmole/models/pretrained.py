@@ -30,7 +30,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from hdmole.errors import UserError
 

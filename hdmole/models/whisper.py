@@ -34,18 +34,18 @@ NO_SPEECH, UNSURE = 0.6, -1.0  # no text if P(no speech) is above the first and 
 TIMESTAMPS = 1501  # tokens at the end of the vocabulary
 
 
-class ClipExtractor(WhisperFeatureExtractor):  # type: ignore[misc]
+class ClipExtractor(WhisperFeatureExtractor):
     """Mel features of a clip and `SILENCE` seconds of silence, time first."""
 
     def __call__(self, sound: np.ndarray, sampling_rate: int = 16_000, **_: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Features (1, T, n_mels) and their mask (1, T) of samples (S,); at most 30 s."""
         padded = np.pad(sound, (0, int(SILENCE * sampling_rate)))[: int((LONGEST + SILENCE) * sampling_rate)]
-        found = super().__call__(padded, sampling_rate=sampling_rate, padding=False, return_tensors="pt")
+        found = super().__call__(padded, sampling_rate=sampling_rate, padding=False, return_tensors="pt")  # type: ignore[arg-type]
         features = found["input_features"].transpose(1, 2)
         return {"input_features": features, "attention_mask": torch.ones(features.shape[:2], dtype=torch.bool)}
 
 
-class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
+class Whisper(WhisperForConditionalGeneration):
     """A multilingual Whisper that transcribes English.
 
     Shapes: `input_features` (B, T_mel, n_mels), zero on padding, and `attention_mask` (B, T_mel) as
@@ -101,6 +101,12 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
     # -- decoder -----------------------------------------------------------------------------------
 
     @property
+    def end(self) -> int:
+        """Id of `<|endoftext|>`."""
+        end: Any = self.config.eos_token_id
+        return int(end)
+
+    @property
     def prompt(self) -> list[int]:
         """`<|startoftranscript|><|en|><|transcribe|><|notimestamps|>`, as token ids."""
         start, last = int(self.config.decoder_start_token_id), self.config.vocab_size - TIMESTAMPS - 1
@@ -130,7 +136,7 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
             weights.append(cross)
         return decoder.layer_norm(x), weights
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -151,7 +157,7 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
         if labels is None:
             raise ValueError("Give labels; to transcribe, call encode and decode.")
         prompt = labels.new_tensor(self.prompt).expand(len(labels), -1)
-        ids = torch.cat([prompt, labels.masked_fill(labels < 0, int(self.config.eos_token_id))], 1)
+        ids = torch.cat([prompt, labels.masked_fill(labels < 0, self.end)], 1)
         hidden, _ = self._decoder(ids, encoder_states, _bias(encoder_mask, encoder_states.dtype))
         logits = self.proj_out(hidden[:, prompt.shape[1] - 1 :])
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
@@ -169,7 +175,7 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
         limits = [int(TOKENS + TOKENS_PER_SECOND * max(0.0, s)) for s in seconds]
         most = self.config.max_target_positions - len(self.prompt)
         bias, cache = _bias(mask, states.dtype), EncoderDecoderCache(DynamicCache(), DynamicCache())
-        end = int(self.config.eos_token_id)
+        end = self.end
         step = torch.tensor([self.prompt] * len(states), device=states.device)
         written: list[list[int]] = [[] for _ in seconds]
         scores: list[list[float]] = [[] for _ in seconds]
@@ -202,7 +208,7 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
             if not any(open_):
                 break
         weights = torch.stack(attention, 2).float()  # (B, heads, steps, T)
-        found = []
+        found: list[tuple[list[int], list[float], list[tuple[float, float]]]] = []
         for i, (ids, values) in enumerate(zip(written, scores, strict=True)):
             if silent[i] > NO_SPEECH and np.mean(values) < UNSURE:
                 found.append(([end], [float(np.log(silent[i]))], []))
@@ -229,7 +235,7 @@ class Whisper(WhisperForConditionalGeneration):  # type: ignore[misc]
 
     def _suppressed(self, first: bool) -> list[int]:
         """Ids of tokens that are never text; at the first step also those that begin no text."""
-        settings, end = self.generation_config, int(self.config.eos_token_id)
+        settings, end = self.generation_config, self.end
         never = {*(getattr(settings, "suppress_tokens", None) or []), *range(end + 1, self.config.vocab_size)}
         return sorted(never | set(getattr(settings, "begin_suppress_tokens", None) or [] if first else []))
 
