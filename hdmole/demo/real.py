@@ -133,9 +133,9 @@ def plan(people: pd.DataFrame, sizes: Sizes, seed: int) -> list[dict[str, Any]]:
     for (split, domain), group in people[~single].groupby(["split", "domain"]):
         if split == "train":
             group = group[(group.age >= YOUNGEST) & (group.seconds <= LONGEST)]
-        most = {"dev": sizes.judged // 2, "test": sizes.judged}.get(
-            split, sizes.orders if domain == "real_general" else len(group)
-        )
+        most = {"dev": sizes.judged // 2, "test": sizes.judged}.get(str(split))
+        if most is None:
+            most = sizes.orders if domain == "real_general" else len(group)
         for i in sorted(rng.permutation(len(group))[:most]):
             row = group.iloc[i]
             jobs.append(dict(kind="read", split=split, domain=domain, accent=row.accent, text=row.text, speaker=row.speaker,
