@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -64,7 +63,7 @@ class Stopped(Exception):
     """The visitor cancelled."""
 
 
-class Task(ABC):
+class Task:
     """What all tasks share: the thread, its turn on the model, cancelling and errors.
 
     Attributes:
@@ -141,9 +140,8 @@ class Task(ABC):
         finally:
             self._end_turn()
 
-    @abstractmethod
     def _work(self) -> None:
-        """Do the work, in the task's thread."""
+        raise NotImplementedError
 
 
 class Job(Task):

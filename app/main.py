@@ -35,6 +35,7 @@ page = st.navigation(
         st.Page("../pages/thresholds.py", title=t("Thresholds"), icon=":material/tune:"),
         st.Page("../pages/correspondence.py", title=t("Correspondence"), icon=":material/grid_on:"),
         st.Page("../pages/compare.py", title=t("Compare"), icon=":material/bar_chart:"),
+        st.Page("../pages/paper.py", title=t("Paper"), icon=":material/article:"),
         st.Page("../pages/corpus.py", title=t("Corpus"), icon=":material/library_music:", visibility=working),
         st.Page("../pages/report.py", title=t("Report"), icon=":material/description:", visibility=working),
         st.Page("../pages/about.py", title=t("Model"), icon=":material/info:"),

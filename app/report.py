@@ -77,10 +77,12 @@ def pictures(job: Job, method: str, layer: str) -> dict[str, tuple[str, go.Figur
     return found
 
 
-def html(job: Job, reference: str, method: str, layer: str, summary: Results | None, about: dict[str, str]) -> str:
+def html(
+    job: Job, reference: str, method: str, layer: str, summary: Results | None, about: dict[str, str], note: str = ""
+) -> str:
     """The whole report, with the routing of the HDMoLE adapter `method` in `layer`.
 
-    At its foot stand `about` and the provenance of the results.
+    `note` stands above the results. At the foot stand `about` and the provenance of the results.
     """
     utterance = job.utterance
     kind = audio_type(utterance.data) or "audio/wav"
@@ -113,7 +115,10 @@ def html(job: Job, reference: str, method: str, layer: str, summary: Results | N
     for title, plot in shown:
         parts.append(f"<h2>{escape(title)}</h2>{figures.exported(drawn(plot)).to_html(full_html=False, include_plotlyjs=False)}")
     if summary:
-        parts.append(f"<h2>{t('Results')}</h2><p>{texts.adapted(summary)}</p>{_table(summary)}")
+        parts.append(f"<h2>{t('Results')}</h2>")
+        if note:
+            parts.append(f"<p class='warning'>{escape(note)}</p>")
+        parts.append(f"<p>{texts.adapted(summary)}</p>{_table(summary)}")
         for claim in summary.claims:
             line = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(t(claim_line(claim))))
             parts.append(f"<p>{line}</p>")

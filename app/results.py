@@ -24,21 +24,31 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
 
+PUBLISHED = ROOT / "assets" / "results"
+
+
 # -- reading ---------------------------------------------------------------------------------------
 
 
 def folders(asr: ASR) -> dict[str, Path]:
-    """Name -> folder of the results that come with the model and the repository.
-
-    The main comparison is the last.
-    """
+    """Name -> folder of the results of this model's base. The comparison of the paper is the last."""
     own = asr.folder / "results"
     found = {"this model's own": own} if (own / "summary.json").is_file() else {}
-    # the comparisons in the repository are those of the demo model
-    if asr.folder == ROOT / "assets" / "demo":
-        compared = [f.parent for f in (ROOT / "assets" / "results").glob("*/summary.json")]
-        found |= {f.name: f for f in sorted(compared, key=lambda f: (f.name == "main", f.name))}
+    summary = summary_of(PUBLISHED / "paper")
+    if summary and of_this_base(asr, summary):
+        found["paper"] = PUBLISHED / "paper"
     return found
+
+
+def archived(asr: ASR) -> dict[str, Path]:
+    """Name -> folder of the demo model's former comparisons, which are of earlier bases."""
+    former = (PUBLISHED / "archive").glob("*/summary.json") if asr.folder == ROOT / "assets" / "demo" else ()
+    return {file.parent.name: file.parent for file in sorted(former)}
+
+
+def of_this_base(asr: ASR, summary: Results) -> bool:
+    """Whether results were measured on the model's base, by the digest of its weights."""
+    return summary.provenance.base_sha256 == digest_of(asr.folder)
 
 
 def read_table(file: Path, utterance: str | None = None) -> pd.DataFrame:
@@ -102,25 +112,29 @@ def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
                 "of yours, `hdmole compare --config FILE --out DIR` trains and compares methods; name DIR in the sidebar."
             )
         )
+        if archived(asr):
+            st.caption(t("Former comparisons, on earlier bases, can be chosen under Results in the sidebar."))
         st.stop()
     return found
 
 
 def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
     """As `choose`, but None if there are no results."""
-    known, link = folders(asr), st.query_params.get("results", "")
+    current, link = folders(asr), st.query_params.get("results", "")
+    known = current | archived(asr)
     widgets = st.session_state
     # the visitor opened this address; this page did not write it
     if link and link != session().results:
         widgets.results_given = "" if link in known else link
         widgets.results_name = link if link in known else None
     if not widgets.get("results_given") and widgets.get("results_name") not in known:
-        readable = {name: summary_of(folder) for name, folder in known.items()}
+        readable = {name: summary_of(folder) for name, folder in current.items()}
         fitting = [name for name, summary in readable.items() if summary and (summary.routing or not routing)]
         widgets.results_name = next(reversed(fitting), None)
     with st.sidebar:
         name = st.selectbox(
-            t("Results"), list(known), index=None, key="results_name", format_func=t, persist_state="session",
+            t("Results"), list(known), index=None, key="results_name", persist_state="session",
+            format_func=lambda name: t(name) if name in current else t("{name} (archive, of an earlier base)", name=name),
             on_change=lambda: widgets.update(results_given=""),
         ) if known else None  # fmt: skip
         given = st.text_input(
@@ -142,30 +156,19 @@ def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
     except (ResultsError, access.AccessError) as error:
         st.error(t(error))
         st.stop()
-    if not given and (note := other_base(asr, folder, summary)):
-        st.caption(note)
+    if note := other_base(asr, folder, summary):
+        st.warning(note)
     return folder, summary
 
 
 def other_base(asr: ASR, folder: Path, summary: Results) -> str:
     """A note if results are, or may be, of another base than the model's; else an empty text."""
-    own = summary_of(asr.folder / "results")
-    if own is None or folder == asr.folder / "results":
-        return ""
     measured = summary.provenance.base_sha256
-    if measured is not None and measured == digest_of(asr.folder):
+    if of_this_base(asr, summary) or (measured is None and folder == asr.folder / "results"):
         return ""
-    theirs, ours = (f"{s.methods['base'].domains['general'].wer:.1f}" for s in (summary, own))
     if measured is None:
-        return t(
-            "These results do not record which base they were measured on: it gets {theirs} % of the words in general speech wrong, "
-            "this model's base {ours} %.",
-            theirs=theirs, ours=ours,
-        )  # fmt: skip
-    return t(
-        "These results are of another base: it gets {theirs} % of the words in general speech wrong, this model's base {ours} %.",
-        theirs=theirs, ours=ours,
-    )  # fmt: skip
+        return t("These results do not record which base they were measured on; take them for those of an earlier base.")
+    return t("These results are of another base than this model's.")
 
 
 digest_of = st.cache_data(show_spinner=False, max_entries=2)(base_digest)
@@ -195,6 +198,7 @@ def headline(summary: Results) -> None:
         column.metric(label, value, delta, delta_color="inverse")
 
 
+# the marks differ in shape, not only in colour
 MARKS = {"established": ":material/check_circle:", "not established": ":material/help:", "refuted": ":material/cancel:"}
 
 

@@ -30,6 +30,7 @@ PAGES = {
     "thresholds": "thresholds",
     "correspondence": "correspondence",
     "compare": "compare",
+    "paper": "paper",
     "corpus": "corpus",
     "report": "report",
     "about": "about",

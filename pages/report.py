@@ -46,7 +46,8 @@ folder, summary = results.chosen(asr) or (Path(), None)
 linked = gates.linked_adapter(asr, method) if method else ""
 links.write(sample=chosen.sample, adapter=linked, layer=layer_label(layer), results=session().results if summary else "")
 about = {"model": asr.folder.name, "device": device_name(asr), "methods": ", ".join(job.methods)}
-written = report.html(job, reference, method, layer, summary, about)
+note = results.other_base(asr, folder, summary) if summary else ""
+written = report.html(job, reference, method, layer, summary, about, note)
 links.show_notes()
 with st.container(horizontal=True):
     st.download_button(

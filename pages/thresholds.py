@@ -189,8 +189,6 @@ with outcome:
             ),
             "frontier",
         )  # fmt: skip
-        if note := results.other_base(asr, results.folders(asr)[name], summary):
-            st.caption(note)
     st.header(t("Experts at work, layer by layer"))
     data = figures.change_data(untouched.layers, after.layers)
     plots.show(

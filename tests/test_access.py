@@ -100,7 +100,7 @@ def test_without_data_only_the_repositorys_and_the_models_results_open(
 ) -> None:
     monkeypatch.setenv("HDMOLE_DATA", "")
     assert REFUSED in open_app("compare", results=str(results)).error[0].value
-    for allowed in (str(tiny_model / "results"), "assets/results/main", "this model's own"):
+    for allowed in (str(tiny_model / "results"), "assets/results/archive/main", "this model's own"):
         assert not open_app("compare", results=allowed).error
     monkeypatch.setenv("HDMOLE_DATA", str(results.parent))
     assert not open_app("compare", results="mine").error  # relative to the folder that was named

@@ -278,7 +278,7 @@ def clicks(monkeypatch: pytest.MonkeyPatch, key: str, point: dict[str, object]) 
 
 
 def test_decodings_of_several_seeds_can_be_told_apart(open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch) -> None:
-    main = str(ROOT / "assets" / "results" / "main")
+    main = str(ROOT / "assets" / "results" / "archive" / "main")
     at = open_app("compare", results=main, against="full", accent="real_digits/German", speech="real_digits", method="nobody")
     assert_no_exception(at)
     chosen = [at.selectbox(key=key).value for key in ("compared", "against", "compared_accent")]
@@ -307,7 +307,7 @@ def test_decodings_of_several_seeds_can_be_told_apart(open_app: Callable[..., Ap
 def test_only_results_of_the_repository_are_said_to_be_of_unseen_speakers(
     open_app: Callable[..., AppTest], tiny_model: Path
 ) -> None:
-    for folder, ours in ((ROOT / "assets" / "results" / "main", True), (tiny_model / "results", False)):
+    for folder, ours in ((ROOT / "assets" / "results" / "archive" / "main", True), (tiny_model / "results", False)):
         at = open_app("compare", results=str(folder))
         assert any("no method was trained on, thin" in caption.value for caption in at.caption) == ours
 
@@ -417,7 +417,9 @@ def test_the_report_holds_everything_and_needs_no_network(open_app: Callable[...
     ours = report.html(job, "", "hdmole-extended", layer, None, {})
     assert "<b>Routing of HDMoLE, extended.</b>" in ours and "share a weight of 1" in ours
     assert not re.search(r"(src|href)=['\"]https?:", body)
-    variants = str(ROOT / "assets" / "results" / "variants")
+    note = report.html(job, "", "hdmole", layer, summary, {}, "of <another> base")
+    assert "<p class='warning'>of &lt;another&gt; base</p>" in note and "class='warning'>of" not in page
+    variants = str(ROOT / "assets" / "results" / "archive" / "variants")
     linked = open_app("report", sample="indian_1", results=variants)  # any results folder, which the address keeps
     assert_no_exception(linked)
     assert linked.query_params["results"] == variants and linked.query_params["sample"] == "indian_1"
@@ -435,7 +437,7 @@ def test_correspondence_says_where_results_without_routing_fall_short(open_app: 
 
 
 def test_a_click_on_the_map_is_heard_and_opened(open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch) -> None:
-    main = ROOT / "assets" / "results" / "main"
+    main = ROOT / "assets" / "results" / "archive" / "main"
     at = open_app("correspondence", results=str(main), router="local_probability", layer="nowhere")
     assert_no_exception(at)
     assert at.segmented_control(key="router").value == "local_probability" and at.selectbox(key="corpus_layer").value is None
@@ -459,7 +461,7 @@ def test_a_click_on_the_map_is_heard_and_opened(open_app: Callable[..., AppTest]
 def test_the_accent_recogniser_is_shown_beside_the_experts(
     open_app: Callable[..., AppTest], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = ROOT / "assets" / "results" / "projector"
+    older = ROOT / "assets" / "results" / "archive" / "projector"
     assert "What the accent recogniser hears" not in [h.value for h in open_app("correspondence", results=str(older)).header]
     monkeypatch.setattr(results, "folders", lambda asr: {"projector": older})
     at = open_app("correspondence")
@@ -583,20 +585,45 @@ def test_a_changed_transcript_is_marked_against_the_one_before() -> None:
     assert "class='said'" not in method_card("hdmole", transcript, "turn of lights", before="turn off the lights")
 
 
-def test_pages_open_on_the_headline_comparison() -> None:
-    found = results.folders(SimpleNamespace(folder=ROOT / "assets" / "demo"))
-    assert list(found)[-1] == "main" and {"this model's own", "variants"} < set(found)
+def test_archived_results_are_not_among_those_of_the_model(tiny_model: Path) -> None:
+    demo, tiny = (SimpleNamespace(folder=folder) for folder in (ROOT / "assets" / "demo", tiny_model))
+    assert set(results.archived(demo)) == {"main", "longer", "conflicts", "places", "projector", "variants"}
+    assert not set(results.archived(demo)) & set(results.folders(demo)) and results.archived(tiny) == {}
+    assert next(iter(results.folders(demo))) == "this model's own" and list(results.folders(tiny)) == ["this model's own"]
+
+
+@pytest.mark.parametrize("digest", ["own", "0123", None])
+def test_the_papers_comparison_is_shown_where_it_is_of_this_base(
+    digest: str | None, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "PUBLISHED", tmp_path)
+    found, asr = load(tiny_model / "results"), SimpleNamespace(folder=tiny_model)
+    found.provenance.base_sha256 = found.provenance.base_sha256 if digest == "own" else digest
+    save(tmp_path / "paper", found, pd.read_parquet(tiny_model / "results" / "utterances.parquet"))
+    assert list(results.folders(asr)) == ["this model's own", *(["paper"] if digest == "own" else [])]
 
 
 def test_results_of_another_base_are_said_to_be_so(tiny_model: Path, tmp_path: Path) -> None:
-    asr, other, own = SimpleNamespace(folder=tiny_model), *(load(tiny_model / "results") for _ in range(2))
-    other.methods["base"].domains["general"].wer = 61.24
+    asr, other = SimpleNamespace(folder=tiny_model), load(tiny_model / "results")
     assert results.other_base(asr, tmp_path, other) == ""  # the digest decides
-    for digest, said in (("0123", "These results are of another base: "), (None, "These results do not record which base")):
+    for digest, said in (("0123", "These results are of another base"), (None, "These results do not record which base")):
         other.provenance.base_sha256 = digest
-        note = results.other_base(asr, tmp_path, other)
-        assert note.startswith(said) and "61.2 %" in note and f"base {own.methods['base'].domains['general'].wer:.1f} %" in note
-        assert results.other_base(asr, tiny_model / "results", other) == ""  # they lie in the model's own folder
+        assert results.other_base(asr, tmp_path, other).startswith(said)
+        own = results.other_base(asr, tiny_model / "results", other)  # without a digest they are those of the model they lie with
+        assert own.startswith(said) if digest else own == ""
+
+
+def test_an_archived_comparison_is_opened_by_name_alone_and_marked(
+    open_app: Callable[..., AppTest], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "archived", lambda asr: {"main": ROOT / "assets" / "results" / "archive" / "main"})
+    at = open_app("compare")
+    assert_no_exception(at)
+    assert at.selectbox(key="results_name").value == "this model's own" and not at.warning
+    assert "main (archive, of an earlier base)" in at.selectbox(key="results_name").options
+    at.selectbox(key="results_name").set_value("main").run()
+    assert_no_exception(at)
+    assert "take them for those of an earlier base" in at.warning[0].value and at.query_params["results"] == "main"
 
 
 def test_a_results_table_that_has_changed_is_read_anew(tmp_path: Path) -> None:
@@ -632,7 +659,7 @@ def test_the_sound_of_a_moment_is_its_stretch_of_the_audio() -> None:
 
 def test_accents_and_methods_of_the_results_are_named_in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "language", lambda: "zh")
-    rows = pd.read_parquet(ROOT / "assets" / "results" / "main" / "utterances.parquet", columns=["accent"])
+    rows = pd.read_parquet(ROOT / "assets" / "results" / "archive" / "main" / "utterances.parquet", columns=["accent"])
     assert [name for name in rows.accent.unique() if texts.accent_name(name).isascii()] == []
     labels = [texts.label(method.label) for method in known_methods({"r": 2}).values()]
     assert [label for label in labels if "," in label] == []

@@ -40,7 +40,7 @@ from hdmole.study.compare import compare
 from hdmole.training import preparation
 from hdmole.training.preparation import speech_of
 
-pytestmark = pytest.mark.timeout(450)  # the whole recipe takes minutes where many tests run at once
+pytestmark = pytest.mark.timeout(900)  # the whole recipe takes minutes where many tests run at once
 
 
 class _Pool:

@@ -37,7 +37,11 @@ from hdmole.study.results import (
 from hdmole.study.tables import accent_table, claim_lines, markdown_table, update_readme
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = [ROOT / "assets" / "demo" / "results", *sorted((ROOT / "assets" / "results").glob("*"))]
+ARCHIVE = ROOT / "assets" / "results" / "archive"
+PUBLISHED = [
+    ROOT / "assets" / "demo" / "results",
+    *sorted(f.parent for f in (ROOT / "assets" / "results").rglob("summary.json")),
+]
 
 
 @pytest.mark.parametrize(
@@ -351,8 +355,12 @@ def test_published_results_are_those_of_their_utterances(folder: Path) -> None:
 
 def test_readme_and_documentation_show_the_published_results() -> None:
     assert markdown_table(load(ROOT / "assets" / "demo" / "results")) in (ROOT / "README.md").read_text()
-    main, text = ROOT / "assets" / "results" / "main", (ROOT / "docs" / "compare.md").read_text()
+    main, text = ARCHIVE / "main", (ROOT / "docs" / "experiments" / "archive.md").read_text()
     assert markdown_table(load(main)) in text and claim_lines(judge(main)) in text and len(judge(main)) == 5
+    paper = ROOT / "assets" / "results" / "paper"
+    if paper.is_dir():
+        text = (ROOT / "docs" / "compare.md").read_text()
+        assert markdown_table(load(paper)) in text and claim_lines(load(paper).claims) in text
 
 
 CONDITIONS = (  # what is compared under which condition: results, HDMoLE, full fine-tuning and LoRA times accent mass in them
@@ -370,7 +378,7 @@ CONDITIONS = (  # what is compared under which condition: results, HDMoLE, full 
 def test_the_table_of_conditions_says_what_the_results_say() -> None:
     lines = []
     for condition, folder, mine, full, gated in CONDITIONS:
-        results = load(ROOT / "assets" / "results" / folder)
+        results = load(ARCHIVE / folder)
         found = {(d.method, d.against, d.domain): d for d in results.differences}
         cells = []
         for against, domain in ((full, "accent"), (gated, "accent"), ("base", "general")):
@@ -380,4 +388,4 @@ def test_the_table_of_conditions_says_what_the_results_say() -> None:
             cells.append(f"**{text}**" if low > 0 or high < 0 else text)
         seeds = len(results.provenance.seeds or ())
         lines.append(f"| {condition} | `{folder}` | {seeds} | {' | '.join(cells)} |")
-    assert "\n".join(lines) in (ROOT / "docs" / "compare.md").read_text(), "\n".join(lines)
+    assert "\n".join(lines) in (ROOT / "docs" / "experiments" / "archive.md").read_text(), "\n".join(lines)
