@@ -76,7 +76,7 @@ def _find(given: str, model: Path) -> Path | None:
     roots = open_folders(model)
     found = [find_inside(folder / given, roots) for folder in (Path.cwd(), *data_folders())]
     allowed = [path for path in found if path is not None and len(path.name) < 256]  # no file system has longer names
-    return next((path for path in allowed if path.exists()), allowed[0] if allowed else None)
+    return next((path for path in allowed if os.path.exists(path)), allowed[0] if allowed else None)
 
 
 def audio_of(results: Path, named: str, model: Path) -> bytes | None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
 MOST_UNPACKED = 4e9  # bytes that a ZIP may unpack to
+MOST_FILES = 20_000  # in a ZIP
+# A file in a ZIP that is larger than so many bytes and so many times what is packed holds no speech.
+LARGE, MOST_PACKED = 20e6, 100
 
 
 class Evaluation(Task):
@@ -32,6 +35,8 @@ class Evaluation(Task):
     its own files only, a manifest on this machine those that visitors may open. `key` names the
     results in an address.
     """
+
+    patience = 600.0  # its results are opened again by the address, so that a reload does not end it
 
     def __init__(self, asr: ASR, source: Path | IO[bytes], methods: list[str], folder: Path) -> None:
         self.source, self.methods, self.folder, self.out = source, methods, folder, folder / "results"
@@ -50,7 +55,11 @@ class Evaluation(Task):
         self._share = done / max(1, total)
         if self.cancelled and done < total:
             raise Cancelled
-        self._let_others()
+        self.long = total > 1
+        try:
+            self._let_others()
+        except Stopped:
+            raise Cancelled from None
 
     def _work(self) -> None:
         if not isinstance(self.source, Path):
@@ -70,6 +79,9 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir()]
+            if len(entries) > MOST_FILES:
+                sentence = "The ZIP holds more than {count} files; divide it into several."
+                raise ManifestError("manifest.zip_too_many", sentence, count=f"{MOST_FILES:,}")
             for entry in entries:
                 entry.filename = _plain_name(entry)
             if any(_leads_out(e) for e in entries):
@@ -83,6 +95,13 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
                     "manifest.zip_too_large",
                     "The ZIP unpacks to more than {size} GB; give the manifest's path instead.",
                     size=f"{MOST_UNPACKED / 1e9:g}",
+                )
+            if any(e.file_size > max(LARGE, MOST_PACKED * e.compress_size) for e in entries):
+                raise ManifestError(
+                    "manifest.zip_bomb",
+                    "The ZIP holds a file that is more than {times} times larger than what is packed of it, which no recording is; "
+                    "pack the recordings again.",
+                    times=MOST_PACKED,
                 )
             manifests = [e for e in entries if e.filename.lower().endswith(".jsonl")]
             if not manifests:

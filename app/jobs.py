@@ -7,7 +7,7 @@
 * After an error or a cancel, the results so far can still be read.
 * The thread never calls Streamlit. Its messages are `Text`, which a page translates.
 * All sessions share the model. `TURNS` limits the tasks that run at once to half of the machine's
-  cores.
+  cores, and lets them work in turn. The work of a tab that was closed ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from app.access import hide_folders
+from app.session import session_id, session_open
 from app.texts import Text, without_folders
+from app.turns import Ticket, Turns
 from hdmole.errors import UserError
 from hdmole.names import method_label
 from hdmole.speech.audio import Audio, decode
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from hdmole.speech.decoding import Encoded
 
 LONGEST = 1800.0  # seconds of audio that the app accepts
-TURNS = threading.BoundedSemaphore(max(1, (os.cpu_count() or 2) // 2))
+LONG = 30.0  # seconds; longer audio is long work, which comes after short work
+TURNS = Turns(max(1, (os.cpu_count() or 2) // 2))
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,23 @@ class Task:
 
     Attributes:
         name: name of what is worked on, for the sentence of an error.
+        patience: seconds for which the work goes on after its tab was closed.
         error: what went wrong, in a sentence; empty if nothing did.
         step: what is being done.
     """
+
+    patience = 10.0
 
     def __init__(self, asr: ASR, name: str) -> None:
         self.name = name
         self.error: str = ""
         self.step: str = Text("Waiting for a free turn on the model")
+        self.long = False  # whether it is long work
+        self._visitor, self._gone_since = session_id(), 0.0
         self._asr, self._stop = asr, threading.Event()
         self._share = 0.0  # share of the running step that is done
-        self._turn = False  # whether this task holds one of TURNS
+        self._ticket: Ticket | None = None  # while it holds a turn
+        self._began = 0.0  # when the turn began
         self._thread = threading.Thread(target=self._run, name="transcribe", daemon=True)
         self._thread.start()
 
@@ -110,20 +119,39 @@ class Task:
         self._let_others()
 
     def _let_others(self) -> None:
-        """Give the turn to other tasks, between two segments or recordings."""
-        self._end_turn()
-        time.sleep(0.05)
-        self._take_turn()
+        """Give the turn to those who wait, between two segments or recordings."""
+        if self._closed():
+            self.cancel()
+            raise Stopped
+        if TURNS.wanted:
+            step = self.step
+            self._end_turn()
+            self._take_turn()
+            self.step = step
 
     def _take_turn(self) -> None:
         """Wait for a turn on the model, or until the task is cancelled."""
-        while not self._turn and not self.cancelled:
-            self._turn = TURNS.acquire(timeout=0.2)
+        ticket = Ticket(self._visitor, self.long)
+        if TURNS.take(ticket, lambda: self.cancelled or self._closed(), self._told):
+            self._ticket, self._began = ticket, time.monotonic()
+        else:
+            self.cancel()
+
+    def _told(self, place: int, seconds: float) -> None:
+        self.step = Text("Place {place} in the queue, about {seconds} s", place=place, seconds=max(1, round(seconds)))
 
     def _end_turn(self) -> None:
-        if self._turn:
-            self._turn = False
-            TURNS.release()
+        if self._ticket is not None:
+            TURNS.give(self._ticket, time.monotonic() - self._began)
+            self._ticket = None
+
+    def _closed(self) -> bool:
+        """Whether the visitor's tab has been closed for longer than a page takes to load again."""
+        if session_open(self._visitor):
+            self._gone_since = 0.0
+        elif not self._gone_since:
+            self._gone_since = time.monotonic()
+        return bool(self._gone_since) and time.monotonic() - self._gone_since > self.patience
 
     def _run(self) -> None:
         self._take_turn()
@@ -197,10 +225,11 @@ class Job(Task):
     def _work(self) -> None:
         self.step = Text("Reading the audio")
         self.audio = audio = self.audio or decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
+        self.long = audio.seconds > LONG
         for method in (m for m in self.methods if m not in self.transcripts):
             self._advance(0.0)
             self.step = Text("{method} is listening", method=Text(method_label(method)))
-            self.encoded = self._asr.segment(audio) if self.encoded is None else self.encoded
+            self.encoded = self._asr.segment(audio, lambda: self._advance(0.0)) if self.encoded is None else self.encoded
             transcript = self._asr.transcribe(
                 audio, method=method, want_trace=method in self._asr.routed, encoded=self.encoded, progress=self._advance
             )

@@ -18,13 +18,18 @@ from app.texts import t
 from hdmole.figures import results as result_figures
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.study.claims import claim_line
-from hdmole.study.results import Claim, RecogniserResult, Results, ResultsError, base_digest, load
+from hdmole.study.results import COLUMNS, Claim, RecogniserResult, Results, ResultsError, base_digest, load
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
 
 PUBLISHED = ROOT / "assets" / "results"
+_COLUMNS = {  # that the pages need
+    "utterances.parquet": set(COLUMNS),
+    "recordings.parquet": {"utterance", "audio", "accent", "speaker", "seconds", "level", "clipped", "in_domain"},
+    "routing.parquet": {"utterance", "layer", "expert", "gate"},
+}
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -52,8 +57,23 @@ def of_this_base(asr: ASR, summary: Results) -> bool:
 
 
 def read_table(file: Path, utterance: str | None = None) -> pd.DataFrame:
-    """A parquet file of results, or its rows of one utterance, cached until the file changes."""
-    return _read_table(file, utterance, file.stat().st_mtime_ns)
+    """A parquet file of results, or its rows of one utterance, cached until the file changes.
+
+    If it cannot be read, or lacks columns, the page ends with a sentence that says so.
+    """
+    try:
+        table = _read_table(file, utterance, file.stat().st_mtime_ns)
+    except (OSError, ValueError, RecursionError):  # pyarrow's errors are of these classes
+        table = pd.DataFrame()
+    if (table.empty and utterance is None) or not _COLUMNS.get(file.name, set()) <= set(table.columns):
+        st.error(
+            t(
+                "{file} is damaged or empty; run `hdmole evaluate` or `hdmole compare` again to write it.",
+                file=access.plain(file.name),
+            )
+        )
+        st.stop()
+    return table
 
 
 @st.cache_data(show_spinner=False, max_entries=8)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 if TYPE_CHECKING:
     from app.corpus import Evaluation
@@ -54,6 +56,20 @@ class Session:
     evaluation: Evaluation | None = None
     evaluation_new: bool = False
     tour: int | None = None
+
+
+def session_id() -> str:
+    """The name of the session for which the script runs; empty outside of one."""
+    context = get_script_run_ctx(suppress_warning=True)
+    return context.session_id if context is not None else ""
+
+
+def session_open(name: str) -> bool:
+    """Whether the tab of a session is open. Any thread may ask."""
+    try:
+        return not name or runtime.get_instance().is_active_session(name)
+    except RuntimeError:  # no server runs
+        return True
 
 
 def session() -> Session:

@@ -107,6 +107,8 @@ except ResultsError as error:
     st.error(t(error))
     st.stop()
 
+for name in ("recordings.parquet", "utterances.parquet"):
+    results.read_table(out / name)  # if it is damaged, the page ends here
 done, of = summary.provenance.recordings or 0, summary.provenance.of or 0
 if done < of:
     st.warning(t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=done, all=of))
@@ -134,7 +136,7 @@ def archive() -> bytes:
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
         for file in sorted(f for f in out.iterdir() if f.is_file()):
             if file.name == "recordings.parquet":  # without the paths on this machine
-                known = pd.read_parquet(file)
+                known = results.read_table(file)
                 packed.writestr(
                     file.name, known.assign(audio=known.audio.map(lambda path: Path(path).name)).to_parquet(index=False)
                 )
@@ -161,7 +163,7 @@ def recordings(out: str, changed: int) -> pd.DataFrame:
         index="utterance", columns="method", values="wer"
     )[heard.method.unique()]
     first = heard.drop_duplicates("utterance").set_index("utterance")[["reference", "words"]]
-    known = pd.read_parquet(Path(out) / "recordings.parquet").drop_duplicates("utterance").set_index("utterance")
+    known = results.read_table(Path(out) / "recordings.parquet").drop_duplicates("utterance").set_index("utterance")
     wide.columns = [f"WER {name} (%)" for name in wide.columns]
     table = known.join(first).join(wide.round(1)).reset_index()
     # halves what is sent to the browser

@@ -240,3 +240,18 @@ def test_a_page_of_another_host_cannot_speak_to_the_app(app_url: str, host: str,
     }
     request.request("GET", "/_stcore/stream", headers={"Host": host.format(own), "Origin": origin.format(own), **upgrade})
     assert request.getresponse().status == status
+
+
+def test_damaged_tables_and_endless_names_get_a_sentence(
+    open_app: Callable[..., AppTest], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model / "results", folder)
+    table = (folder / "utterances.parquet").read_bytes()
+    for content in (table[: len(table) // 2], b""):
+        for name in ("utterances.parquet", "recordings.parquet"):
+            (folder / name).write_bytes(content)
+        at = open_app("corpus", results=str(folder))
+        assert not at.exception and "parquet is damaged or empty" in at.error[0].value
+    at = open_app("compare", results="x/" + 5_000 * "y")
+    assert not at.exception and "cannot be opened here" in at.error[0].value

@@ -141,3 +141,33 @@ def test_the_line_that_make_writes_lets_peft_be_imported_first(tmp_path: Path) -
     code = f"import site; site.addsitedir({str(tmp_path)!r}); import peft, sys; assert 'torchaudio._extension' in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_manifest_of_brackets_and_one_that_is_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "manifest.jsonl"
+    for content in ("[" * 100_000, '{"a":' * 100_000):
+        file.write_text(content)
+        with pytest.raises(ManifestError, match="Line 1 of manifest") as caught:
+            read_manifest(file)
+        assert caught.value.code == "manifest.not_json"
+    monkeypatch.setattr("hdmole.speech.manifest.LARGEST", 1000)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(file)
+    assert caught.value.code == "manifest.too_large"
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(Path("/dev/zero"))  # never ends
+    assert caught.value.code == "manifest.absent"
+
+
+def test_zips_that_unpack_to_too_much_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for code, files in (
+        ("manifest.zip_bomb", {"a.wav": b"", "manifest.jsonl": bytes(30_000_000)}),
+        ("manifest.zip_too_many", {f"{k}.wav": b"" for k in range(20_001)}),
+    ):
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, data in files.items():
+                packed.writestr(name, data)
+        with pytest.raises(ManifestError) as caught:
+            unpack(content, tmp_path / "out")
+        assert caught.value.code == code and not (tmp_path / "out").exists()

@@ -176,7 +176,7 @@ class ASR:
     # -- encoding ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def segment(self, audio: Audio | np.ndarray) -> list[Encoded]:
+    def segment(self, audio: Audio | np.ndarray, between: Callable[[], None] = lambda: None) -> list[Encoded]:
         """Cut a recording into segments and encode each of them for every method.
 
         Only what Silero VAD takes for speech is heard. There is one segment if the sound is short
@@ -187,6 +187,7 @@ class ASR:
 
         Args:
             audio: decoded audio, or samples (S,) at 16 kHz.
+            between: called after each segment. An error that it raises ends the work.
 
         Raises:
             AudioError: the samples have another shape, or some are not numbers.
@@ -206,7 +207,11 @@ class ASR:
             if heard_whole(self.ctc_text(whole), base.text):
                 return [whole]
         pieces = cut(samples, spans, model.longest_segment, whole_only)
-        return [self.encode(sound, start, len(samples)) for sound, start in pieces]
+        found = []
+        for sound, start in pieces:
+            found.append(self.encode(sound, start, len(samples)))
+            between()
+        return found
 
     @torch.no_grad()
     def encode(self, sound: np.ndarray, start: int, length: int) -> Encoded:

@@ -16,6 +16,8 @@ from hdmole.errors import UserError
 from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError, decode
 from hdmole.speech.words import normalise
 
+LARGEST = 100_000_000  # bytes of a manifest
+
 
 class ManifestError(UserError):
     """A manifest that cannot be used. The codes begin with `manifest.`
@@ -73,6 +75,9 @@ def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent"
             "There is no manifest {name}; give a JSON-lines file with audio, text and accent on each line.",
             name=path,
         )
+    if path.stat().st_size > LARGEST:
+        sentence = "{name} is larger than {size} MB, so it is no manifest; a manifest is a JSON-lines file."
+        raise ManifestError("manifest.too_large", sentence, name=path.name, size=LARGEST // 10**6)
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -83,7 +88,7 @@ def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent"
             continue
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             sentence = "Line {number} of {name} is not valid JSON."
             raise ManifestError("manifest.not_json", sentence, number=number, name=path.name) from None
         missing = [name for name in needed if not isinstance(row, dict) or not isinstance(row.get(name), str)]

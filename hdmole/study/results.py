@@ -330,7 +330,7 @@ def load(folder: Path) -> Results:
             "{folder} has no summary.json; name a folder that `hdmole compare` or `hdmole evaluate` wrote.",
             folder=folder,
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise damaged from None
     if not isinstance(values, dict):
         raise damaged
