@@ -5,8 +5,8 @@ if the result is there. An interrupted stage goes on from its last checkpoint. T
 is written to `out`.
 
     corpus -> tokenizer -> encoder (CTC) | recogniser, llm -> states (cached encoder outputs)
-           -> base -> full | lora | hdmole (adaptations of the projector) -> released folder
-           -> in-domain score -> results
+           -> base -> full | lora | hdmole | hdmole-extended (adaptations of the projector)
+           -> released folder -> in-domain score -> results
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftConfig
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForCTC, LlamaConfig, ParakeetCTCConfig, PreTrainedTokenizerFast
@@ -81,13 +82,24 @@ class Recipe:
             "recogniser": 1.5e-3,
             "full": 0.001,
             "lora": 0.002,
-            "hdmole": 0.001,
+            "hdmole": 0.016,
+            "hdmole-extended": 0.001,
         }
     )
 
     def scaled(self, factor: float) -> Recipe:
         """The same recipe with `factor` times as much data, for a quick trial."""
         return self if factor == 1 else Recipe(sizes=self.sizes.scaled(factor), llm_sentences=max(200, int(30_000 * factor)))
+
+    def adaptations(self) -> dict[str, Adaptation]:
+        """The adaptations of the projector by their names; LoRA has the extended variant's size."""
+        shared = {"shared_expert_rank": self.shared_rank, "router_accent": 0.0}
+        return {
+            "full": Adaptation("full", "full"),
+            "lora": Adaptation("lora", "lora", {"r": (len(ACCENTS) - 1) * self.rank + self.shared_rank}),
+            "hdmole": Adaptation("hdmole", "hdmole", {"r": self.rank}, threshold_rate=0.1, router_rate=0.1),
+            "hdmole-extended": Adaptation("extended", "extended", {"r": self.rank, **shared}, threshold_rate=10),
+        }
 
 
 class Build:
@@ -113,13 +125,15 @@ class Build:
     def take(self, released: Path) -> None:
         """Copy the weights of a released model to the work folder.
 
-        The later stages then make only the speech and the encoder outputs.
+        The later stages then make the speech, the encoder outputs and the adapters that it lacks.
 
         Raises:
             ModelError: the folder is not a model that `build` released.
         """
         asr = ASR.load(released, "cpu")
-        if missing := {"full", "lora", "hdmole"} - set(asr.methods):
+        adapters = released_adapters(released)
+        loaded = [f.name for f in adapters.values() if f.name.startswith("hdmole") and f.name in asr.models]
+        if missing := {"full", "lora", *(() if loaded else ("hdmole",))} - set(asr.methods):
             sentence = "{folder} has no {methods}, so it is not a model that 'hdmole demo build' released."
             raise ModelError("model.not_released", sentence, folder=released, methods=", ".join(sorted(missing)))
         (self.work / "tokenizer").mkdir(exist_ok=True)
@@ -131,11 +145,11 @@ class Build:
                 with written(self.work / name) as part:
                     model.save_pretrained(part)
         if not (self.work / "recogniser" / "config.json").is_file():
-            asr.models["hdmole"].base_model.hdmole_recogniser["default"].save(self.work / "recogniser")
-        for name in ("full", "lora", "hdmole"):
+            asr.models[loaded[0]].base_model.hdmole_recogniser["default"].save(self.work / "recogniser")
+        for name, folder in adapters.items():
             if not (self.work / name).is_dir():
                 with written(self.work / name) as part:
-                    shutil.copytree(released / "adapters" / name, part)
+                    shutil.copytree(folder, part)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -325,20 +339,15 @@ class Build:
     # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
 
     def adapt(self, name: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> Any:
-        """Adapt the base's projector to the accents by full, lora or hdmole.
+        """Adapt the base's projector to the accents by one of the recipe's adaptations.
 
-        All three get the same data in the same order.
+        All of them get the same data in the same order.
         """
-        recogniser, posteriors = self.recogniser(corpus) if name == "hdmole" else (None, None)
+        adaptation = self.recipe.adaptations()[name]
+        recogniser, posteriors = self.recogniser(corpus) if adaptation.routed else (None, None)
         speech = Speech(corpus, states, tokenizer, self.work / "base", recogniser, posteriors)
-        rank, shared = self.recipe.rank, self.recipe.shared_rank
-        options: dict[str, dict[str, Any]] = {
-            "full": {},
-            "lora": {"r": (len(ACCENTS) - 1) * rank + shared},
-            "hdmole": {"r": rank, "shared_expert_rank": shared, "router_accent": 0.0},
-        }
         return adapt(
-            speech, Adaptation(name, name, options[name]), self.work / name, epochs=self.recipe.adapter_epochs,
+            speech, adaptation, self.work / name, epochs=self.recipe.adapter_epochs,
             rate=self.recipe.rates[name], seed=self.seed, report=self.report, device=self.device,
         )  # fmt: skip
 
@@ -377,6 +386,21 @@ def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start:
                 stages.recogniser(corpus)
             case _:
                 stages.adapt(name, corpus, tokenizer, States.load(work / "states"))
+
+
+def released_adapters(released: Path) -> dict[str, Path]:
+    """The adapters of a released model by the names that the recipe gives them.
+
+    Until version 0.2 the extended variant was released as hdmole.
+    """
+    found = {}
+    for folder in sorted((released / "adapters").iterdir()):
+        name = folder.name
+        if name.startswith("hdmole"):
+            config: Any = PeftConfig.from_pretrained(str(folder))
+            name = "hdmole-extended" if config.general_class else "hdmole"
+        found[name] = folder
+    return found
 
 
 def _initialise(model: Any) -> Any:
@@ -443,8 +467,8 @@ def build(
         work: folder of the stages' results, from which a later call goes on; build/demo if not
             given.
         report: called with each line about the progress.
-        released: a released model whose weights are used, so that nothing is trained. Only the
-            speech is made.
+        released: a released model whose weights are used. Speech is made, and only the adapters
+            that it lacks are trained.
 
     Returns:
         The results of the released model.
@@ -465,8 +489,8 @@ def build(
         encoder = stages.encoder(corpus, tokenizer)
         states = stages.states(corpus, encoder)
         stages.base(corpus, tokenizer, states)
-        stages.beside(("full",), ("hdmole",))
-        for name in ("full", "lora", "hdmole"):
+        stages.beside(("full", "lora"), ("hdmole", "hdmole-extended"))
+        for name in stages.recipe.adaptations():
             stages.adapt(name, corpus, tokenizer, states)
         recogniser, posteriors = stages.recogniser(corpus)
         stages.unseen(encoder, recogniser)

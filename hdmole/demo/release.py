@@ -30,7 +30,7 @@ from hdmole.speech.domain import DomainScorer
 from hdmole.speech.loading import SUMS, write_sums
 from hdmole.speech.manifest import read_manifest
 from hdmole.speech.words import score
-from hdmole.study.analyses import recogniser_results
+from hdmole.study.analyses import mean_rates, recogniser_results
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import InDomain, Results, base_digest, provenance, save
 from hdmole.study.tables import markdown_table
@@ -65,7 +65,7 @@ def release(trained: Trained, out: Path) -> Results:
     (out / SUMS).unlink(missing_ok=True)  # of the release that was here before; the new ones are written last
     weights(trained.work, out)
     samples(trained.seed, out / "samples")
-    asr = ASR.load(out)
+    asr, dev = choose(trained, out)
     rows = judge(trained, asr)
     hours = trained.corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
     origin = provenance(
@@ -75,7 +75,7 @@ def release(trained: Trained, out: Path) -> Results:
     )  # fmt: skip
     results = summarise(rows, origin)
     for method, entry in results.methods.items():
-        entry.trainable = asr.trainable(method)
+        entry.trainable, entry.dev = asr.trainable(method), dev[method]
     results.accent_recogniser = heard = recogniser_results(trained.corpus, list(ACCENTS), trained.posteriors)
     trained.report(f"recogniser: balanced accuracy on test speakers {heard.balanced_accuracy:.1%}")
     results.in_domain = in_domain(trained, asr, out)
@@ -98,7 +98,9 @@ def weights(work: Path, out: Path) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(work / "tokenizer" / file, out / file)
     ParakeetFeatureExtractor(feature_size=N_MELS, sampling_rate=SAMPLE_RATE).save_pretrained(out)
-    for name in ("lora", "hdmole", "full"):
+    for name in ("lora", "hdmole", "hdmole-extended", "full"):
+        if not (work / name).is_dir():
+            continue
         folder = out / "adapters" / name
         folder.mkdir(parents=True, exist_ok=True)
         for tensors in (work / name).glob("*.safetensors"):
@@ -107,6 +109,23 @@ def weights(work: Path, out: Path) -> None:
         if adapter.is_file():
             values = json.loads(adapter.read_text()) | {"base_model_name_or_path": None}
             (folder / adapter.name).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def choose(trained: Trained, out: Path) -> tuple[ASR, dict[str, dict[str, float]]]:
+    """Keep the extended variant only if it makes fewer errors on dev accents than HDMoLE.
+
+    Returns:
+        The released model, and word error rates in % on dev speech by method and domain: the mean
+        over accents, and the general domain.
+    """
+    asr = ASR.load(out)
+    table = judge(trained, asr, "dev", ("accent", GENERAL))
+    dev = {str(method): mean_rates(of) for method, of in table.groupby("method", sort=False)}
+    if "hdmole-extended" in dev and dev["hdmole-extended"]["accent"] >= dev["hdmole"]["accent"]:
+        shutil.rmtree(out / "adapters" / "hdmole-extended")
+        trained.report("hdmole-extended is not better on dev accents than hdmole, so it is left out")
+        asr = ASR.load(out)
+    return asr, dev
 
 
 def samples(seed: int, folder: Path) -> None:
@@ -159,13 +178,13 @@ def transcribe_rows(asr: ASR, method: str, rows: list[int], states: States, post
     return [texts[i] for i in rows]
 
 
-def judge(trained: Trained, asr: ASR) -> pd.DataFrame:
-    """Transcribe the test speech inside the model's domain by every method, and count word errors.
+def judge(trained: Trained, asr: ASR, split: str = "test", domains: tuple[str, ...] = INSIDE) -> pd.DataFrame:
+    """Transcribe the speech of a split and domains by every method, and count word errors.
 
     Returns:
         One row per utterance and method.
     """
-    rows = trained.corpus.select("test", *INSIDE)
+    rows = trained.corpus.select(split, *domains)
     index = trained.corpus.index.iloc[rows]
     tables = []
     for method in asr.methods:
@@ -180,7 +199,7 @@ def judge(trained: Trained, asr: ASR) -> pd.DataFrame:
             )
         )  # fmt: skip
         wer = tables[-1].groupby("domain")[["errors", "words"]].sum()
-        trained.report(f"test {method}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
+        trained.report(f"{split} {method}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
     return pd.concat(tables, ignore_index=True)
 
 
