@@ -385,6 +385,20 @@ def demo_conflicts(
         _fail(error)
 
 
+@demo.command("recognisers")
+def demo_recognisers(
+    work: Annotated[Path, typer.Option(help="Work folder of 'hdmole demo build'.")] = Path("build/demo"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """Train two more accent recognisers, an early and a better one, for runs/paper.toml."""
+    from hdmole.demo.recognisers import recognisers
+
+    try:
+        recognisers(work, seed, lambda text: errors.print(text, markup=False))
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
 @demo.command("info")
 def demo_info(
     model: Model = "demo",

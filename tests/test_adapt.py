@@ -130,7 +130,9 @@ def test_experts_learn_by_the_true_accent_and_auxiliary_losses_count(
     method = Adaptation("a", "hdmole", {"r": 1}, train_with="accent")
     assert accented.posterior([0, 1], method).tolist() == [[0.25] * 4] * 2  # afterwards by the recogniser
     by_other = replace(method, recogniser="other")
-    assert replace(accented, others={"other": np.eye(4)[[1] * 12]}).posterior([0], by_other).tolist() == [[0, 1, 0, 0]]
+    assert accented.recogniser is not None
+    speech = replace(accented, others={"other": (accented.recogniser, np.eye(4)[[1] * 12])})
+    assert speech.posterior([0], by_other).tolist() == [[0, 1, 0, 0]]
 
     options = {"routing": "local", "thresholds": "dense", "auxiliary_loss": "accent"}
     (call,) = adapted(accented, tmp_path / "moa", monkeypatch, "hdmole", options=options)

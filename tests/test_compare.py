@@ -213,17 +213,21 @@ def test_settings_hold_what_decides_and_no_defaults(made: tuple[Path, Path, list
     config, out, _ = made
     comparison = read_config(config)
     speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
-    early = np.full_like(speech.posteriors, 0.25)
-    runner = Runner(comparison, tmp_path, replace(speech, others={"early": early}), extra, lambda text: None)
+    early, recogniser = np.full_like(speech.posteriors, 0.25), speech.recogniser
+    assert recogniser is not None
+    runner = Runner(comparison, tmp_path, replace(speech, others={"early": (recogniser, early)}), extra, lambda text: None)
     known = {"kind": "hdmole", "options": {"r": 1}, "epochs": 1, "rate": 0.1, "seed": 3, "speech": runner.digest}
     same = Adaptation("a", "hdmole", {"r": 1})
     assert runner.settings(same, 1, 0.1, 3) == runner.settings(replace(same, label="b", rate="full"), 1, 0.1, 3) == known
     assert runner.settings(replace(same, router_rate=0.5), 1, 0.1, 3) == known | {"router_rate": 0.5}
     by_early = runner.settings(replace(same, recogniser="early"), 1, 0.1, 3)
-    other = Runner(comparison, tmp_path, replace(speech, others={"early": early + 0.01}), extra, lambda text: None)
+    other = Runner(comparison, tmp_path, replace(speech, others={"early": (recogniser, early + 0.01)}), extra, lambda text: None)
     assert by_early["posteriors"] != other.settings(replace(same, recogniser="early"), 1, 0.1, 3)["posteriors"]
+    missing = replace(same, recogniser="better")
+    runner.methods["mine"], runner.comparison.rates["mine"] = missing, [1.0]
+    assert not runner.finished("mine", 0)  # others can be judged until it is there
     with pytest.raises(AdaptationError, match="no accent posteriors by the recogniser 'better'"):
-        runner.settings(replace(same, recogniser="better"), 1, 0.1, 3)
+        runner.settings(missing, 1, 0.1, 3)
 
 
 def test_analyses(made: tuple[Path, Path, list[str]]) -> None:

@@ -17,6 +17,7 @@ from tiny import speech_like
 
 from hdmole.demo import build as recipe
 from hdmole.demo import corpus as demo_corpus
+from hdmole.demo import recognisers
 from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
 from hdmole.demo.synth import (
     ACCENTS,
@@ -240,11 +241,17 @@ def test_the_whole_recipe_runs_resumes_and_releases(
     again = say_again(job["text"], job["accent"], job["speaker"].name)
     assert again is not None and len(again) == pytest.approx(len(wave), rel=0.02)
     assert say_again(job["text"], job["accent"], "nobody") is None
+    monkeypatch.setattr(recognisers, "EPOCHS", (0.3, 0.3))
+    recognisers.recognisers(work, 0, said.append)
     config = tmp_path / "compare.toml"  # the work folder is what a comparison starts from
     rates = "".join(f"{m} = [1e-3]\n" for m in ("full", "gated_lora", "hdmole"))
-    config.write_text(f'data = "{work}"\nmethods = ["full", "gated_lora", "hdmole"]\nhdmole = {{r = 1}}\n[rates]\n{rates}')
+    methods = ["full", "gated_lora", "hdmole", "recogniser_early", "recogniser_better"]
+    config.write_text(f'data = "{work}"\nmethods = {methods}\nhdmole = {{r = 1}}\n[rates]\n{rates}')
     compared = compare(config, tmp_path / "compared", said.append)
-    assert compared is not None and set(compared.methods) == {"base", "full", "gated_lora", "hdmole"}
+    assert compared is not None and list(compared.methods) == ["base", *methods]
+    assert set(compared.other_recognisers) == {"early", "better"}
+    carried = json.loads((tmp_path / "compared" / "work" / "recogniser_better-0" / "adapter" / "adapter_config.json").read_text())
+    assert carried["recogniser"]["layers"] == 2 and compared.accent_recogniser == first.accent_recogniser
     assert set(compared.methods["hdmole"].domains) == {"accent", "general", "real_digits", "unseen"}
     told, now = first.methods["base"].domains["general"], compared.methods["base"].domains["general"]
     assert now == told.model_copy(update={"per_seed": {0: told.wer}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_corpus
+from peft import get_peft_model
+from tiny import ACCENTS, TARGETS, tiny_corpus, tiny_speech_llm
 from torch import nn
+from transformers import TrainerControl, TrainerState
 
 from hdmole.method.recogniser import AccentRecogniser
+from hdmole.method.tuner import HDMoLEConfig
 from hdmole.training import preparation
 from hdmole.training.data import Batches, spec_augment
-from hdmole.training.preparation import best_temperature, encode_corpus, softer_temperature, tempered, train_recogniser
+from hdmole.training.preparation import (
+    best_temperature,
+    encode_corpus,
+    encode_layers,
+    softer_temperature,
+    tempered,
+    train_recogniser,
+)
 
 
 class _Mirror(nn.Module):
@@ -135,3 +146,96 @@ def test_the_recogniser_divides_its_logits_by_the_temperature() -> None:
         logits = recogniser(features)
     torch.testing.assert_close(recogniser.posterior(features), (logits / 2.5).softmax(1))
     assert not torch.allclose(recogniser.posterior(features), logits.softmax(1), atol=1e-4)
+
+
+def test_encoder_layers_stand_in_the_place_of_mel_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "BF16", False)
+    rows = [
+        ("train", "accent", "german"),
+        ("train", "general", "general"),
+        ("dev", "accent", "german"),
+        ("test", "accent", "german"),
+    ]
+    corpus, base = tiny_corpus(tmp_path / "corpus", rows), tiny_speech_llm()
+    said: list[str] = []
+    layers = encode_layers(corpus, base, tmp_path / "layers", [0, 2, 3], said.append)
+    mels = torch.from_numpy(np.array(corpus.features(2), np.float32))[None]
+    states, _ = base.encode(mels, torch.ones(1, 40, dtype=torch.bool))
+    assert layers.features(2).shape == (states.shape[1], 3 * 32)  # the subsampling and two layers
+    torch.testing.assert_close(torch.from_numpy(np.array(layers.features(2)[:, 64:])).float(), states[0], atol=2e-3, rtol=2e-3)
+    assert layers.index.frames.tolist() == [states.shape[1], 0, states.shape[1], states.shape[1]]  # one was not asked for
+    assert layers.index.accent.tolist() == corpus.index.accent.tolist()
+    count = len(said)
+    again = encode_layers(corpus, base, tmp_path / "layers", [0, 2, 3], said.append)
+    assert len(said) == count and np.array_equal(again.features(3), layers.features(3))
+
+    stages = [("clear", [0], False, 1.0)]
+    options: dict[str, Any] = {"rate": 1e-3, "seed": 0, "report": print}
+    recogniser, posteriors = train_recogniser(layers, ["general", "german"], stages, tmp_path / "better", layers=3, **options)
+    assert recogniser.layers == 3 and AccentRecogniser.load(tmp_path / "better").arguments == recogniser.arguments
+    assert np.isnan(posteriors[1]).all() and np.allclose(posteriors[[0, 2, 3]].sum(1), 1)
+
+
+def test_layers_are_normalised_and_weighted() -> None:
+    torch.manual_seed(0)
+    one, three = (AccentRecogniser(["general", "a"], n_mels=4, channels=8, layers=layers).eval() for layers in (1, 3))
+    three.load_state_dict({**one.state_dict(), "layer_weights": torch.tensor([0.3, -1.0, 2.0])})
+    x = torch.randn(2, 5, 4)
+    louder = torch.cat([x, 7 * x, 0.1 * x + 3], -1)  # the same three times, apart from scale and offset
+    torch.testing.assert_close(three(louder), one(x), atol=1e-3, rtol=1e-3)
+    others = torch.cat([torch.randn(2, 5, 4), x, torch.randn(2, 5, 4)], -1)
+    assert (three(others) - one(x)).abs().max() > 1e-2
+    with torch.no_grad():
+        three.layer_weights.copy_(torch.tensor([0.0, 50.0, 0.0]))  # the second layer alone
+    torch.testing.assert_close(three(others), one(x))
+    with pytest.raises(ValueError, match="3 encoder layers, 12 numbers a frame; got features"):
+        three(x)
+    with pytest.raises(ValueError, match="time_first"):
+        AccentRecogniser(["general", "a"], feature_layout="mel_first", layers=2)
+
+
+def test_a_recogniser_of_layers_asks_the_frozen_encoder() -> None:
+    base = tiny_speech_llm()
+    frozen = copy.deepcopy(base)
+    recogniser = AccentRecogniser(["general", *ACCENTS], n_mels=32, channels=8, layers=3).eval()
+    config = HDMoLEConfig(
+        accents=ACCENTS, r=1, target_modules=f"({TARGETS})|audio_tower.*linear1", recogniser=recogniser.arguments
+    )
+    model: Any = get_peft_model(base, config)
+    model.base_model.set_recogniser(recogniser)
+    for name, parameter in model.named_parameters():
+        if "hdmole_B" in name:
+            nn.init.normal_(parameter)
+    mels, mask = torch.randn(2, 60, 80), torch.ones(2, 60, dtype=torch.bool)
+    mask[1, 40:] = False
+    expected = recogniser.posterior(*frozen.encoder_layers(mels, mask))
+    got = model.base_model.recognise((), {"input_features": mels, "attention_mask": mask})
+    torch.testing.assert_close(got, expected)
+    labels = torch.tensor([[5, 2], [6, 2]])
+    with torch.no_grad():
+        by_itself = model(input_features=mels, attention_mask=mask, labels=labels).logits
+        given = model(input_features=mels, attention_mask=mask, labels=labels, accent_posterior=expected).logits
+    torch.testing.assert_close(by_itself, given)
+    assert (by_itself - frozen(input_features=mels, attention_mask=mask, labels=labels).logits).abs().max() > 1e-3  # it adapts
+    plain: Any = get_peft_model(
+        nn.Sequential(nn.Linear(80, 3)), HDMoLEConfig(accents=ACCENTS, target_modules=["0"], recogniser=recogniser.arguments)
+    )  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no method encoder_layers"):
+        plain(mels)
+
+
+def test_an_early_recogniser_stops_at_its_accuracy() -> None:
+    measured: list[int] = []
+    state, control = TrainerState(), TrainerControl()
+
+    def accuracy() -> float:
+        measured.append(state.global_step)
+        return state.global_step / 50
+
+    stop = preparation._Until(accuracy, 0.6)
+    for step in range(1, 41):
+        state.global_step = step
+        stop.on_step_end(None, state, control)  # type: ignore[arg-type]
+        if control.should_training_stop:
+            break
+    assert measured == [10, 20, 30] and state.global_step == 30

@@ -1,9 +1,10 @@
 """The accent recogniser: a network that computes the accent posterior of an utterance.
 
-The posterior routes the utterance. The network reads mel features. It is a small time-delay network
-of dilated convolutions (x-vectors, Snyder et al. 2018) with statistics pooling. Only valid frames
-are pooled, so padding does not change the result. It is trained before the adapter, then frozen,
-and saved with the adapter.
+The posterior routes the utterance. The network reads mel features, or a learned weighted sum of the
+frozen encoder's layers, as in EAR (arXiv 2606.10454). It is a small time-delay network of dilated
+convolutions (x-vectors, Snyder et al. 2018) with statistics pooling. Only valid frames are pooled,
+so padding does not change the result. It is trained before the adapter, then frozen, and saved with
+the adapter.
 """
 
 from __future__ import annotations
@@ -46,35 +47,46 @@ class _Saved(nn.Module):
 
 
 class AccentRecogniser(_Saved):
-    """From the mel features of an utterance to a posterior over accents.
+    """From the features of an utterance to a posterior over accents.
 
-    Class 0 is the general domain.
+    Class 0 is the general domain. With `layers`, the features of a frame are the outputs of that
+    many encoder layers, one after the other. Each is normalised, and their sum with learned softmax
+    weights is what the network reads.
 
     Parameters
     ----------
     labels : names of the classes, the general domain first, then the accent of each expert
-    n_mels : mel bins of the features
+    n_mels : mel bins of the features; with `layers` the width of the encoder
     channels : width of the network
     feature_layout : "time_first" for features (B, T, n_mels), "mel_first" for (B, n_mels, T)
     dropout : dropout before the output layer, in training
+    layers : encoder layers that are read; 0 reads mel features
 
     Raises
     ------
-    ValueError : an unknown feature layout
+    ValueError : an unknown feature layout, or "mel_first" with `layers`
     """
 
     temperature: Tensor
 
     def __init__(
-        self, labels: list[str], n_mels: int = 80, channels: int = 128, feature_layout: str = "time_first", dropout: float = 0.2
-    ) -> None:
+        self, labels: list[str], n_mels: int = 80, channels: int = 128, feature_layout: str = "time_first", dropout: float = 0.2,
+        layers: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         if feature_layout not in ("time_first", "mel_first"):
             raise ValueError(f"feature_layout is 'time_first' or 'mel_first', not {feature_layout!r}.")
+        if layers and feature_layout != "time_first":
+            raise ValueError("Outputs of encoder layers have the layout 'time_first'.")
         self.arguments: dict[str, Any] = dict(
             labels=list(labels), n_mels=n_mels, channels=channels, feature_layout=feature_layout, dropout=dropout
         )
-        shapes = [(n_mels, 5, 1, 2), (channels, 3, 1, 1), (channels, 3, 2, 1), (channels, 3, 3, 1), (channels, 3, 4, 1)]
+        if layers:
+            self.arguments["layers"] = layers
+            self.layer_weights = nn.Parameter(torch.zeros(layers))
+        # Encoder frames are eight times as long as mel frames, so none is skipped there.
+        stride = 1 if layers else 2
+        shapes = [(n_mels, 5, 1, stride), (channels, 3, 1, 1), (channels, 3, 2, 1), (channels, 3, 3, 1), (channels, 3, 4, 1)]
         self.convolutions = nn.ModuleList(
             nn.Conv1d(size, channels, kernel, stride=stride, dilation=dilation, padding=dilation * (kernel - 1) // 2)
             for size, kernel, dilation, stride in shapes
@@ -86,25 +98,35 @@ class AccentRecogniser(_Saved):
         self.output = nn.Linear(channels, len(labels))
         self.register_buffer("temperature", torch.ones(()))
 
+    @property
+    def layers(self) -> int:
+        """The number of encoder layers that are read; 0 for mel features."""
+        return int(self.arguments.get("layers", 0))
+
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, N + 1).
 
         Parameters
         ----------
-        features : (B, T, n_mels), or (B, n_mels, T) where `feature_layout` is "mel_first"
+        features : (B, T, n_mels), or (B, n_mels, T) where `feature_layout` is "mel_first"; with
+            `layers` (B, T, layers * n_mels)
         mask : (B, T), true on valid frames; without it all frames are valid
 
         Raises
         ------
-        ValueError : features of another number of mel bins
+        ValueError : features of another width
         """
+        width = self.arguments["n_mels"] * max(1, self.layers)
         if self.arguments["feature_layout"] == "mel_first":
             features = features.transpose(1, 2)
-        if features.dim() != 3 or features.shape[2] != self.arguments["n_mels"]:
-            raise ValueError(
-                f"The accent recogniser expects {self.arguments['n_mels']} mel bins; got features {tuple(features.shape)}."
-            )
+        if features.dim() != 3 or features.shape[2] != width:
+            what = f"{self.layers} encoder layers, {width} numbers a frame" if self.layers else f"{width} mel bins"
+            raise ValueError(f"The accent recogniser expects {what}; got features {tuple(features.shape)}.")
         features = features.to(self.output.weight.dtype)
+        if self.layers:
+            each = features.unflatten(2, (self.layers, -1))  # (B, T, layers, n_mels)
+            each = functional.layer_norm(each, each.shape[-1:])
+            features = (self.layer_weights.softmax(0)[:, None] * each).sum(2)
         mask = torch.ones(features.shape[:2], device=features.device) if mask is None else mask
         valid = mask.to(features.dtype)[..., None]  # (B, T, 1)
         x = (features - (features * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp_min(1)) * valid

@@ -87,6 +87,7 @@ class Context:
     interventions: tuple[Any, ...] = ()
     recorders: tuple[Any, ...] = ()
     losses: list[Tensor] | None = None  # auxiliary losses of layers, if they are collected
+    frozen: bool = False  # layers add nothing: the frozen model is asked
 
 
 _context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa: B039  (immutable)

@@ -237,6 +237,16 @@ class SpeechLLM(PreTrainedModel):
             out = self.audio_tower.encoder(input_features=input_features, attention_mask=attention_mask.bool())
         return out.last_hidden_state, out.attention_mask.bool()
 
+    def encoder_layers(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the subsampling and of every encoder layer, and their mask (B, T) bool.
+
+        The outputs (B, T, (layers + 1) * d_encoder) of a frame stand one after the other.
+        """
+        out = self.audio_tower.encoder(
+            input_features=input_features, attention_mask=attention_mask.bool(), output_hidden_states=True
+        )
+        return torch.cat(out.hidden_states, -1), out.attention_mask.bool()
+
     def ctc_log_probs(self, encoder_states: Tensor) -> Tensor:
         """CTC log-probabilities (B, T, vocabulary); the blank is the tokenizer's padding token."""
         logits: Tensor = self.audio_tower.ctc_head(encoder_states)

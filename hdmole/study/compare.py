@@ -145,7 +145,7 @@ class Runner:
         # Without the defaults, a run stays valid where a later version gives Adaptation a new field.
         kept = {name: value for name, value in kept.items() if name == "kind" or value != defaults[name]}
         if adaptation.recogniser:
-            kept["posteriors"] = sha256(self.speech.posteriors_by(adaptation.recogniser).tobytes()).hexdigest()[:16]
+            kept["posteriors"] = sha256(self.speech.recognised(adaptation.recogniser)[1].tobytes()).hexdigest()[:16]
         return {**kept, "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
 
     def mine(self, jobs: Sequence[Job]) -> list[Job]:
@@ -224,9 +224,13 @@ class Runner:
         return Step(self.work / f"{name}-{seed}", "utterances.parquet", settings)
 
     def finished(self, name: str, seed: int) -> bool:
-        """Whether a run is finished. One whose learning rate is not known yet is not."""
+        """Whether a run is finished.
+
+        One whose learning rate or recogniser is not there yet is not.
+        """
         rates = self.comparison.rates.get(self.family(name), [])
         known = len(rates) < 2 or len(self.tried(self.family(name))) == len(rates)
+        known = known and self.methods[name].recogniser in ("", *self.speech.others)
         return known and self.run_step(name, seed).finished
 
     def run(self, name: str, seed: int) -> None:
@@ -411,16 +415,20 @@ class Runner:
             for name in self.comparison.watched
             if (f := self.work / f"{name}-{self.comparison.seeds[name][0]}" / "curve.json").is_file() and name in results.methods
         }
-        if self.speech.recogniser is not None and self.speech.posteriors is not None:
-            results.accent_recogniser = analyses.recogniser_results(
-                self.speech.corpus, self.speech.recogniser.labels, self.speech.posteriors
-            )
+        if self.speech.recogniser is not None:
+            labels = self.speech.recogniser.labels
+            found = {
+                name: analyses.recogniser_results(self.speech.corpus, labels, self.speech.recognised(name)[1])
+                for name in ("", *sorted({self.methods[name].recogniser for name in results.methods}))
+            }
+            results.accent_recogniser = found.pop("")
+            results.other_recognisers = found
         first = ("hdmole", self.comparison.seeds["hdmole"][0]) if self.kinds else None
         if first in folders and all((self.analysed / f"{kind}.json").is_file() for kind in self.kinds):
-            found = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in self.kinds}
-            results.routing = Routing.model_validate(found["routing"])
-            results.frontier = [FrontierPoint.model_validate(point) for point in found["frontier"]]
-            results.attribution = Attribution.model_validate(found["attribution"])
+            of = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in self.kinds}
+            results.routing = Routing.model_validate(of["routing"])
+            results.frontier = [FrontierPoint.model_validate(point) for point in of["frontier"]]
+            results.attribution = Attribution.model_validate(of["attribution"])
         results.claims = claims(results)
         save(self.out, results, rows)
         if results.routing:

@@ -283,6 +283,7 @@ class Results(Record):
     # method -> training step -> domain -> WER on dev speech in %
     curves: dict[str, dict[int, dict[str, float]]] = {}
     accent_recogniser: RecogniserResult | None = None
+    other_recognisers: dict[str, RecogniserResult] = {}  # those that methods name, such as "early"
     in_domain: InDomain | None = None
     samples: dict[str, dict[str, int]] = {}  # clip -> method -> word errors
     routing: Routing | None = None

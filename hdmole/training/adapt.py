@@ -138,7 +138,7 @@ class Speech:
         base: folder of the frozen model.
         recogniser: the accent recogniser of N accents. Methods without routing do not need it.
         posteriors: accent posterior of each utterance by `recogniser`, (utterances, N + 1).
-        others: the same by other recognisers, by their names.
+        others: other recognisers and their posteriors, by their names.
     """
 
     corpus: Corpus
@@ -147,7 +147,7 @@ class Speech:
     base: Path
     recogniser: AccentRecogniser | None = None
     posteriors: np.ndarray | None = None
-    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    others: Mapping[str, tuple[AccentRecogniser, np.ndarray]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, base: Path, tokenizer: Path) -> Speech:
@@ -166,7 +166,10 @@ class Speech:
             base=base,
             recogniser=AccentRecogniser.load(folder / "recogniser"),
             posteriors=np.load(folder / "recogniser" / "posteriors.npy"),
-            others={f.parent.name.removeprefix("recogniser-"): np.load(f) for f in folder.glob("recogniser-*/posteriors.npy")},
+            others={
+                file.parent.name.removeprefix("recogniser-"): (AccentRecogniser.load(file.parent), np.load(file))
+                for file in folder.glob("recogniser-*/posteriors.npy")
+            },
         )
 
     def posterior(self, rows: Sequence[int], adaptation: Adaptation) -> Tensor:
@@ -185,19 +188,16 @@ class Speech:
             known = [labels.index(a) if a in labels else 0 for a in self.corpus.index.accent.iloc[list(rows)]]
             pi = torch.eye(len(labels))[known]
         else:
-            pi = torch.from_numpy(self.posteriors_by(adaptation.recogniser)[list(rows)]).float()
+            pi = torch.from_numpy(self.recognised(adaptation.recogniser)[1][list(rows)]).float()
         return torch.stack([pi[:, 0], 1 - pi[:, 0]], 1) if adaptation.kind == "gated_lora" else pi
 
-    def posteriors_by(self, recogniser: str) -> np.ndarray:
-        """Posteriors (utterances, N + 1) by a recogniser of `others`, or by the released one for ""."""
-        if recogniser and recogniser not in self.others:
-            raise AdaptationError(
-                "adaptation.no_recogniser",
-                "The speech has no accent posteriors by the recogniser {name}; 'hdmole demo recognisers' makes them.",
-                name=repr(recogniser),
-            )
-        assert self.posteriors is not None
-        return self.others[recogniser] if recogniser else self.posteriors
+    def recognised(self, name: str) -> tuple[AccentRecogniser, np.ndarray]:
+        """A recogniser of `others`, or the released one for "", and its posteriors (U, N + 1)."""
+        if name and name not in self.others:
+            sentence = "The speech has no accent posteriors by the recogniser {name}; 'hdmole demo recognisers' makes them."
+            raise AdaptationError("adaptation.no_recogniser", sentence, name=repr(name))
+        assert self.recogniser is not None and self.posteriors is not None
+        return self.others[name] if name else (self.recogniser, self.posteriors)
 
     def batches(
         self, rows: list[int], seed: int, extra: Callable[[list[int]], dict[str, Tensor]], mels: bool = False, size: int = 1
@@ -392,7 +392,7 @@ def adapt(
     base = load_base(speech.base, device)
     if adaptation.kind not in ("base", "full") and folder.is_dir():
         return PeftModel.from_pretrained(base, folder).eval()
-    model = with_adapter(base, adaptation, speech.recogniser)
+    model = with_adapter(base, adaptation, speech.recognised(adaptation.recogniser)[0] if adaptation.routed else None)
     if adaptation.kind == "base":
         return model
     if folder.is_dir():

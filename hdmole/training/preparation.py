@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hdmole.errors import UserError
 from hdmole.files import write_text, written
 from hdmole.method.recogniser import AccentRecogniser
+from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
@@ -41,6 +43,7 @@ SPLITS = ("train", "dev", "test")
 # Epochs in which the accent recogniser is trained, first on plain features, then on masked ones.
 RECOGNISER_EPOCHS = 8.0, 4.0
 Stage = tuple[str, list[int], bool, float]
+MEL_FRAMES, LAYER_FRAMES = 7_000, 875  # most frames in a batch of a recogniser's training: 70 s
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -88,6 +91,47 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
     return States.load(folder)
 
 
+@torch.no_grad()
+def encode_layers(corpus: Corpus, base: SpeechLLM, folder: Path, rows: list[int], report: Report) -> Corpus:
+    """Outputs of all encoder layers in the place of mel features, for a recogniser that reads them.
+
+    Args:
+        corpus: the speech.
+        base: its frozen encoder is asked; the outputs are those of `SpeechLLM.encoder_layers`.
+        folder: where the outputs are kept; they are loaded if it has them.
+        rows: the utterances that are encoded, without masks.
+        report: called with each line about the progress.
+
+    Returns:
+        A corpus with the index of `corpus`, in which all other utterances have no frames.
+    """
+    if not (folder / "index.parquet").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = base.config.audio_config.encoder_config
+        width = (encoder.num_hidden_layers + 1) * encoder.hidden_size
+        most = int((corpus.index.frames.iloc[rows] // encoder.subsampling_factor + 2).sum())
+        states = np.lib.format.open_memmap(folder / "mels.npy", "w+", np.float16, (most, width))
+        spans, offset = np.zeros((len(corpus.index), 2), np.int64), 0
+        batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)})
+        for n in range(len(batches)):
+            batch = batches[n]
+            with torch.autocast(base.device.type, torch.bfloat16, enabled=BF16):
+                mels, mask = (batch[name].to(base.device) for name in ("input_features", "attention_mask"))
+                layers, valid = base.encoder_layers(mels, mask)
+            for i, of, kept in zip(batch["rows"].tolist(), layers.half().cpu(), valid.cpu(), strict=True):
+                length = int(kept.sum())
+                states[offset : offset + length] = of[:length].numpy()
+                spans[i] = offset, length
+                offset += length
+            if n % 50 == 0:
+                report(f"layers: {n} of {len(batches)} batches")
+        states.flush()
+        part = folder / "index.part"
+        corpus.index.assign(offset=spans[:, 0], frames=spans[:, 1]).to_parquet(part)
+        part.replace(folder / "index.parquet")
+    return Corpus(folder)
+
+
 def recogniser_stages(rows: list[int]) -> list[Stage]:
     """The stages of `train_recogniser` on training rows: first plain features, then masked ones."""
     clear, masked = RECOGNISER_EPOCHS
@@ -104,6 +148,8 @@ def train_recogniser(
     seed: int,
     report: Report,
     device: str = "cpu",
+    layers: int = 0,
+    until: float | None = None,
 ) -> tuple[AccentRecogniser, np.ndarray]:
     """Train an accent recogniser and apply it to the corpus, or load the results from `folder`.
 
@@ -121,9 +167,14 @@ def train_recogniser(
         seed: random seed of initialisation, order of batches and masks.
         report: called with each line about the progress.
         device: where the recogniser is trained.
+        layers: number of encoder layers whose outputs are the features of the corpus, which
+            `encode_layers` made; 0 for mel features.
+        until: share of dev utterances at which each stage is stopped once as many are recognised;
+            None trains to the end.
 
     Returns:
-        The recogniser and the posteriors (utterances, N + 1) of all utterances.
+        The recogniser and the posteriors (utterances, N + 1) of all utterances. Those of utterances
+        without frames are not numbers, so that they cannot be used by mistake.
     """
     if (folder / "posteriors.npy").is_file():
         return AccentRecogniser.load(folder), np.load(folder / "posteriors.npy")
@@ -132,7 +183,7 @@ def train_recogniser(
     if (folder / "config.json").is_file():
         model = AccentRecogniser.load(folder).to(device)
     else:
-        model = _fit_recogniser(corpus, labels, targets, stages, folder, rate, seed, report, device)
+        model = _fit_recogniser(corpus, labels, targets, stages, folder, rate, seed, report, device, layers, until)
     logits = _accent_logits(model, corpus, seed, device)
     dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
     if not (folder / "config.json").is_file():
@@ -141,6 +192,7 @@ def train_recogniser(
     train, temperature = torch.tensor(corpus.select("train", "accent")), float(model.temperature)
     softer = softer_temperature(logits[train], logits[dev], temperature)
     posteriors = tempered(logits, (index.split == "train").to_numpy(), temperature, softer)
+    posteriors[index.frames == 0] = np.nan
     model.save(folder)
     _save(folder / "posteriors.npy", posteriors)
     report(f"recogniser: {accuracy:.1%} on dev speakers, temperature {temperature:.2f}, {softer:.2f} for training posteriors")
@@ -149,14 +201,22 @@ def train_recogniser(
 
 def _fit_recogniser(
     corpus: Corpus, labels: list[str], targets: Tensor, stages: list[Stage], folder: Path,
-    rate: float, seed: int, report: Report, device: str,
+    rate: float, seed: int, report: Report, device: str, layers: int, until: float | None,
 ) -> AccentRecogniser:  # fmt: skip
     torch.manual_seed(seed)
-    model = AccentRecogniser(n_mels=corpus.features(0).shape[1], labels=labels).to(device)
+    width, frames = corpus.mels.shape[1] // max(1, layers), LAYER_FRAMES if layers else MEL_FRAMES
+    model = AccentRecogniser(n_mels=width, labels=labels, layers=layers).to(device)
+    dev = torch.tensor(corpus.select("dev", GENERAL, "accent"))
+
+    def accuracy() -> float:
+        logits = _logits_of(model, corpus, dev.tolist(), seed, 0, device)
+        model.train()
+        return float((logits.argmax(1) == targets[dev]).float().mean())
+
     for name, rows, masked, epochs in stages:
         weight = torch.bincount(targets[rows], minlength=len(labels)).float().clamp_min(1).reciprocal()
         weight = (weight / weight.mean()).to(device)
-        batches = mel_batches(corpus, rows, 7_000, lambda rows: {"labels": targets[rows]}, seed, int(masked))
+        batches = mel_batches(corpus, rows, frames, lambda rows: {"labels": targets[rows]}, seed, int(masked))
 
         def objective(model: Any, batch: dict[str, Tensor], weight: Tensor = weight) -> Tensor:
             logits = model(batch["input_features"], batch["attention_mask"]).float()
@@ -164,23 +224,42 @@ def _fit_recogniser(
 
         fit(
             model, batches, objective, folder.with_name(f"{folder.name}-{name}-training"), epochs=epochs, rate=rate,
-            report=report, seed=seed,
+            report=report, seed=seed, callbacks=[_Until(accuracy, until)] if until else [],
         )  # fmt: skip
     return model
+
+
+class _Until(TrainerCallback):
+    """Ends a training once `accuracy` is `until` or more; it is measured after every tenth step."""
+
+    def __init__(self, accuracy: Callable[[], float], until: float) -> None:
+        self.accuracy, self.until = accuracy, until
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % 10 == 0 and self.accuracy() >= self.until:
+            control.should_training_stop = True
 
 
 def _accent_logits(model: Any, corpus: Corpus, seed: int, device: str) -> Tensor:
     index = corpus.index
     logits = torch.zeros(len(index), len(model.labels))
-    model.eval()
-    for masks, rows in ((2, np.flatnonzero(index.split == "train")), (0, np.flatnonzero(index.split != "train"))):
-        batches = mel_batches(corpus, rows.tolist(), 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, masks)
-        for n in range(len(batches) if len(rows) else 0):
-            batch = batches[n]
-            with torch.no_grad():
-                out = model(batch["input_features"].to(device), batch["attention_mask"].to(device))
-            logits[batch["rows"]] = out.float().cpu()
+    for masks, train in ((2, True), (0, False)):
+        rows = np.flatnonzero(((index.split == "train") == train) & (index.frames > 0)).tolist()
+        logits[rows] = _logits_of(model, corpus, rows, seed, masks, device)
     return logits
+
+
+@torch.no_grad()
+def _logits_of(model: Any, corpus: Corpus, rows: list[int], seed: int, masks: int, device: str) -> Tensor:
+    """Logits (R, N + 1) of the utterances `rows`, of features with as many masks in time."""
+    model.eval()
+    logits = torch.zeros(len(corpus.index), len(model.labels))
+    batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, masks)
+    for n in range(len(batches) if rows else 0):
+        batch = batches[n]
+        out = model(batch["input_features"].to(device), batch["attention_mask"].to(device))
+        logits[batch["rows"]] = out.float().cpu()
+    return logits[rows]
 
 
 def best_temperature(logits: Tensor, targets: Tensor) -> float:

@@ -192,7 +192,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         Raises RoutingError if the accent posterior, or the utterance of a row, is not known.
         """
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
+        if self.disable_adapters or current().frozen:
             return y
         for adapter in self.active_adapters:
             if adapter in self.hdmole_A:

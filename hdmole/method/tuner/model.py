@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import MethodType
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
@@ -172,10 +173,11 @@ class HDMoLEModel(BaseTuner):
                 f"Adapter {adapter_name!r} has no accent recogniser; give HDMoLEConfig(recogniser=recogniser.arguments)."
             )
         mine: Any = self.hdmole_recogniser[adapter_name]
-        for what in ("labels", "n_mels", "channels", "feature_layout"):
-            if mine.arguments[what] != recogniser.arguments[what]:
+        for what in ("labels", "n_mels", "channels", "feature_layout", "layers"):
+            own, given = mine.arguments.get(what), recogniser.arguments.get(what)
+            if own != given:
                 raise ValueError(
-                    f"The adapter's recogniser has {what} {mine.arguments[what]}, the given one {recogniser.arguments[what]}; "
+                    f"The adapter's recogniser has {what} {own}, the given one {given}; "
                     "give HDMoLEConfig(recogniser=recogniser.arguments)."
                 )
         mine.load_state_dict(recogniser.state_dict())
@@ -218,10 +220,24 @@ class HDMoLEModel(BaseTuner):
     def recognise(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Accent posterior (U, N + 1) from `input_features`, by the active adapter's recogniser.
 
-        None if either is missing.
+        None if either is missing. A recogniser that reads encoder layers gets them from the model's
+        `encoder_layers(input_features, attention_mask)`, without any adapter.
+
+        Raises ValueError if the model has no such method but the recogniser needs it.
         """
-        recogniser, features = self._recogniser, _features(args, kwargs)
-        return None if recogniser is None or features is None else recogniser.posterior(features, self._mask(args, kwargs))
+        recogniser, features, mask = self._recogniser, _features(args, kwargs), self._mask(args, kwargs)
+        if recogniser is None or features is None:
+            return None
+        if recogniser.layers:
+            if not hasattr(self.model, "encoder_layers"):
+                raise ValueError(
+                    "The adapter's accent recogniser reads encoder layers, but this model has no method encoder_layers to give them."
+                )
+            mask = features.new_ones(features.shape[:2], dtype=torch.bool) if mask is None else mask
+            with torch.no_grad(), use(replace(current(), frozen=True)):
+                features, mask = self.model.encoder_layers(features, mask)
+        posterior: Tensor = recogniser.posterior(features, mask)
+        return posterior
 
     @property
     def _recogniser(self) -> Any:
