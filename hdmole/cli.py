@@ -385,6 +385,22 @@ def demo_conflicts(
         _fail(error)
 
 
+@demo.command("people")
+def demo_people(
+    out: Annotated[Path, typer.Option(help="Folder of the speech, for the data of a comparison.")] = Path("build/people"),
+    work: Annotated[Path, typer.Option(help="Work folder of 'hdmole demo build' with real speech.")] = Path("build/demo"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+) -> None:
+    """Make the speech for runs/people.toml: real people as the target, synthetic speech as the source."""
+    _make_folder(out, "--out")
+    from hdmole.demo.people import people
+
+    try:
+        people(work, out, seed, lambda text: errors.print(text, markup=False))
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
 @demo.command("recognisers")
 def demo_recognisers(
     work: Annotated[Path, typer.Option(help="Work folder of 'hdmole demo build'.")] = Path("build/demo"),

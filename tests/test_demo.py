@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import soundfile
 from safetensors.torch import load_file
-from tiny import speech_like
+from tiny import speech_like, tiny_corpus
 
 from hdmole.demo import build as recipe
 from hdmole.demo import corpus as demo_corpus
 from hdmole.demo import recognisers
 from hdmole.demo.corpus import Sizes, mel, read_real, render, split_speakers
+from hdmole.demo.people import people
 from hdmole.demo.synth import (
     ACCENTS,
     CONFLICTING,
@@ -138,6 +139,39 @@ def test_accents_that_conflict(tmp_path: Path, tiny_model: Path, monkeypatch: py
     assert speech.recogniser is not None and speech.recogniser.labels == [GENERAL, *CONFLICTING]
     with pytest.raises(ModelError, match="has no base"):
         recipe.conflicts(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_real_people_take_the_place_of_accents(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    shutil.copytree(tiny_model, work / "base", ignore=shutil.ignore_patterns("adapters", "samples", "results"))
+    shutil.copytree(work / "base", work / "tokenizer")
+    rows = [("train", GENERAL, GENERAL)] * 8 + [("train", "accent", "indian")] * 2
+    with pytest.raises(ModelError, match="has no base"):
+        people(tmp_path / "nowhere", out, 0, print)
+    tiny_corpus(work / "corpus", rows)
+    with pytest.raises(ModelError, match="no speech of real people"):
+        people(work, out, 0, print)
+    rows += [("train", "real_sentences", "Mandarin")] * 3 + [("train", "real_digits", "Hindi")]
+    rows += [(split, domain, "x") for split in ("dev", "test") for domain in (GENERAL, "accent", "real_digits", "real_sentences")]
+    whole = tiny_corpus(work / "corpus", rows)
+    monkeypatch.setattr(preparation, "RECOGNISER_EPOCHS", (1.0, 0.5))
+    people(work, out, 0, print)
+    speech, extra = speech_of(out, None, {}, tmp_path, print)
+    index = speech.corpus.index
+    assert not extra and speech.recogniser is not None and speech.recogniser.labels == [GENERAL, "sentences", "digits"]
+    train = index[index.split == "train"]
+    assert train.accent.value_counts().to_dict() == {"sentences": 3, GENERAL: 2, "digits": 1}  # general speech: half as much
+    assert set(zip(index.domain, index.accent, strict=True)) == {
+        (GENERAL, GENERAL),
+        ("accent", "sentences"),
+        ("accent", "digits"),
+    }
+    assert len(index) == 6 + 2 * 3  # synthetic accents are left out
+    for i, name in enumerate(index.utterance):
+        np.testing.assert_array_equal(speech.corpus.features(i), whole.features(int(name[1:])))
+    encoded = speech.states.spans[:, :, 1] > 0
+    assert encoded[0].tolist() == [not (s == "train" and d == GENERAL) for s, d in zip(index.split, index.domain, strict=True)]
+    assert encoded[1].sum() == 4 and speech.posteriors is not None and np.isfinite(speech.posteriors).all()
 
 
 def test_augmentation_is_bounded_and_repeatable() -> None:
