@@ -48,7 +48,7 @@ with right:
     loaded = (
         t(
             "model **{model}** on **{device}**, with {methods}",
-            model=folder.name, device=device_name(asr), methods=t(", ").join(map(texts.method, asr.methods)),
+            model=folder.name, device=device_name(asr), methods=" · ".join(map(texts.method, asr.methods)),
         ),
         t("{count} experts: {experts}", count=len(asr.accents) - 1, experts=experts),
         t(", ").join([dated, *(name for name in results.folders(asr) if name != "this model's own")]),
