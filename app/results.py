@@ -28,7 +28,7 @@ PUBLISHED = ROOT / "assets" / "results"
 _COLUMNS = {  # that the pages need
     "utterances.parquet": set(COLUMNS),
     "recordings.parquet": {"utterance", "audio", "accent", "speaker", "seconds", "level", "clipped", "in_domain"},
-    "routing.parquet": {"utterance", "layer", "expert", "gate"},
+    "routing.parquet": {"utterance", "domain", "spoken", "layer", "layer_index", "expert", "gate", "n_active"},
 }
 
 

@@ -18,6 +18,7 @@ from hdmole.study import paper
 from hdmole.study.bootstrap import summarise
 from hdmole.study.claims import claims
 from hdmole.study.results import Results, base_digest, save
+from hdmole.study.routing_table import ROUTERS
 
 ERRORS = {  # of 1,000 words on accents and on general speech, for each of five speakers who are all alike
     "base": (200, 10), "full": (100, 20), "hdmole": (110, 11), "lora_r": (150, 12), "moa": (90, 15), "rank4": (120, 11), "rank8": (130, 11),
@@ -112,7 +113,7 @@ def routing() -> pd.DataFrame:
     layers = ["multi_modal_projector.layers.0.q_proj", "multi_modal_projector.layers.1.fc2", "multi_modal_projector.linear_2"]
     return pd.DataFrame(
         dict(domain=domain, spoken=spoken, utterance=f"{spoken}{k}", layer=layer, layer_index=index, expert=expert, accent="x",
-             n_active=float(index + k + (spoken == "general")))
+             n_active=float(index + k + (spoken == "general")), speaker="s", **dict.fromkeys(ROUTERS, 0.5))
         for domain, spoken in (("accent", "indian"), ("general", "general"), ("accent", "german"), ("unseen", "french"))
         for k in (0, 1) for index, layer in reversed(list(enumerate(layers))) for expert in (0, 1, 2)
     )  # fmt: skip
