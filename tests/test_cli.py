@@ -316,3 +316,15 @@ def test_the_loop_that_is_timed_computes_what_the_layer_does() -> None:
     x, gate = torch.randn(2, 4, 6), torch.tensor([0.2, 0.0, 0.9])
     with route(torch.full((2, 4), 0.25)), intervene(model, gate=gate):
         torch.testing.assert_close(expert_loop(layer, x, gate.expand(2, 4, 3)), model(x))
+
+
+def test_models_get_finds_what_is_here_and_says_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HDMOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hdmole.models.pretrained._from_hub", lambda local: None)
+    here = tmp_path / "whisper"
+    here.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (here / file).write_text("{}")
+    assert run_here("models", "get", "--folder", here) == (0, str(here))
+    status, shown = run_here("models", "get", "whisper-huge")
+    assert status == 1 and "no pretrained weights 'whisper-huge'; this library knows whisper-base" in shown

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -23,6 +25,7 @@ from hdmole.models import pretrained
 from hdmole.models.whisper import Whisper
 from hdmole.speech.asr import ASR
 from hdmole.speech.loading import ModelError, fetch_base
+from hdmole.study.evaluate import evaluate
 
 ACCENTS = ["indian", "german"]
 
@@ -130,7 +133,7 @@ def test_long_audio_is_heard_in_long_segments(asr: ASR) -> None:
     starts = [w.start for w in heard.words]
     assert starts == sorted(starts) and starts[-1] > 30 and heard.trace is not None
     table = heard.trace.to_frame()
-    assert table.time.max() > 55 and not table.duplicated(["layer", "call", "utterance", "frame", "expert"]).any()
+    assert 55 < table.time.max() < 61.1 and not table.duplicated(["layer", "call", "utterance", "frame", "expert"]).any()
 
 
 def test_attribution_adds_up_to_words(asr: ASR) -> None:
@@ -164,3 +167,18 @@ def test_a_missing_or_another_base_is_said(folder: Path, cached: None, tmp_path:
     with pytest.raises(ModelError, match="hdmole models get whisper-base") as raised:
         ASR.load(folder)
     assert raised.value.code == "model.no_pretrained"
+
+
+def test_it_is_evaluated_with_its_routing(asr: ASR, tmp_path: Path) -> None:
+    lines = []
+    for k, accent in enumerate(["general", "indian"]):
+        soundfile.write(tmp_path / f"{k}.wav", speech_like(1.5 + k, k), 16_000)
+        lines.append({"audio": f"{k}.wav", "text": "we call it bear", "accent": accent, "speaker": f"s{k}"})
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = evaluate(asr, tmp_path / "manifest.jsonl", ["base", "hdmole"], tmp_path / "out")
+    assert set(results.methods) == {"base", "hdmole"} and results.methods["base"].domains["accent"].words == 4
+    routing = pd.read_parquet(tmp_path / "out" / "routing.parquet")
+    assert routing.layer.nunique() == 6 * LAYERS and set(routing.accent) == set(ACCENTS)
+    (segment,) = asr.segment(speech_like(2.5, 1))
+    heard = asr.transcribe(speech_like(2.5, 1), want_trace=True).trace
+    assert heard is not None and heard.arrays(heard.layer_names[0])["frame"].max() == len(segment.states) - 51

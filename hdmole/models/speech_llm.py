@@ -173,6 +173,7 @@ class SpeechLLM(PreTrainedModel):
     # -- what `hdmole.speech.asr.ASR` asks of a model; see docs/architecture.md -----------------------
 
     whole_recordings = False  # it was trained on single sentences
+    silent_frames = 0  # encoder frames of silence that the extractor adds after a sound
 
     @staticmethod
     def extractor(folder: Path) -> Any:

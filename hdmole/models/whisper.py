@@ -54,6 +54,7 @@ class Whisper(WhisperForConditionalGeneration):
     """
 
     whole_recordings = True  # it was trained on 30 s of whatever is said
+    silent_frames = round(SILENCE / STEP)
     blank = None  # it has no CTC head
     longest_segment = LONGEST
     longest_utterance = LONGEST

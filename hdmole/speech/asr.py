@@ -277,6 +277,10 @@ class ASR:
             return [s.states for s in segments]
         return encode_all(self.models[method], [s.features for s in segments if s.features is not None], posterior)
 
+    def frames(self, segment: Encoded) -> int:
+        """Number of encoder frames of a segment's sound, without those of silence added after it."""
+        return len(segment.states) - int(self.models["base"].silent_frames)
+
     def ask_base(self, segments: Sequence[Encoded]) -> list[Encoded]:
         """The segments with the transcripts of the frozen base.
 
@@ -337,7 +341,9 @@ class ASR:
                 if method in self.routed:
                     if intervention:
                         stack.enter_context(intervene(self.models[method], **intervention))
-                    recorded = stack.enter_context(trace(self.models[method], seconds_per_frame=self.seconds_per_frame))
+                    heard = slice(0, self.frames(segment)) if self.frames(segment) < len(segment.states) else None
+                    tracing = trace(self.models[method], frames=heard, seconds_per_frame=self.seconds_per_frame)
+                    recorded = stack.enter_context(tracing)
                 result = self.decode_batch([segment], method, accent)[0]
             if method == "base":
                 segments[number - 1] = replace(segment, base=result)

@@ -237,7 +237,7 @@ def _hear(
         for k in range(0, len(order), size):
             breathe()
             part = order[k : k + size]
-            lengths = [len(segments[i].states) for i in part]
+            lengths = [asr.frames(segments[i]) for i in part]
             wanted = method == traced and any(owners[i].number in routed for i in part)
             with routing_trace(asr.models[method], lengths) if wanted else nullcontext() as recorded:
                 found = asr.decode_batch([segments[i] for i in part], method, accent)

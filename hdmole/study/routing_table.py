@@ -78,11 +78,11 @@ NUMBERS = ["posterior", "local_probability", "global_gate", "local_gate", "gate"
 
 
 def in_llm(model: Any) -> bool:
-    """Whether an HDMoLE layer lies in the LLM.
+    """Whether an HDMoLE layer lies in the LLM, or in the decoder of Whisper.
 
     The frames of such a layer are tokens, so lengths of utterances do not apply to them.
     """
-    return any("language_model" in name for name, _ in layers_of(model).values())
+    return any("language_model" in name or "model.decoder." in name for name, _ in layers_of(model).values())
 
 
 def routing_trace(model: Any, lengths: Sequence[int]) -> AbstractContextManager[Trace]:
