@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from transformers import AutoTokenizer
 from hdmole.demo.corpus import render, split_speakers
 from hdmole.demo.synth import ACCENTS, Synthesiser, speakers
 from hdmole.demo.text import is_digit_string, sentences
+from hdmole.files import write_json, write_text
 from hdmole.method.recogniser import LayerRecogniser
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.models import pretrained
@@ -49,6 +50,7 @@ from hdmole.speech.segments import framed
 from hdmole.speech.words import score, spelt
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import Results, provenance, save
+from hdmole.study.tables import markdown_table
 from hdmole.training.adapt import Adaptation, pad, parameter_groups, trainable
 from hdmole.training.data import Batches, Corpus, write_corpus
 from hdmole.training.loop import fit, smoothed_objective
@@ -107,7 +109,7 @@ def read_people(folders: Sequence[Path]) -> pd.DataFrame:
             rows.append(
                 {"path": str(manifest.parent / row["audio"]), "text": row["text"], "accent": row["accent"], "speaker": speaker,
                  "age": row.get("age") or 99, "source": str(row.get("source", manifest.parent)), "seconds": row.get("seconds", 0.0),
-                 "judged_only": "NC" in str(row.get("licence", "")), "alone": not row.get("speaker")}
+                 "licence": str(row.get("licence", "not given")), "judged_only": "NC" in str(row.get("licence", "")), "alone": not row.get("speaker")}
             )  # fmt: skip
     if not rows:
         sentence = "There is no manifest.jsonl in {folders}; give --real-speech a folder of recordings."
@@ -457,7 +459,7 @@ def build(
         "pretrained_sha256": pretrained.digest(base),
         "scales": factors,
     }
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_json(out / "config.json", config)
     for name in ("base", *methods):
         file = work / f"{name}-test.parquet"
         if not file.is_file():
@@ -478,7 +480,58 @@ def build(
     for name, entry in results.methods.items():
         entry.trainable = sizes_[name]
     save(out / "results", results, rows)
+    write_text(out / "README.md", model_card(results, read_people(folders), factors))
     return results
+
+
+def model_card(results: Results, people: pd.DataFrame, scales: Mapping[str, float]) -> str:
+    """The README.md of the model folder. Every figure comes from the results.
+
+    Args:
+        results: measured on test.
+        people: the recordings, as `read_people` returns them.
+        scales: method -> what its adapter was multiplied by.
+    """
+    origin = results.provenance
+    sources = "\n".join(
+        f"| {source} | {', '.join(sorted(set(group.licence)))} | {'judged only' if group.judged_only.all() else 'trained and judged'} |"
+        for source, group in people.groupby("source")
+    )
+    hours = ", ".join(f"{k} {v:g}" for k, v in (origin.hours or {}).items())
+    return f"""# Whisper base, adapted to real speakers
+
+Adapters and an accent recogniser for OpenAI's Whisper base. The base itself is not in this folder: `hdmole models get whisper-base`
+finds or downloads it. It is under the MIT licence, as released by OpenAI.
+
+**It can hear** read English of adults, with an open vocabulary. **It was adapted to** adults from China who learn English, and to digits
+of people with other first languages. Children were not trained on; their rates are below. Accents of the synthesiser
+(`synthetic_...`) are espeak-ng and not people.
+
+**It cannot hear** other languages. On noise and music it may invent text. It has no in-domain score yet.
+
+## Results
+
+Word error rate in %, with 95 % intervals from a bootstrap over speakers, on speakers that were never trained on. Digits in a text are
+read as words. One seed. The adapters were multiplied by what was best on dev: {", ".join(f"{m} {s:g}" for m, s in scales.items())}.
+
+{markdown_table(results)}
+
+Routing needs the accent, which a network finds from the layers of the frozen encoder. Its classes are {", ".join(LABELS)}; real and
+synthetic speech of one accent share a class.
+
+## Speech
+
+| Source | Licence | Use |
+|---|---|---|
+{sources}
+
+Hours, with synthetic speech: {hours}.
+
+## Made by
+
+`{origin.command}` at commit {origin.short_commit}, seed {origin.seed}, {origin.date}, on {origin.machine}, torch {origin.torch},
+transformers {origin.transformers}.
+"""
 
 
 def _publish(model: Any, folder: Path) -> None:
