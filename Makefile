@@ -2,7 +2,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help app test lint format mutation screenshots
+.PHONY: help app test lint format fuzz audit mutation screenshots
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -24,6 +24,14 @@ lint: .venv/installed-dev ## check style and types
 format: .venv/installed-dev ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: .venv/installed-dev ## decode mutated audio files of every container: 10,000 of them, or e.g. n=500
+	$(BIN)/python tests/fuzz.py $(or $(n),10000)
+
+audit: .venv/bin/python ## look the pinned packages up in the database of known weaknesses (needs the network)
+	$(BIN)/python -m venv build/audit
+	build/audit/bin/pip install -q --disable-pip-version-check pip-audit==2.10.1
+	build/audit/bin/pip-audit -r requirements.txt --no-deps --disable-pip
 
 mutation: .venv/installed-dev ## change the code in small ways and count what the tests notice: all of it, or e.g. of=gate
 	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutation.py $(of)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -107,16 +108,12 @@ def killed(work: Callable[[], object], seconds: float) -> bool:
             os._exit(0)
         finally:
             os._exit(1)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0
-            return True
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    ended, _, _ = select.select([os.pidfd_open(child)], [], [], seconds)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert not ended or status == 0
+    return bool(ended)
 
 
 def test_an_evaluation_that_is_killed_goes_on_to_the_same_bytes(

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from driver import wait_until
 
 from app import jobs
 from app.turns import HEAD_START, Ticket, Turns
@@ -26,8 +27,7 @@ def served(turns: Turns, held: list[Ticket], *waiting: Ticket) -> list[Ticket]:
     threads = [threading.Thread(target=work, args=(ticket,)) for ticket in waiting]
     for thread in threads:
         thread.start()
-    while len(turns._waiting) < len(waiting):
-        time.sleep(0.01)
+    wait_until(lambda: len(turns._waiting) == len(waiting))
     for ticket in held:
         turns.give(ticket, 0.0)
     for thread in threads:
@@ -73,8 +73,7 @@ def test_the_place_and_the_time_are_told_and_stopping_ends_the_wait() -> None:
         target=turns.take, args=(Ticket("b", False, 0.0), lambda: len(said) > 1, lambda place, seconds: None)
     )
     before.start()
-    while not turns.wanted:
-        time.sleep(0.01)
+    wait_until(lambda: turns.wanted)
     assert not turns.take(Ticket("c", False), lambda: len(said) > 0, lambda place, seconds: said.append((place, seconds)))
     assert said == [(2, 4.0)]
     said.append((0, 0.0))
