@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hdmole.files import written
 from hdmole.names import GENERAL
 from hdmole.speech.loading import ModelError
 from hdmole.training.adapt import load_base
@@ -60,9 +61,8 @@ def people(work: Path, out: Path, seed: int, report: Callable[[str], None]) -> N
         mels = folder / "mels.npy"  # the rows of the index say where in it their features are
         mels.unlink(missing_ok=True)
         mels.symlink_to((work / "corpus" / "mels.npy").resolve())
-        part = folder / "index.part"
-        table.to_parquet(part)
-        part.replace(folder / "index.parquet")
+        with written(folder / "index.parquet") as file:
+            table.to_parquet(file)
     corpus, base = Corpus(folder), load_base(out / "base", "cuda" if torch.cuda.is_available() else "cpu")
     encoder: Any = base.audio_tower
     encode_corpus(corpus, encoder.encoder, out / "states", corpus.select("train", "accent"), seed, report)

@@ -417,18 +417,18 @@ class Runner:
         }
         if self.speech.recogniser is not None:
             labels = self.speech.recogniser.labels
-            found = {
+            heard = {
                 name: analyses.recogniser_results(self.speech.corpus, labels, self.speech.recognised(name)[1])
                 for name in ("", *sorted({self.methods[name].recogniser for name in results.methods}))
             }
-            results.accent_recogniser = found.pop("")
-            results.other_recognisers = found
+            results.accent_recogniser = heard.pop("")
+            results.other_recognisers = heard
         first = ("hdmole", self.comparison.seeds["hdmole"][0]) if self.kinds else None
         if first in folders and all((self.analysed / f"{kind}.json").is_file() for kind in self.kinds):
-            of = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in self.kinds}
-            results.routing = Routing.model_validate(of["routing"])
-            results.frontier = [FrontierPoint.model_validate(point) for point in of["frontier"]]
-            results.attribution = Attribution.model_validate(of["attribution"])
+            made = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in self.kinds}
+            results.routing = Routing.model_validate(made["routing"])
+            results.frontier = [FrontierPoint.model_validate(point) for point in made["frontier"]]
+            results.attribution = Attribution.model_validate(made["attribution"])
         results.claims = claims(results)
         save(self.out, results, rows)
         if results.routing:
