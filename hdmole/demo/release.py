@@ -32,6 +32,7 @@ from hdmole.speech.manifest import read_manifest
 from hdmole.speech.words import score
 from hdmole.study.analyses import mean_rates, recogniser_results
 from hdmole.study.bootstrap import summarise
+from hdmole.study.claims import claims
 from hdmole.study.results import InDomain, Results, base_digest, provenance, save
 from hdmole.study.tables import markdown_table
 from hdmole.training.data import Corpus, States
@@ -80,6 +81,7 @@ def release(trained: Trained, out: Path) -> Results:
     trained.report(f"recogniser: balanced accuracy on test speakers {heard.balanced_accuracy:.1%}")
     results.in_domain = in_domain(trained, asr, out)
     results.samples = sample_errors(asr, out / "samples")
+    results.claims = claims(results)
     save(out / "results", results, rows)
     write_text(out / "README.md", model_card(results))
     write_sums(out)
