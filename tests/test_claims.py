@@ -199,7 +199,7 @@ def test_a_claim_as_a_line() -> None:
         "**established** by the paper's margin of +0.19 points (+0.00 points [-0.13, +0.12])"
     )
     [claim] = judged("accents_lora", -9.0, -11.0, -7.0)
-    line = "Better on accents than LoRA of equal parameters: **established** against zero"
+    line = "Better on accents than LoRA: **established** against zero"
     assert claim_line(claim) == f"{line} (-9.0 % [-11.0, -7.0]); the paper does not compare them"
     few = claim.model_copy(update={"interval": None, "verdict": "not established"})
     assert claim_line(few).endswith(

@@ -311,7 +311,7 @@ def test_a_readme_gets_table_claims_and_origin(tmp_path: Path) -> None:
         Claim(name="accents_gated_lora", difference=0.5, interval=(-0.5, 1.5), unit="percent", verdict="not established"),
     ]
     said = (
-        "- Better on accents than LoRA of equal parameters: **established** against zero (-1.0 % [-2.0, +0.0]); "
+        "- Better on accents than LoRA: **established** against zero (-1.0 % [-2.0, +0.0]); "
         "the paper does not compare them\n- Better on accents than LoRA times accent mass: **not established** against zero "
         "(+0.5 % [-0.5, +1.5]); the paper does not compare them"
     )

@@ -62,7 +62,7 @@ _CLAIMS: dict[ClaimName, _Asked] = {
     "thresholds": _Asked("hdmole", "no_thresholds", "accent", Text("Better on accents than without dynamic thresholds")),
     "local_routing": _Asked("hdmole", "no_local", "accent", Text("Better on accents than without local routing")),
     "global_routing": _Asked("hdmole", "no_global", "accent", Text("Better on accents than without global routing")),
-    "accents_lora": _Asked("hdmole", "lora", "accent", Text("Better on accents than LoRA of equal parameters")),
+    "accents_lora": _Asked("hdmole", "lora", "accent", Text("Better on accents than LoRA")),
     "accents_gated_lora": _Asked("hdmole", "gated_lora", "accent", Text("Better on accents than LoRA times accent mass")),
 }
 
