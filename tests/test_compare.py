@@ -372,12 +372,12 @@ def test_a_kill_while_an_adapter_is_saved_loses_nothing(
             return adapting.adapt(speech, method, folder, epochs=1, rate=1e-3, seed=0, report=lambda text: None)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # the moment before it is whole
+            patched.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # the moment before it is whole
             with pytest.raises(KeyboardInterrupt):
                 train()
         assert not folder.exists()
         train()
-        assert folder.is_dir() and not folder.with_name(f"{name}.part").exists()
+        assert folder.is_dir() and not folder.with_name(f".part-{name}").exists()
 
 
 def test_an_adapter_that_is_gone_is_said_not_made_up(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:

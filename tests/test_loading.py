@@ -132,7 +132,7 @@ def test_files_are_those_whose_sums_were_written(model: Path) -> None:
     assert {"config.json", "model.safetensors", "domain.json", "tokenizer.json"} < set(lines) and not any(
         "results" in f for f in lines
     )
-    assert ASR.load(model).methods == ["base", "lora", "full", "hdmole"]
+    assert ASR.load(model).methods == ["base", "lora", "full", "hdmole", "hdmole-extended"]
     content = bytearray((model / "model.safetensors").read_bytes())
     content[-1] ^= 1  # one bit of one weight
     (model / "model.safetensors").write_bytes(content)

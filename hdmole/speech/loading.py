@@ -185,13 +185,14 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
             ctc=sizes[0],
             llm=sizes[1],
         )
-    if config.get("pretrained_sha256") not in (None, pretrained.digest(weights)):
+    if missing := [names[0] for names in NEEDED if not any((weights / name).is_file() for name in names)]:
+        raise ModelError("model.incomplete", _INCOMPLETE, folder=weights, files=", ".join(missing))
+    known = config.get("pretrained_sha256")
+    if known is not None and known != pretrained.digest(weights):
         warnings.warn(
             f"The adapters in {folder} were trained on other weights of {config['pretrained']} than those in {weights}.",
             stacklevel=2,
         )
-    if missing := [names[0] for names in NEEDED if not any((weights / name).is_file() for name in names)]:
-        raise ModelError("model.incomplete", _INCOMPLETE, folder=weights, files=", ".join(missing))
     check_sums(folder)
     base = _base(weights, FAMILIES[config["model_type"]]).to(device)
     models: dict[str, Any] = {"base": base}
