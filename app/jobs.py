@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,12 +201,14 @@ class Job(Task):
     def segments(self) -> list[tuple[float, float]]:
         """Start and end in seconds of the stretches that the audio was cut into.
 
-        Short audio is one stretch.
+        Short audio is one stretch. Two stretches meet in the middle between the sound of the one and
+        that of the other. The quiet around them may reach across, up to
+        `hdmole.speech.segments.MARGIN` seconds.
         """
         if self.audio is None or not self.encoded:
             return []
-        starts = [0.0, *(s.offset for s in self.encoded[1:])]
-        return list(zip(starts, [*starts[1:], self.audio.seconds], strict=True))
+        middles = [(one.offset + one.seconds + other.offset) / 2 for one, other in pairwise(self.encoded)]
+        return list(pairwise([0.0, *middles, self.audio.seconds]))
 
     def gate(self, method: str) -> HDMoLEConfig | None:
         """The configuration of an HDMoLE adapter; None if the method is none."""
