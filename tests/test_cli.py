@@ -31,7 +31,7 @@ from hdmole.study.bootstrap import summarise
 from hdmole.study.results import Results, base_digest, load, provenance, save
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = {"lora": "adapter_", "full": "", "hdmole": "adapter_", "hdmole-extended": "adapter_"}  # methods, and how the names of their weights begin
+KINDS = {"lora": "adapter_", "full": "", "hdmole": "adapter_", "hdmole-extended": "adapter_"}  # how their weights are named
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
