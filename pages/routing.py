@@ -24,7 +24,7 @@ st.title(t("Which expert worked when"))
 chosen = routed_utterance(asr)
 explained = st.container()
 
-sample, *adapter_box, layer_box, gate_box = st.columns([2.2, 1.2, 1.6] if len(asr.routed) == 1 else [1.8, 1.2, 1.1, 1.5])
+sample, *adapter_box, layer_box, gate_box = st.columns([2.2, 1.2, 1.6] if len(asr.routed) == 1 else [1.7, 1.1, 1.0, 1.8])
 with sample:
     sample_select(clips, t("Utterance"))
 method = gates.choose_adapter(asr, *adapter_box)
