@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import soundfile
 from streamlit.testing.v1 import AppTest
+from tiny import speech_like
 
 from app.session import Session
 
@@ -39,3 +43,20 @@ def settle(at: AppTest) -> AppTest:
 def assert_no_exception(at: AppTest) -> None:
     """No exception is shown on the page."""
     assert not at.exception, [e.message for e in at.exception]
+
+
+def cards(at: AppTest) -> str:
+    """The HTML of the methods' cards on a page."""
+    return next(html.proto.body for html in at.get("html") if "class='cards'" in html.proto.body)
+
+
+def wav(seconds: float = 1.5, seed: int = 0) -> bytes:
+    """The bytes of a WAV file with speech."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, speech_like(seconds, seed), 16_000, format="WAV")
+    return buffer.getvalue()
+
+
+def said(*words: str, confidence: float = 0.9) -> list[SimpleNamespace]:
+    """Words of a transcript, one every half second."""
+    return [SimpleNamespace(word=w, start=k * 0.5, end=k * 0.5 + 0.4, confidence=confidence) for k, w in enumerate(words)]

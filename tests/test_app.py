@@ -6,8 +6,6 @@ import io
 import os
 import re
 import shutil
-import threading
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from driver import assert_no_exception, session, settle, wait_until
+from driver import assert_no_exception, cards, said, session, settle, wav
 from streamlit.testing.v1 import AppTest
 from tiny import ACCENTS, speech_like
 
 from app import plots, report, results, texts
-from app.cards import heard_html, method_card
 from app.jobs import Job, Utterance
 from app.moment import Moment, moment_of
 from app.utterance import Sample, opening_sample
@@ -34,17 +31,6 @@ from hdmole.study.results import Results, load, provenance, save
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML_TAG = re.compile(r"<[^>]+>")
-
-
-def cards(at: AppTest) -> str:
-    return next(html.proto.body for html in at.get("html") if "class='cards'" in html.proto.body)
-
-
-def wav(seconds: float = 1.5, seed: int = 0) -> bytes:
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, speech_like(seconds, seed), 16_000, format="WAV")
-    return buffer.getvalue()
 
 
 def test_a_first_visit_shows_a_sample_heard_by_every_method(open_app: Callable[..., AppTest]) -> None:
@@ -386,14 +372,6 @@ def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[...
     assert len(at.get("plotly_chart")) >= 4
 
 
-def test_stretches_meet_where_the_recording_was_cut() -> None:
-    heard = [(-0.08, 6.16), (5.92, 4.16), (12.0, 2.0)]  # cut in speech at 6.0 s; sound to 10.0 s, and from 12.08 s on
-    job = Job(SlowASR(), Utterance("a.wav", wav(14.0)))
-    job.wait(20)
-    job.encoded = [SimpleNamespace(offset=offset, seconds=seconds) for offset, seconds in heard]
-    assert np.allclose(job.segments, [(0.0, 6.0), (6.0, 11.04), (11.04, 14.0)])
-
-
 def test_a_results_folder_and_the_list_of_results_do_not_contradict(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
     at = open_app("compare", results=str(tiny_model / "results"))
     assert at.text_input(key="results_given").value == str(tiny_model / "results")
@@ -491,109 +469,6 @@ def test_without_a_model_the_app_says_what_to_do(tmp_path: Path, monkeypatch: py
     assert "config.json" in at.error[0].value
 
 
-class SlowASR:
-    """Stands for a model whose every method takes a while, and one of which fails."""
-
-    methods, routed = ("base", "lora", "full", "hdmole"), ["hdmole"]
-
-    def __init__(self, fails: str = "") -> None:
-        self.fails = fails
-
-    def segment(self, audio: object, between: Callable[[], None]) -> list[object]:
-        between()
-        return []
-
-    def transcribe(self, audio: object, method: str, **options: object) -> SimpleNamespace:
-        time.sleep(0.2)
-        if method == self.fails:
-            raise RuntimeError("out of memory")
-        return SimpleNamespace(text=method, trace=None, encoded=[])
-
-
-def test_a_cancelled_job_stops_and_keeps_what_is_done() -> None:
-    job = Job(SlowASR(), Utterance("a.wav", wav()))
-    wait_until(lambda: job.transcripts)
-    job.cancel()
-    job.wait(5)
-    assert not job.running and 1 <= len(job.transcripts) < 4
-    further = job.again()
-    further.wait(20)
-    assert len(further.transcripts) == 4 and all(further.transcripts[m] is done for m, done in job.transcripts.items())
-
-
-def test_cancelling_on_the_page_says_so_and_can_be_taken_back(
-    open_app: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at = open_app()
-    go, real = threading.Event(), ASR.transcribe
-    monkeypatch.setattr(ASR, "transcribe", lambda *args, **options: go.wait(60) and real(*args, **options))
-    at.selectbox(key="sample_choice").set_value("scottish_1").run()
-    job = session(at).jobs[session(at).utterance.key]
-    wait_until(lambda: "listening" in job.step)
-    at.button(key="cancel").click().run()
-    go.set()
-    settle(at)
-    assert any("Cancelled" in info.value for info in at.info)
-    assert "not transcribed" in cards(at)
-    settle(at.button(key="again").click().run())
-    assert "not transcribed" not in cards(at) and not at.info
-
-
-def test_a_long_recording_can_be_cancelled_inside_a_method() -> None:
-    class Long(SlowASR):
-        def transcribe(
-            self, audio: object, method: str, *, progress: Callable[[float], None], **options: object
-        ) -> SimpleNamespace:
-            for k in range(1000):
-                time.sleep(0.01)
-                progress(k / 1000)
-            return SimpleNamespace(text=method, trace=None, encoded=[])
-
-    job = Job(Long(), Utterance("a.wav", wav()))
-    wait_until(lambda: job.progress >= 0.21)
-    job.cancel()
-    job.wait(2)
-    assert not job.running and not job.transcripts and not job.error
-
-
-def test_a_failing_method_loses_nothing_that_was_done_before() -> None:
-    job = Job(SlowASR(fails="full"), Utterance("a.wav", wav()))
-    job.wait(20)
-    assert list(job.transcripts) == ["base", "lora"]
-    assert "a.wav" in job.error and "out of memory" in job.error
-
-
-def said(*words: str, confidence: float = 0.9) -> list[SimpleNamespace]:
-    return [SimpleNamespace(word=w, start=k * 0.5, end=k * 0.5 + 0.4, confidence=confidence) for k, w in enumerate(words)]
-
-
-def test_the_word_difference_shows_each_kind_of_error_by_more_than_colour() -> None:
-    html = heard_html(said("turn", "off", "the", "big", "lights"), "Turn on the lights, now.")
-    assert "<span class='said'>on</span>" in html and "wrong" in html  # substituted
-    assert "extra" in html and ">big<" in html  # inserted
-    assert "class='missing'" in html and ">now<" in html  # deleted
-    assert HTML_TAG.sub("", html).split() == ["turn", "onoff", "the", "big", "lights", "now"]
-
-
-def test_confidence_is_marked_and_its_number_is_there() -> None:
-    assert "class='word doubtful" in heard_html(said("lights", confidence=0.3))
-    assert "class='word unsure" in heard_html(said("lights", confidence=0.7))
-    assert "confidence 0.30, 0.00 to 0.40 s" in heard_html(said("lights", confidence=0.3))
-
-
-def test_words_are_escaped() -> None:
-    transcript = SimpleNamespace(words=said("<script>"), text="<script>", rtf=0.1)
-    html = method_card("base", transcript, "<b>")
-    assert "<script>" not in html and "&lt;script&gt;" in html and "<b>" not in html
-
-
-def test_a_changed_transcript_is_marked_against_the_one_before() -> None:
-    transcript = SimpleNamespace(words=said("turn", "of", "lights"), text="turn of lights", rtf=0.1)
-    html = method_card("hdmole", transcript, "", before="turn off the lights")
-    assert "class='missing'" in html and "class='said'>off" in html and "WER" not in html
-    assert "class='said'" not in method_card("hdmole", transcript, "turn of lights", before="turn off the lights")
-
-
 def test_archived_results_are_not_among_those_of_the_model(tiny_model: Path) -> None:
     demo, tiny = (SimpleNamespace(folder=folder) for folder in (ROOT / "assets" / "demo", tiny_model))
     assert set(results.archived(demo)) == {"main", "longer", "conflicts", "places", "projector", "variants"}
@@ -615,9 +490,9 @@ def test_the_papers_comparison_is_shown_where_it_is_of_this_base(
 def test_results_of_another_base_are_said_to_be_so(tiny_model: Path, tmp_path: Path) -> None:
     asr, other = SimpleNamespace(folder=tiny_model), load(tiny_model / "results")
     assert results.other_base(asr, tmp_path, other) == ""  # the digest decides
-    for digest, said in (("0123", "These results are of another base"), (None, "These results do not record which base")):
+    for digest, line in (("0123", "These results are of another base"), (None, "These results do not record which base")):
         other.provenance.base_sha256 = digest
-        assert results.other_base(asr, tmp_path, other).startswith(said)
+        assert results.other_base(asr, tmp_path, other).startswith(line)
         own = results.other_base(asr, tiny_model / "results", other)  # without a digest they are those of the model they lie with
         assert own.startswith(said) if digest else own == ""
 
