@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import random
-import select
-import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import soundfile
-import torch
 from tiny import speech_like
 
 from hdmole.files import OutputError, alone, disk_space, write_json, write_text, written
-from hdmole.speech.asr import ASR
-from hdmole.study.evaluate import evaluate
 from hdmole.training.loop import last_checkpoint
 
 
@@ -98,29 +93,35 @@ def test_an_unfinished_checkpoint_is_passed_over(tmp_path: Path, state: str | No
     assert last_checkpoint(tmp_path / "nothing") is None
 
 
-def killed(work: Callable[[], object], seconds: float) -> bool:
-    """Run `work` in a process of its own and kill it after so many seconds. Whether it had ended by itself."""
-    child = os.fork()
-    if child == 0:
+EVALUATION = """
+import sys
+from pathlib import Path
+import torch
+from hdmole.speech.asr import ASR
+from hdmole.study import evaluate
+torch.set_num_threads(1)
+evaluate.BATCH = 1
+asr = ASR.load(sys.argv[1], "cpu")
+print("ready", flush=True)
+evaluate.evaluate(asr, Path(sys.argv[2]), ["base", "hdmole"], Path(sys.argv[3]))
+"""
+
+
+def killed(model: Path, manifest: Path, out: Path, seconds: float) -> float:
+    """Evaluate in a process of its own and kill it after so many seconds. The time it took, or 0 if it was killed."""
+    command = [sys.executable, "-c", EVALUATION, str(model), str(manifest), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        started = time.monotonic()
         try:
-            torch.set_num_threads(1)
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    ended, _, _ = select.select([os.pidfd_open(child)], [], [], seconds)
-    if not ended:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert not ended or status == 0
-    return bool(ended)
+            assert child.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return 0.0
+        return time.monotonic() - started
 
 
-def test_an_evaluation_that_is_killed_goes_on_to_the_same_bytes(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hdmole.study.evaluate.BATCH", 1)
-    asr = ASR.load(tiny_model, "cpu")
+def test_an_evaluation_that_is_killed_goes_on_to_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
     lines = []
     for k in range(5):
         soundfile.write(tmp_path / f"{k}.wav", speech_like(0.5 + 0.1 * k, k), 16_000)
@@ -130,14 +131,10 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_bytes(
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def work(out: str) -> None:
-        evaluate(asr, manifest, ["base", "hdmole"], tmp_path / out)
-
-    started = time.monotonic()
-    assert killed(lambda: work("whole"), 120)
-    needed, chance, ended, kills = time.monotonic() - started, random.Random(22), False, 0
+    needed, chance, ended, kills = killed(tiny_model, manifest, tmp_path / "whole", 120), random.Random(22), False, 0
+    assert needed > 0
     while not ended:
-        ended = killed(lambda: work("killed"), chance.uniform(0.05, 0.4) * needed + 0.01 * kills)
+        ended = killed(tiny_model, manifest, tmp_path / "killed", (chance.uniform(0.1, 0.3) + 0.15 * kills) * needed) > 0
         kills += not ended
     assert kills >= 2
     files = sorted(f.name for f in (tmp_path / "whole").iterdir())

@@ -243,7 +243,7 @@ def test_the_extension_and_what_was_saved_before(tmp_path: Path) -> None:
     ours = HDMoLEConfig.extended(ACCENTS)
     assert (ours.r, ours.scale, ours.thresholds, ours.general_class, ours.router_input) == (2, 8.0, "relu", True, "ax")
     assert HDMoLEConfig.extended(ACCENTS, r=4, alpha=4.0, thresholds="top_k").scale == 1
-    old = ROOT / "assets" / "demo" / "adapters" / "hdmole"
+    old = ROOT / "assets" / "demo" / "adapters" / "hdmole-extended"
     for reader in (PeftConfig, HDMoLEConfig):
         config: Any = reader.from_pretrained(str(old))
         assert (config.thresholds, config.threshold_parametrisation, config.r, config.scale) == ("relu", "sigmoid", 2, 8.0)
