@@ -494,7 +494,7 @@ def test_results_of_another_base_are_said_to_be_so(tiny_model: Path, tmp_path: P
         other.provenance.base_sha256 = digest
         assert results.other_base(asr, tmp_path, other).startswith(line)
         own = results.other_base(asr, tiny_model / "results", other)  # without a digest they are those of the model they lie with
-        assert own.startswith(said) if digest else own == ""
+        assert own.startswith(line) if digest else own == ""
 
 
 def test_an_archived_comparison_is_opened_by_name_alone_and_marked(
