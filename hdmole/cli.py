@@ -222,6 +222,7 @@ def compare_command(
     config: Annotated[Path, typer.Option(help="TOML file: speech, methods, seeds, learning rates; runs/main.toml is one.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; run again to go on where it was cut off.")],
     readme: Annotated[Path | None, typer.Option(help="Bring the comparison's table in this README up to date.")] = None,
+    processes: Annotated[int, typer.Option(help="How many runs are trained at once; they share cores and GPU.", min=1)] = 1,
 ) -> None:
     """Train methods from one frozen base over several seeds, and compare them.
 
@@ -233,7 +234,7 @@ def compare_command(
     from hdmole.study.tables import claim_lines, markdown_table, update_readme
 
     try:
-        results = compare(config, out, report=lambda text: errors.print(text, markup=False))
+        results = compare(config, out, report=lambda text: errors.print(text, markup=False), processes=processes)
         if results is not None:
             typer.echo(f"{markdown_table(results)}\n\n{claim_lines(results.claims)}")
             if readme is not None:
@@ -323,8 +324,10 @@ def demo_build(
         Path | None,
         typer.Option(help="A released model, such as assets/demo, whose weights are taken in place of training."),
     ] = None,
-    methods: Annotated[str, typer.Option(help="With --real: comma-separated, in this order.")] = "lora,hdmole,full",
-    epochs: Annotated[float, typer.Option(help="With --real: passes over the training speech.")] = 1.0,
+    methods: Annotated[str, typer.Option(help="With --real: comma-separated.")] = "lora,hdmole,full,hdmole-extended",
+    epochs: Annotated[float, typer.Option(help="With --real: passes over the training speech.")] = 4.0,
+    search: Annotated[bool, typer.Option("--search", help="With --real: try five rates and places for each method.")] = False,
+    processes: Annotated[int, typer.Option(help="With --real: how many methods are trained at once.", min=1)] = 1,
 ) -> None:
     """Train the demo model from scratch (about two and a half hours on 2 cores).
 
@@ -343,7 +346,9 @@ def demo_build(
             from hdmole.demo import real as recipe
 
             chosen = [m.strip() for m in methods.split(",") if m.strip()]
-            recipe.build(out, real_speech or [], seed, scale, work, report, chosen, epochs=epochs)
+            recipe.build(
+                out, real_speech or [], seed, scale, work, report, chosen, epochs=epochs, search=search, processes=processes
+            )
         else:
             from hdmole.demo.build import build
 

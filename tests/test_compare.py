@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from hdmole.cli import app
 from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.tracing import trace
+from hdmole.processes import claim, rank_and_count
 from hdmole.speech import manifest as manifests
 from hdmole.speech.audio import Audio
 from hdmole.study import compare as comparing
@@ -155,7 +156,7 @@ def test_every_method_is_trained_judged_and_reported(made: tuple[Path, Path, lis
     assert len(results.trials) == 14 and not results.planned
     assert {"accent", "general"} <= set(next(iter(results.curves["hdmole"].values())))
     assert [claim.name for claim in results.claims[:3]] == ["accents_full", "general_base", "general_full"]
-    assert results.decoding_time["base"] == 1 and set(results.decoding_time) == set(methods)
+    assert results.decoding_time["base"] == 1 and set(results.decoding_time) == {"base", "hdmole"}  # those that are watched
     assert "Decoding time |" in markdown_table(results) and methods["encoder"].place == "encoder"
     recogniser, origin = results.accent_recogniser, results.provenance
     assert recogniser is not None and sum(map(sum, recogniser.confusion)) == 8 and len(recogniser.labels) == 4
@@ -185,11 +186,24 @@ def test_a_learning_rate_that_is_given_needs_no_trial(made: tuple[Path, Path, li
     runner = Runner(replace(comparison, rates=given), tmp_path, speech, extra, lambda text: None)
     assert {name: runner.rate(name) for name in given} == {name: rates[0] for name, rates in comparison.rates.items()}
     assert not any(runner.tried(name) for name in given)
-    names = [step.func.__name__ for step in runner.steps()]  # type: ignore[attr-defined]
-    assert names == ["run"] * (1 + len(METHODS)) + ["analyse"] * 3 + ["run"]  # the second seed of HDMoLE comes last
-    tuned = Runner(comparison, tmp_path, speech, extra, lambda text: None)
-    steps = [(step.func.__name__, *step.args) for step in tuned.steps()]  # type: ignore[attr-defined]
-    assert steps[:4] == [("run", "base", 0), ("trial", "full", 1e-3), ("trial", "full", 2e-3), ("run", "full", 0)]
+    names = [task.name for task in runner.tasks()]
+    assert names == ["base-0", *(f"{m}-0" for m in METHODS), "routing", "frontier", "attribution", "hdmole-1"]
+    assert [task.name for task in runner.tasks() if task.ready()] == [n for n in names if n[-1].isdigit() and n != "rank2-0"]
+    tuned = Runner(comparison, tmp_path, speech, extra, lambda text: None).tasks()
+    assert [task.name for task in tuned[:4]] == ["base-0", "full-0.001", "full-0.002", "full-0"]
+    assert [task.ready() for task in tuned[:4]] == [True, True, True, False]  # a run waits for its trials
+
+
+def test_a_task_has_one_process(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    config, out, _ = made
+    comparison = read_config(config)
+    speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", lambda text: None)
+    one, other = (Runner(comparison, tmp_path, speech, extra, lambda text: None, rank) for rank in (0, 1))
+    task = one.tasks()[0]
+    with ExitStack() as held:
+        assert claim(task, tmp_path, held) and not claim(other.tasks()[0], tmp_path, held)
+    with ExitStack() as held:
+        assert claim(other.tasks()[0], tmp_path, held)
 
 
 def test_the_results_so_far_name_what_is_planned(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
@@ -391,22 +405,30 @@ def test_an_adapter_that_is_gone_is_said_not_made_up(made: tuple[Path, Path, lis
 
 
 def test_processes_share_the_work(tmp_path: Path, tiny_model: Path, made: tuple[Path, Path, list[str]]) -> None:
-    """Two processes of `accelerate launch` say what one says, of speech that is encoded already."""
+    """Two processes find what one finds, from speech that is encoded already."""
     config, out, _ = made
     shutil.copytree(out / "work" / "speech", tmp_path / "out" / "work" / "speech")
     small = tmp_path / "config.toml"
     text = config.read_text().replace(json.dumps(METHODS), '["full", "lora", "gated_lora", "hdmole"]')
     small.write_text(text.replace('"train.', f'"{config.parent}/train.').replace('"dev.', f'"{config.parent}/dev.')
                      .replace('"test.', f'"{config.parent}/test.'))  # fmt: skip
-    command = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "-m", "hdmole.cli", "compare", "--config", str(small), "--out", str(tmp_path / "out")]  # fmt: skip
+    command = ["compare", "--config", str(small), "--out", str(tmp_path / "out"), "--processes", "2"]
     run = subprocess.run(
-        [sys.executable, "-c", "from accelerate.commands.accelerate_cli import main; main()", "launch", *command],
-        capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "hdmole.cli", *command], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     mine, alone = load(tmp_path / "out"), load(out)
     assert mine.methods["hdmole"] == alone.methods["hdmole"] and mine.attribution == alone.attribution
+
+
+def test_accelerate_gives_each_process_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rank_and_count() == (0, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert rank_and_count() == (3, 4) and os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    assert "LOCAL_RANK" not in os.environ and "RANK" not in os.environ  # the Trainer would share one run otherwise
 
 
 def test_every_method_adapts_the_place_of_the_configuration(made: tuple[Path, Path, list[str]], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ROOMS = {
     "figures": {"study"},
     "demo": {"method", "models", "speech", "training", "study"},
 }
-OPEN = {"names", "errors", "files", "texts", "_torchaudio"}
+OPEN = {"names", "errors", "files", "processes", "texts", "_torchaudio"}
 
 
 def module_of(file: Path) -> str:

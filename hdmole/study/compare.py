@@ -7,23 +7,22 @@ All methods are trained from one frozen base, with several seeds, and judged on 
 
 Each step writes a file to `out/work` and is skipped if the file is there. An interrupted comparison
 therefore goes on where it stopped. After each run the results of all finished runs are written, so
-that they can be looked at early. Under `accelerate launch` the processes share the steps, and each
-of them trains whole runs. All of them must then be able to read and write `out`.
+that they can be looked at early. Several processes share the steps, and each of them trains whole
+runs (`--processes`, or `accelerate launch`). All of them must be able to read and write `out`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -32,6 +31,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hdmole.files import alone, write_text, written
 from hdmole.names import GENERAL
+from hdmole.processes import Task, others, rank_and_count, share
 from hdmole.speech.words import score
 from hdmole.study import analyses
 from hdmole.study.bench import side_by_side
@@ -42,7 +42,6 @@ from hdmole.study.results import Attribution, FrontierPoint, Results, Routing, T
 from hdmole.training.adapt import Adaptation, Around, Speech, adapt, equal_rank, hear, load_base, trainable, with_adapter
 from hdmole.training.preparation import speech_digest, speech_of
 
-Job = TypeVar("Job")
 CURVE_POINTS = 8
 SPEED_ROUNDS = 5  # rounds of decoding when speed is measured; their median counts
 
@@ -118,16 +117,15 @@ class Runner:
         speech: speech for training, dev and test.
         extra: further test sets, by domain.
         report: called with each line about the progress.
-        rank: number of this process, from 0.
-        world: number of processes that share the steps.
+        rank: number of this process, from 0. Only the first one writes results.
     """
 
     def __init__(
         self, comparison: Comparison, out: Path, speech: Speech, extra: dict[str, Speech], report: Callable[[str], None],
-        rank: int = 0, world: int = 1,
+        rank: int = 0,
     ) -> None:  # fmt: skip
         self.comparison, self.out, self.speech, self.extra = comparison, out, speech, extra
-        self.work, self.rank, self.world, self.report = out / "work", rank, world, report
+        self.work, self.rank, self.report = out / "work", rank, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.started = time.time()
         self.digest = speech_digest(speech, extra)
@@ -147,16 +145,6 @@ class Runner:
         if adaptation.recogniser:
             kept["posteriors"] = sha256(self.speech.recognised(adaptation.recogniser)[1].tobytes()).hexdigest()[:16]
         return {**kept, "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
-
-    def mine(self, jobs: Sequence[Job]) -> list[Job]:
-        """The steps that this process runs."""
-        return list(jobs)[self.rank :: self.world]
-
-    def wait(self, done: Callable[[], list[bool]]) -> None:
-        """Wait until `done` is true for all steps, those of other processes included."""
-        while missing := done().count(False):
-            self.report(f"waiting for {missing} results of other processes")
-            time.sleep(20)
 
     # -- learning rates -----------------------------------------------------------------------------------------------
 
@@ -200,14 +188,13 @@ class Runner:
     def rate(self, name: str) -> float:
         """A method's learning rate: the one with the lowest word error rate on dev accents.
 
-        It waits until all learning rates of the method's family have been tried.
+        All learning rates of the method's family must have been tried (`tuned`).
         """
         if self.methods[name].kind == "base":
             return 0.0
         family = self.family(name)
         if len(rates := self.comparison.rates[family]) == 1:
             return rates[0]
-        self.wait(lambda: [self.trial_step(family, rate).finished for rate in rates])
         return float(min(self.tried(family), key=lambda t: float(t["accent"]))["rate"])
 
     def tried(self, family: str) -> list[dict[str, Any]]:
@@ -217,6 +204,11 @@ class Runner:
         return [json.loads(step.done.read_text()) for step in steps if step.finished]
 
     # -- runs ---------------------------------------------------------------------------------------------------------
+
+    def tuned(self, name: str) -> bool:
+        """Whether all learning rates of a method's family have been tried."""
+        rates = self.comparison.rates.get(self.family(name), [])
+        return len(rates) < 2 or len(self.tried(self.family(name))) == len(rates)
 
     def run_step(self, name: str, seed: int) -> Step:
         """The step that trains and judges a method with one seed."""
@@ -228,10 +220,8 @@ class Runner:
 
         One whose learning rate or recogniser is not there yet is not.
         """
-        rates = self.comparison.rates.get(self.family(name), [])
-        known = len(rates) < 2 or len(self.tried(self.family(name))) == len(rates)
-        known = known and self.methods[name].recogniser in ("", *self.speech.others)
-        return known and self.run_step(name, seed).finished
+        known = self.methods[name].recogniser in ("", *self.speech.others)
+        return known and self.tuned(name) and self.run_step(name, seed).finished
 
     def run(self, name: str, seed: int) -> None:
         """Train a method with one seed, transcribe all test speech, and write the results so far.
@@ -309,11 +299,14 @@ class Runner:
         model: nn.Module = adapt(self.speech, method, folder, epochs=0, rate=0, seed=0, report=self.report, device=self.device)
         return model
 
+    def _is_analysed(self, kind: str) -> bool:
+        file = self.analysed / f"{kind}.json"
+        return file.is_file() and self.finished("hdmole", self.comparison.seeds["hdmole"][0])
+
     def analyse(self, kind: str) -> None:
         """Run one of `analyses.ANALYSES` on the first HDMoLE run."""
         file = self.analysed / f"{kind}.json"
         if not file.is_file():
-            self.wait(lambda: [self.finished("hdmole", self.comparison.seeds["hdmole"][0])])
             model, adaptation = self.trained("hdmole", self.analysed), self.methods["hdmole"]
             subject = analyses.Subject(
                 model, self.speech, self.extra,
@@ -345,36 +338,48 @@ class Runner:
             _write(step.done, side_by_side(contenders, rounds=SPEED_ROUNDS)[name]["ratio"])
         return float(json.loads(step.done.read_text()))
 
-    def steps(self) -> list[Callable[[], None]]:
-        """All steps in their order: of each method the trials of its learning rates, then a run."""
-        steps: list[Callable[[], None]] = []
+    def tasks(self) -> list[Task]:
+        """All tasks in their order: of each method the trials of its learning rates, then a run."""
+        tasks: list[Task] = []
         tried: set[str] = set()
         jobs, first = self.comparison.jobs(), len(self.comparison.methods)
         for number, (name, seed) in enumerate(jobs):
             family = self.family(name)
             rates = self.comparison.rates.get(family, [])
-            if family not in tried and len(rates) > 1:
-                steps += [partial(self.trial, family, rate) for rate in rates]
+            for rate in rates if family not in tried and len(rates) > 1 else []:
+                step = self.trial_step(family, rate)
+                tasks.append(
+                    Task(f"{family}-{rate:g}", lambda: True, partial(_finished, step), partial(self.trial, family, rate))
+                )
             tried.add(family)
-            steps.append(partial(self.run, name, seed))
+            job = name, seed
+            tasks.append(
+                Task(f"{name}-{seed}", partial(self._ready, *job), partial(self.finished, *job), partial(self.run, *job))
+            )
             if number + 1 == first:
-                steps += [partial(self.analyse, kind) for kind in self.kinds]
-        return steps
+                for kind in self.kinds:
+                    ready = partial(self.finished, "hdmole", self.comparison.seeds["hdmole"][0])
+                    tasks.append(Task(kind, ready, partial(self._is_analysed, kind), partial(self.analyse, kind)))
+        return tasks
 
     @property
     def kinds(self) -> list[str]:
         """The analyses that this comparison has."""
         return list(analyses.ANALYSES) if "hdmole" in self.comparison.methods else []
 
+    def _ready(self, name: str, seed: int) -> bool:
+        """Whether a run can begin: its rate is known, and no earlier run will give the same."""
+        if not self.tuned(name):
+            return False
+        jobs = self.comparison.jobs()
+        earlier = [(n, s) for n, s in jobs[: jobs.index((name, seed))] if s == seed and self.family(n) == self.family(name)]
+        settings = self.run_step(name, seed).settings
+        return all(self.finished(*job) for job in earlier if self.run_step(*job).settings == settings)
+
     def everything(self) -> Results | None:
-        """Run all steps that are missing. The first process returns the results, others None."""
-        for step in self.mine(self.steps()):
-            step()
-        if self.rank:
-            return None
-        self.wait(lambda: [self.finished(name, seed) for name, seed in self.comparison.jobs()])
-        self.wait(lambda: [(self.analysed / f"{kind}.json").is_file() for kind in self.kinds])
-        return self.publish()
+        """Do all tasks that are missing. The first process returns the results, others None."""
+        share(self.tasks(), self.work / "locks", self.report)
+        return None if self.rank else self.publish()
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -405,7 +410,7 @@ class Runner:
             for domain, rate in entry.domains.items():
                 of = rows[(rows.method == name) & (rows.domain == domain)].groupby("seed")[["errors", "words"]].sum()
                 rate.per_seed = {int(str(s)): round(float(100 * r.errors / r.words), 2) for s, r in of.iterrows()}
-            if self.comparison.seeds[name][0] in seeds:
+            if self.comparison.seeds[name][0] in seeds and name in ("base", *self.comparison.watched):
                 results.decoding_time[name] = self.speed(name)
         results.trials = [
             Trial(learning_rate=tried.pop("rate"), **tried) for family in self.comparison.rates for tried in self.tried(family)
@@ -423,8 +428,7 @@ class Runner:
             }
             results.accent_recogniser = heard.pop("")
             results.other_recognisers = heard
-        first = ("hdmole", self.comparison.seeds["hdmole"][0]) if self.kinds else None
-        if first in folders and all((self.analysed / f"{kind}.json").is_file() for kind in self.kinds):
+        if self.kinds and all(map(self._is_analysed, self.kinds)):
             made = {kind: json.loads((self.analysed / f"{kind}.json").read_text()) for kind in self.kinds}
             results.routing = Routing.model_validate(made["routing"])
             results.frontier = [FrontierPoint.model_validate(point) for point in made["frontier"]]
@@ -461,19 +465,24 @@ class _Watch(TrainerCallback):
         self.holder[:] = [kwargs["model"]]
 
 
+def _finished(step: Step) -> bool:
+    return step.finished
+
+
 def _remove(*folders: Path) -> None:
     """Remove folders that a finished step no longer needs, such as its checkpoints."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results | None:
+def compare(config: Path, out: Path, report: Callable[[str], None], processes: int = 1) -> Results | None:
     """Run a comparison.
 
     Args:
         config: a TOML configuration, as `read_config` reads it.
         out: the results folder. A later call with the same folder goes on where this one stopped.
         report: called with each line about the progress.
+        processes: number of processes on this machine that share the work, and its GPU if it has one.
 
     Returns:
         The results in the first process, None in the others.
@@ -483,22 +492,9 @@ def compare(config: Path, out: Path, report: Callable[[str], None]) -> Results |
         ManifestError, ModelError, SpeechError: its speech or model cannot be used.
         OutputError: another comparison is writing to `out`, or the disk is full.
     """
-    rank, world = processes()
+    rank, count = rank_and_count()
     comparison = read_config(config)
-    with nullcontext() if rank else alone(out):
+    command = ["compare", "--config", str(config), "--out", str(out)]
+    with nullcontext() if rank else alone(out), others(command, processes if count == 1 else 1):
         speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", report, rank)
-        return Runner(comparison, out, speech, extra, report, rank, world).everything()
-
-
-def processes() -> tuple[int, int]:
-    """The number of this process, and how many processes `accelerate launch` started.
-
-    Each process trains on its own GPU. The environment variables of `accelerate launch` are
-    removed, because transformers' Trainer would otherwise spread one run over all processes.
-    """
-    rank, world = int(os.environ.pop("RANK", 0)), int(os.environ.pop("WORLD_SIZE", 1))
-    local = os.environ.pop("LOCAL_RANK", None)
-    if local is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(local)] if visible else local
-    return rank, world
+        return Runner(comparison, out, speech, extra, report, rank).everything()

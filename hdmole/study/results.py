@@ -229,6 +229,7 @@ class Trial(Record):
 
     method: str
     learning_rate: float
+    place: str | None = None  # the part of the model, where several were tried
     accent: float | None = None  # mean over accents
     general: float | None = None
 
@@ -422,9 +423,11 @@ def base_digest(folder: Path) -> str | None:
 def _commit(root: Path) -> str:
     """The commit of this repository at `root`, with a mark if the code has been changed since.
 
-    It is "unknown" if `root` is not this repository. The package may be installed inside the
-    repository of another project.
+    The package may be installed inside the repository of another project. If `root` is not this
+    repository, the commit is that in the environment variable HDMOLE_COMMIT, which whoever copies
+    the code to another machine sets, or "unknown".
     """
+    elsewhere = os.environ.get("HDMOLE_COMMIT", "unknown")
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, check=True).stdout.strip()
@@ -433,10 +436,10 @@ def _commit(root: Path) -> str:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve() or not git(
             "ls-files", "hdmole/study/results.py"
         ):
-            return "unknown"
+            return elsewhere
         return git("rev-parse", "HEAD") + (" (with local changes)" if git("status", "--porcelain", "--", "hdmole") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return elsewhere
 
 
 def _processor() -> str:
