@@ -6,7 +6,7 @@ All methods are trained from one frozen base, with several seeds, and judged on 
     analyses of HDMoLE -> runs of the other seeds
 
 Each step writes a file to `out/work` and is skipped if the file is there. An interrupted comparison
-therefore goes on where it stopped. After each run the results of all finished runs are written, so
+therefore goes on where it stopped. The results of all finished runs are written now and then, so
 that they can be looked at early. Several processes share the steps, and each of them trains whole
 runs (`--processes`, or `accelerate launch`). All of them must be able to read and write `out`.
 """
@@ -43,6 +43,7 @@ from hdmole.training.adapt import Adaptation, Around, Speech, adapt, equal_rank,
 from hdmole.training.preparation import speech_digest, speech_of
 
 CURVE_POINTS = 8
+PUBLISHING = 10  # results so far are written again after as many times the seconds that this took
 SPEED_ROUNDS = 5  # rounds of decoding when speed is measured; their median counts
 
 
@@ -128,6 +129,7 @@ class Runner:
         self.work, self.rank, self.report = out / "work", rank, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.started = time.time()
+        self.next_publication = 0.0  # seconds since 1970
         self.digest = speech_digest(speech, extra)
         base = load_base(speech.base)
         size = trainable(with_adapter(load_base(speech.base), comparison.known["hdmole"], speech.recogniser))
@@ -268,8 +270,10 @@ class Runner:
             table.to_parquet(part, index=False)
         wer = table.groupby("domain")[["errors", "words"]].sum()
         self.report(f"{step.folder.name}: " + ", ".join(f"{d} {100 * r.errors / r.words:.2f} %" for d, r in wer.iterrows()))
-        if not self.rank:
+        if not self.rank and time.time() > self.next_publication:
+            started = time.time()
             self.publish()
+            self.next_publication = time.time() + PUBLISHING * (time.time() - started)
 
     def test_rows(self) -> list[int]:
         """The utterances that methods are judged on."""
