@@ -88,7 +88,7 @@ def test_a_gate_is_the_mass_times_global_and_local() -> None:
     assert torch.equal(gate_of(routing="hierarchical", combination="sum").gate, found.gate)
     # the paper's, without switches: P_g = 0.5, 0.375, 0.125 at 0.25, and p at 0.2, each with its threshold as sum
     paper = gates(POSTERIOR, LOGITS, torch.tensor(0.25), torch.tensor(0.2), torch.tensor(0.25))
-    close(paper.mass, [[1.0]])
+    close(paper.mass, 1.0)
     close(paper.global_gate, [[[1 / 7, 0.75 / 7, 0.0]]])
     close(paper.local_gate, [[[0.0, 0.4 / 3, 0.2 / 3], [0.05, 0.05, 0.1]]])
     close(paper.gate, [[[1 / 7, 0.75 / 7 + 0.4 / 3, 0.2 / 3], [1 / 7 + 0.05, 0.75 / 7 + 0.05, 0.1]]])
@@ -136,3 +136,21 @@ def test_where_global_and_local_choose_different_experts_their_product_is_zero_a
     assert logits.grad is not None and tau.grad is not None
     close(logits.grad, [[[0.0, 0.0]]])
     close(tau.grad, 0.0)
+
+
+def test_weights_of_two_signs_choose_nothing_in_common() -> None:
+    """A threshold that was learned may be negative, and with it the weights of its branch."""
+    for sign, expected in ((-1.0, [0.0, 0.0]), (1.0, [0.75, 0.25])):
+        tau = torch.tensor(0.25)
+        gate = gates(
+            torch.tensor([0.0, 0.75, 0.25]), torch.tensor([0.0, 0.0]), tau, sign * tau, torch.tensor(0.5), combination="product"
+        ).gate
+        close(gate, expected)
+
+
+def test_what_is_known_of_the_utterance_is_taken_from_gates_of_other_frames() -> None:
+    switches: dict[str, Any] = {"thresholds": "relu", "general_class": True}
+    tau, mixing = torch.tensor(0.2), torch.tensor(0.5)
+    first = gates(POSTERIOR, LOGITS[:, :1], torch.tensor(0.25), tau, mixing, **switches)
+    found = gates(POSTERIOR, LOGITS, torch.tensor(0.25), tau, mixing, known=first, **switches)
+    assert torch.equal(found.gate, gate_of().gate) and found.global_gate is first.global_gate

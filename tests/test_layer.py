@@ -130,6 +130,68 @@ def test_a_router_that_sees_the_accent() -> None:
     close(added(model, posterior=torch.tensor([[0.0, 1.0, 0.0]])), [[1 + 0.95935 / 0.98, 0.02065 / 0.98]])
 
 
+def test_without_gradients_the_next_token_follows_a_changed_threshold_weight_and_batch() -> None:
+    model = model_of()
+    layer = model.base_model.model[0]
+
+    def gate(x: Tensor = X) -> Tensor:
+        return (layer(x) - layer.base_layer(x)) / 1.5
+
+    with torch.no_grad(), route(POSTERIOR):
+        for _ in range(2):
+            close(gate(), [BOTH])
+        close(gate(X.expand(2, 1, 2)), [BOTH], [BOTH])
+        close(gate(X[0]), BOTH)
+        layer.hdmole_threshold["default"].copy_(torch.tensor([logit(0.25)] * 2))  # only the first expert is left
+        close(gate(), [[1.6, 0.0]])
+        layer.hdmole_B["default"].mul_(2)
+        close(gate(), [[3.2, 0.0]])
+        with route(torch.tensor([[0.2, 0.2, 0.6]])):
+            close(gate(), [[1.6, 1.6]])
+        with torch.enable_grad():  # what was kept has no gradient
+            gate().sum().backward()
+    assert layer.hdmole_threshold["default"].grad.abs().min() == 0  # one expert alone has all of it at any threshold
+    layer.hdmole_threshold["default"].data = torch.tensor([logit(0.15), logit(0.05)])
+    with route(POSTERIOR):
+        with torch.no_grad():
+            gate()
+        gate()[..., 0].sum().backward()
+    assert layer.hdmole_threshold["default"].grad.all()
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {}, {"router_input": "x", "thresholds": "dynamic", "threshold_parametrisation": "scalar", "general_class": False},
+        {"threshold_parametrisation": "input", "combination": "convex", "shared_expert_rank": 1}, {"routing": "global"},
+        {"thresholds": "top_k", "top_k": 1, "router_accent": 1.0},
+        {"thresholds": "sparsegen", "threshold_parametrisation": "scalar", "routing": "local"},
+    ],
+)  # fmt: skip
+def test_a_compiled_model_is_one_graph_with_the_same_output_for_every_routing(switches: dict[str, Any]) -> None:
+    """No graph break, and the routing is an argument of the graph and not a constant in it."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = model_of(**switches)
+    layer = model.base_model.model[0]
+    compiled: Any = torch.compile(layer, fullgraph=True, backend=backend)
+    x, rows = torch.randn(3, 4, 2), torch.tensor([2, 0, 0, 1])
+    posterior = torch.tensor([[0.2, 0.6, 0.2], [0.1, 0.2, 0.7], [1.0, 0.0, 0.0]])
+    for pi in (posterior, posterior.flip(0)):
+        with route(pi):
+            torch.testing.assert_close(compiled(x), layer(x))
+    assert len(graphs) == 1
+    with route(posterior, rows):  # packed frames
+        torch.testing.assert_close(compiled(x[0]), layer(x[0]))
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x, accent_posterior=posterior), model(x, accent_posterior=posterior))
+
+
 def test_every_frame_is_gated_by_itself_and_every_utterance_by_its_posterior() -> None:
     model = model_of()
     x = torch.tensor([[[1.0, 2.0], [0.0, 3.0], [1.0, 2.0]], [[1.0, 2.0], [0.0, 3.0], [1.0, 2.0]]])

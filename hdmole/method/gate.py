@@ -31,7 +31,7 @@ docs/method.md lists every switch, whose choice it is and why.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,14 +96,13 @@ def top_p(q: Tensor, p: float) -> Tensor:
 
 
 def _wide(tau: Tensor | float) -> Tensor | float:
-    """A threshold (...) as (..., 1)."""
-    return tau[..., None] if isinstance(tau, Tensor) else tau
+    """A threshold (...) as (..., 1); one number stays as it is."""
+    return tau[..., None] if isinstance(tau, Tensor) and tau.dim() else tau
 
 
 def _normalise(weight: Tensor) -> Tensor:
-    """`weight` (..., N) divided by its sum, or 0 if the sum is 0."""
-    total = weight.sum(-1, keepdim=True)
-    return torch.where(total > 0, weight / torch.where(total > 0, total, 1), 0)
+    """`weight` (..., N), none of it negative, divided by its sum; it stays 0 where all of it is 0."""
+    return weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)
 
 
 def select(
@@ -121,7 +120,7 @@ def select(
         return relu(q, tau)
     if thresholds == "sparsegen":
         assert logits is not None and isinstance(tau, Tensor)
-        return sparsegen(logits, tau)
+        return sparsegen(logits.to(q.dtype), tau)
     if thresholds == "top_k":
         return top_k(q, k)
     if thresholds == "top_p":
@@ -143,8 +142,7 @@ def among_accents(posterior: Tensor) -> Tensor:
     return experts / experts.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
-@dataclass(frozen=True)
-class Gates:
+class Gates(NamedTuple):
     """What a layer decided for each frame, in the symbols of the equations.
 
     | field | shape | symbol |
@@ -153,7 +151,7 @@ class Gates:
     | `global_gate` | (..., N), one for all frames of an utterance | P_ga |
     | `posterior` | (..., N + 1), likewise | pi |
     | `tau_global`, `tau_local` | () or (...) | tau_g, tau_l |
-    | `mass` | (...) | m; 1 where `general_class` is off |
+    | `mass` | (...), likewise | m; 1 where `general_class` is off |
     | `mixing` | () | lambda |
     """
 
@@ -187,12 +185,13 @@ def gates(
     combination: str = "sum",
     general_class: bool = False,
     scaled: bool | None = None,
+    known: Gates | None = None,
 ) -> Gates:
     """The gate G of every frame.
 
     Parameters
     ----------
-    posterior : (..., N + 1), pi of the utterance that each frame belongs to
+    posterior : (..., N + 1), pi of the utterance that each frame belongs to; gates get its dtype
     logits : (..., N), the local router's logits of each frame
     tau_global, tau_local : () or (...), thresholds; read where `thresholds` is one of `LEARNED`
     mixing : (), lambda of the convex combination
@@ -203,6 +202,8 @@ def gates(
     scaled : whether the weights of a branch sum to its threshold, and not to 1. By default this is
         so for "dynamic" alone. An intervention that chooses experts in another way keeps the sum
         that the adapter was trained with.
+    known : gates of other frames under the same posterior, thresholds and switches. What is one for
+        all frames of an utterance, P_ga and m, is then taken from them.
     """
     scaled = thresholds == "dynamic" if scaled is None else scaled
 
@@ -210,11 +211,13 @@ def gates(
         weights = hard(q, tau) if thresholds == "dynamic" else select(q, tau, thresholds, k, p, logits)
         return _wide(tau) * weights if scaled else weights
 
-    accents = among_accents(posterior)
-    mass = posterior[..., 1:].sum(-1)  # m = 1 - pi_0
-    mass = mass if general_class else torch.ones_like(mass)
-    probabilities = logits.softmax(-1)
-    g = branch(accents, tau_global, accents)  # sparsegen routes locally
+    if known is not None:
+        g, mass = known.global_gate, known.mass
+    else:
+        accents = among_accents(posterior)
+        g = branch(accents, tau_global, accents)  # sparsegen routes locally
+        mass = posterior[..., 1:].sum(-1) if general_class else posterior.new_ones(())  # m = 1 - pi_0
+    probabilities = logits.softmax(-1, dtype=posterior.dtype)
     l = branch(probabilities, tau_local, logits)  # noqa: E741
     if routing == "global":
         gate = g.expand_as(l)
@@ -225,8 +228,9 @@ def gates(
     elif combination == "convex":
         gate = mixing * g + (1 - mixing) * l
     else:
-        gate = _normalise(g * l)
-    return Gates(mass[..., None] * gate, g, l, probabilities, posterior, tau_global, tau_local, mass, mixing)
+        gate = _normalise(torch.relu(g * l))  # thresholds, and so weights, of two signs choose nothing in common
+    gate = mass[..., None] * gate if general_class else gate
+    return Gates(gate, g, l, probabilities, posterior, tau_global, tau_local, mass, mixing)
 
 
 def auxiliary_loss(gates: Gates, kind: str, delta: float = 0.5) -> Tensor:

@@ -57,7 +57,7 @@ class Intervention:
         if self.mask:
             gate = gate.clone()
             gate[..., list(self.mask)] = 0
-        return replace(gates, gate=gate) if gate is not gates.gate else gates
+        return gates._replace(gate=gate)
 
 
 @contextmanager

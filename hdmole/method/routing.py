@@ -1,17 +1,18 @@
 """Routing: the utterance that each row of a layer's input belongs to, and its accent posterior.
 
-A layer needs both, but its input holds neither. They are kept in one context variable, together
-with the active interventions and traces. Threads that share a model therefore do not see each
-other's routing, and the model holds no state of a call.
+A layer needs both, but its input holds neither. They are kept in one variable of the thread,
+together with the active interventions and traces. Threads that share a model therefore do not see
+each other's routing, and the model holds no state of a call. It is a `threading.local` and not a
+context variable, because `torch.compile` can read the former without a graph break.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,15 +31,41 @@ class Routing:
     rows: Tensor | Mapping[str, Tensor] | None = None
     beams: int = 1
     unmasked: bool = False  # the adapter's recogniser found the accent without a mask of padding
+    # of layers that ran without gradients: what holds for the next tokens as well
+    plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.posterior.dim() != 2:
             raise RoutingError(
                 f"The accent posterior has shape {tuple(self.posterior.shape)}; it must be (utterances, experts + 1)."
             )
+        if torch.compiler.is_compiling():  # compiled code cannot look at numbers
+            return
         # the first is false for NaN
         if not ((self.posterior.sum(1) - 1).abs() < 1e-2).all() or (self.posterior < 0).any():
             raise RoutingError("The accent posterior must be probabilities that sum to 1 over the classes, for every utterance.")
+        utterances = len(self.posterior)
+        for rows in self.rows.values() if isinstance(self.rows, Mapping) else (self.rows,):
+            if rows is None:
+                continue
+            outside = rows[(rows < 0) | (rows >= utterances)]
+            if rows.dtype != torch.long or outside.numel():
+                raise RoutingError(
+                    f"The row-to-utterance index holds whole numbers (torch.long) from 0 to {utterances - 1}, one for each "
+                    f"utterance of the accent posterior; this one is {rows.dtype} with {outside.unique().tolist()} outside."
+                )
+
+    def of_frames(self, value: Tensor, x: Tensor, layer: str) -> Tensor:
+        """`value` (U, K) of the utterances, so that it broadcasts against the frames of `x` (B, ..., d).
+
+        Its shape is (K,) for a single utterance, (U, 1..., K) where the rows of `x` are the
+        utterances, and otherwise (rows..., 1..., K). Raises RoutingError as `of_rows` does.
+        """
+        if self.rows is None and len(value) == 1:
+            return value[0]
+        if self.rows is not None or x.dim() < 3 or len(value) != x.shape[0]:
+            value = value[self.of_rows(x, layer)]
+        return value.reshape(*value.shape[:-1], *[1] * (x.dim() - value.dim()), value.shape[-1])
 
     def of_rows(self, x: Tensor, layer: str) -> Tensor:
         """Utterance of each row of `x` (B, ..., d), as a LongTensor.
@@ -59,12 +86,6 @@ class Routing:
                 raise RoutingError(
                     f"The row-to-utterance index of shape {tuple(rows.shape)} does not fit layer {layer!r}, whose input is "
                     f"{tuple(x.shape)}; give utterance_rows for this layer, one utterance number a row."
-                )
-            outside = rows[(rows < 0) | (rows >= utterances)]
-            if rows.dtype != torch.long or outside.numel():
-                raise RoutingError(
-                    f"The row-to-utterance index holds whole numbers (torch.long) from 0 to {utterances - 1}, one for each "
-                    f"utterance of the accent posterior; this one is {rows.dtype} with {outside.unique().tolist()} outside."
                 )
             return rows
         if utterances == 1:
@@ -90,22 +111,25 @@ class Context:
     frozen: bool = False  # layers add nothing: the frozen model is asked
 
 
-_context: ContextVar[Context] = ContextVar("hdmole", default=Context())  # noqa: B039  (immutable)
+_EMPTY = Context()
+_thread = threading.local()
 
 
 def current() -> Context:
     """The context of this thread. It is empty outside of all blocks."""
-    return _context.get()
+    context: Context = getattr(_thread, "context", _EMPTY)
+    return context
 
 
 @contextmanager
 def use(context: Context) -> Iterator[None]:
     """Run the block under `context`."""
-    token = _context.set(context)
+    before = current()
+    _thread.context = context
     try:
         yield
     finally:
-        _context.reset(token)
+        _thread.context = before
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 * All experts are stacked: A (N * r, d_in) and B (d_out, N * r). The gate scales the N * r numbers
   between them.
-* The layer reads one context variable, which holds the active routing, interventions and traces.
+* What does not depend on the frame is in a `_Plan`. Without gradients a plan is made once for a
+  call of `generate` or a `route` block, and not again for every token.
+* The layer reads one variable of its thread: the active routing, interventions and traces.
 * Traces get detached copies of what is computed anyway. Interventions change what the gate is
   computed from.
 """
@@ -10,6 +12,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +21,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hdmole.method.gate import Gates, auxiliary_loss, entropy, gates
-from hdmole.method.routing import RoutingError, current
+from hdmole.method.intervention import Intervention
+from hdmole.method.routing import Context, RoutingError, current
 from hdmole.method.tuner.config import HDMoLEConfig
+
+
+@dataclass
+class _Plan:
+    """What an adapter needs for every frame of a call, and what does not depend on the frame."""
+
+    a: Tensor
+    b: Tensor
+    router: Tensor | None
+    accent: Tensor | None
+    posterior: Tensor  # pi, so that it broadcasts against the frames
+    thresholds: tuple[Tensor, Tensor] | None  # None where they depend on the frame
+    mixing: Tensor
+    switches: dict[str, Any]
+    kept: bool  # whether the next call uses it again
+    size: int  # of the input's first axis
+    read: list[Tensor]  # parameters from which thresholds and mixing were computed
+    version: int  # how often these were changed
+    first: Gates | None = None  # gates of the first frames, whose global branch holds for all
 
 
 class HDMoLELinear(nn.Module, BaseTunerLayer):
@@ -124,18 +147,22 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         """The dtype in which gates are computed: float32, or a wider one."""
         return torch.promote_types(self.hdmole_A[adapter].dtype, torch.float32)
 
-    def _change(self, x: Tensor, adapter: str) -> Tensor:
-        """What the adapter adds to the base layer's output for `x` (..., d_in): (..., d_out)."""
-        config, context = self.configs[adapter], current()
-        a, b = self.hdmole_A[adapter], self.hdmole_B[adapter]
-        if context.routing is None:
+    def _plan(self, adapter: str, x: Tensor, context: Context, change: Intervention | None) -> _Plan:
+        """The plan for an input `x` (B, ..., d_in)."""
+        config, routing = self.configs[adapter], context.routing
+        if routing is None:
             raise RoutingError(
                 "This HDMoLE layer does not know the accent: give accent_posterior to the model's forward, wrap the call in "
                 "hdmole.route(posterior), or use an adapter that carries an accent recogniser and a model fed input_features. "
                 "transformers' Trainer hands accent_posterior on only with remove_unused_columns=False."
             )
-        change = next((i for i in reversed(context.interventions) if i.adapter == adapter and id(self) in i.layers), None)
-        posterior = context.routing.posterior
+        # With gradients each call has its own graph, and compiled code keeps nothing between calls.
+        kept = change is None and routing.rows is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if kept:
+            plan: _Plan | None = routing.plans.get((self, adapter, x.dim(), x.device))
+            if plan is not None and plan.size == x.shape[0] and plan.version == _version(plan.read):
+                return plan
+        wide, posterior = self._wide(adapter), routing.posterior
         # the classes lack the general domain
         if posterior.shape[1] == config.experts and not config.general_class:
             posterior = functional.pad(posterior, (1, 0))
@@ -144,46 +171,61 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
                 f"The accent posterior has {posterior.shape[1]} classes; adapter {adapter!r} has {config.experts} experts and "
                 f"needs {config.experts + 1}, the general domain first."
             )
-        rows = context.routing.of_rows(x, self.layer_name)  # the beginning of x's shape
-        wide = self._wide(adapter)
-        pi = posterior.to(x.device, wide)[rows]  # (rows..., N + 1)
-        for _ in range(x.dim() - 1 - rows.dim()):
-            pi = pi.unsqueeze(-2)
+        pi = routing.of_frames(posterior.to(x.device, wide), x, self.layer_name)
         if change is not None and change.posterior is not None:
             pi = change.posterior.to(pi).expand_as(pi)
-
-        x = x.to(a.dtype) if not torch.is_autocast_enabled(x.device.type) else x
-        ax = functional.linear(x, a)  # (..., N * r)
-        read = ax if config.router_input == "ax" else x
-        if config.routing == "global":
-            # no local router
-            logits = read.new_zeros((*read.shape[:-1], config.experts), dtype=wide)
-        else:
-            logits = functional.linear(read, self.hdmole_router[adapter]).to(wide)  # (..., N)
-        if adapter in self.hdmole_accent:
-            logits = logits + self.hdmole_accent[adapter] * pi[..., 1:].clamp_min(1e-6).log()
-        tau_global, tau_local = self.thresholds(adapter, read)
-        mixing = torch.sigmoid(self.hdmole_lambda[adapter][0]) if adapter in self.hdmole_lambda else logits.new_tensor(0.5)
-        switches: dict[str, Any] = dict(
-            thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
-            combination=config.combination, general_class=config.general_class, scaled=config.thresholds == "dynamic",
+        mixing, of_input = self.hdmole_lambda.get(adapter), adapter in self.hdmole_threshold_weight
+        read = [named[adapter] for named in (self.hdmole_threshold, self.hdmole_lambda) if kept and adapter in named]
+        plan = _Plan(
+            self.hdmole_A[adapter], self.hdmole_B[adapter], self.hdmole_router.get(adapter), self.hdmole_accent.get(adapter), pi,
+            None if of_input else self.thresholds(adapter, x), pi.new_tensor(0.5) if mixing is None else torch.sigmoid(mixing[0]),
+            dict(
+                thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
+                combination=config.combination, general_class=config.general_class, scaled=config.thresholds == "dynamic",
+            ), kept, x.shape[0], read, _version(read),
         )  # fmt: skip
+        if kept:
+            routing.plans[self, adapter, x.dim(), x.device] = plan
+        return plan
+
+    def _added(self, y: Tensor, x: Tensor, adapter: str, context: Context) -> Tensor:
+        """The base layer's output `y` (..., d_out) for `x` (..., d_in), plus what the adapter adds."""
+        config, change = self.configs[adapter], None
+        if context.interventions:
+            change = next((i for i in reversed(context.interventions) if i.adapter == adapter and id(self) in i.layers), None)
+        plan = self._plan(adapter, x, context, change)
+        pi, switches = plan.posterior, plan.switches
+        if x.dtype != plan.a.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(plan.a.dtype)
+        ax = functional.linear(x, plan.a)  # (..., N * r)
+        read = ax if config.router_input == "ax" else x
+        # (..., N); with global routing there is no local router
+        logits = pi.new_zeros((*read.shape[:-1], config.experts)) if plan.router is None else functional.linear(read, plan.router)
+        if plan.accent is not None:
+            logits = logits + plan.accent * pi[..., 1:].clamp_min(1e-6).log()
+        tau_global, tau_local = plan.thresholds or self.thresholds(adapter, read)
         if change is not None:
             tau_global, tau_local = change.change_thresholds(tau_global, tau_local)
-            switches.update(change.switches)
-        result = gates(pi, logits, tau_global, tau_local, mixing, **switches)
+            switches = {**switches, **change.switches}
+        result = gates(pi, logits, tau_global, tau_local, plan.mixing, **switches, known=plan.first)
+        if plan.kept and plan.thresholds is not None:
+            plan.first = plan.first or result
         if context.losses is not None and config.auxiliary_loss:
             context.losses.append(auxiliary_loss(result, config.auxiliary_loss))
         if change is not None:
             result = change.change_gate(result, _most(result, switches))
         for recorder in context.recorders:
             if recorder.adapter == adapter and id(self) in recorder.layers:
-                recorder.record(id(self), result, rows, x)
-        y = functional.linear(ax * result.gate.repeat_interleave(config.r, -1).to(ax.dtype), b) * config.scale
+                assert context.routing is not None
+                recorder.record(id(self), result, context.routing.of_rows(x, self.layer_name), x)
+        # the scale goes into the gate, which is small (torch.compile of torch 2.13 loses the alpha of torch.add)
+        weight = result.gate if config.scale == 1 else config.scale * result.gate
+        each = ax.view(*ax.shape[:-1], config.experts, config.r) * weight.unsqueeze(-1).to(ax.dtype)  # (..., N, r)
+        y = y + functional.linear(each.view(ax.shape), plan.b).to(y.dtype)
         if config.shared_expert_rank and (change is None or change.shared):
             shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
             weight = result.mass if config.shared_expert_weight == "mass" else entropy(result.accents)
-            y = y + shared * (config.scale * weight[..., None]).to(shared.dtype)
+            y = y + (shared * (config.scale * weight[..., None]).to(shared.dtype)).to(y.dtype)
         return y
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -192,11 +234,12 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         Raises RoutingError if the accent posterior, or the utterance of a row, is not known.
         """
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or current().frozen:
+        context = current()
+        if self.disable_adapters or context.frozen:
             return y
         for adapter in self.active_adapters:
             if adapter in self.hdmole_A:
-                y = y + self._change(x, adapter).to(y.dtype)
+                y = self._added(y, x, adapter, context)
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -221,6 +264,11 @@ def _started(rank: int, size: int, config: HDMoLEConfig) -> Tensor:
     a = torch.empty(rank, size)
     nn.init.kaiming_uniform_(a, a=math.sqrt(5))
     return a
+
+
+def _version(parameters: list[Tensor]) -> int:
+    """How often the parameters were changed in place; PyTorch does not count this in inference mode."""
+    return sum(p._version for p in parameters if not p.is_inference())
 
 
 def _most(gates: Gates, switches: dict[str, Any]) -> Tensor:
