@@ -73,14 +73,14 @@ PLACES = {  # the linear layers that are adapted
 METHODS = ("lora", "hdmole", "full", "hdmole-extended")
 # learning rates and places that are tried, as many for each method
 TRIALS: dict[str, list[tuple[float, str]]] = {
-    "lora": [(5e-4, "encoder"), (1e-3, "encoder"), (2e-3, "encoder"), (5e-4, "both"), (1e-3, "both")],
-    "hdmole": [(1e-3, "encoder"), (2e-3, "encoder"), (4e-3, "encoder"), (1e-3, "both"), (2e-3, "both")],
-    "full": [(1e-5, "encoder"), (3e-5, "encoder"), (1e-4, "encoder"), (1e-5, "both"), (3e-5, "both")],
-    "hdmole-extended": [(5e-4, "encoder"), (1e-3, "encoder"), (2e-3, "encoder"), (5e-4, "both"), (1e-3, "both")],
+    "lora": [(5e-4, "encoder"), (1e-3, "encoder"), (2e-3, "encoder"), (1e-3, "both")],
+    "hdmole": [(1e-3, "encoder"), (2e-3, "encoder"), (4e-3, "encoder"), (2e-3, "both")],
+    "full": [(1e-5, "encoder"), (3e-5, "encoder"), (1e-4, "encoder"), (3e-5, "both")],
+    "hdmole-extended": [(5e-4, "encoder"), (1e-3, "encoder"), (2e-3, "encoder"), (1e-3, "both")],
 }
 CHOSEN = {"lora": (1e-3, "encoder"), "hdmole": (2e-3, "encoder"), "full": (3e-5, "encoder"), "hdmole-extended": (1e-3, "encoder")}
 SCALES = (1.0, 0.8, 0.6, 0.4)  # of an adapter; one is chosen on dev
-EPOCHS = 4.0  # passes over the training speech
+EPOCHS = 3.0  # passes over the training speech
 FORGOTTEN = 0.5  # points of WER on general speech that an adapter may lose on dev
 # first language of a real speaker -> expert
 EXPERT = {
@@ -268,8 +268,9 @@ class Build:
         """Transcripts of utterances, in the order of `rows`; `posteriors` route an HDMoLE model."""
         texts: dict[int, str] = {}
         ordered = sorted(rows, key=lambda i: int(corpus.index.frames.iloc[i]))
-        for k in range(0, len(ordered), 8):
-            part = ordered[k : k + 8]
+        size = 64 if self.device == "cuda" else 8
+        for k in range(0, len(ordered), size):
+            part = ordered[k : k + size]
             routing = None if posteriors is None else torch.from_numpy(posteriors[part]).float().to(self.device)
             mels = [torch.from_numpy(np.array(corpus.features(i), np.float32)).to(self.device) for i in part]
             with torch.no_grad():

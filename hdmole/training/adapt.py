@@ -488,8 +488,8 @@ def hear(
     Returns:
         The transcripts, in the order of `rows`.
     """
-    size = 1 if around and adaptation.place == "llm" else 48
     device = next(model.parameters()).device
+    size = 1 if around and adaptation.place == "llm" else 256 if device.type == "cuda" else 48
     ordered = sorted(rows, key=lambda i: int(speech.states.spans[0, i, 1]))
     texts: dict[int, str] = {}
     for k in range(0, len(ordered), size):
