@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -256,7 +257,9 @@ class Runner:
             0 if method.kind == "base" else trainable(with_adapter(load_base(self.speech.base), method, self.speech.recogniser))
         )
         dev = self.dev(model, method)
-        _write(folder / "run.json", {"trainable": count, "seconds": round(clock.before + time.time() - started), "dev": dev})
+        where = provenance(seed, self.device)
+        note = {"trainable": count, "seconds": round(clock.before + time.time() - started), "dev": dev}
+        _write(folder / "run.json", {**note, "machine": where.machine, "device": where.device})
         _remove(folder / "adapter-training", folder / "adapter-warming")
         self._finish(step, table)
 
@@ -403,6 +406,10 @@ class Runner:
             run_seconds=sum(n["seconds"] for n in notes.values()), 
             last_session_seconds=round(time.time() - self.started), config=self.comparison.text,
         )  # fmt: skip
+        for field in ("machine", "device"):  # runs of one comparison may come from several machines
+            counts = Counter(str(note.get(field) or getattr(origin, field)) for note in notes.values())
+            told = [f"{value} ({count} runs)" for value, count in counts.items()] if len(counts) > 1 else list(counts)
+            setattr(origin, field, "; ".join(told))
         results = summarise(rows, origin)
         results.planned = {name: left for name in order if (left := [s for n, s in jobs if n == name and (n, s) not in folders])}
         for name, entry in results.methods.items():
