@@ -73,12 +73,12 @@ PLACES = {  # the linear layers that are adapted
 METHODS = ("lora", "hdmole", "full", "hdmole-extended")
 # learning rates and places that are tried, as many for each method
 TRIALS: dict[str, list[tuple[float, str]]] = {
-    "lora": [(5e-4, "encoder"), (1e-3, "encoder"), (2e-3, "encoder"), (1e-3, "both")],
-    "hdmole": [(1e-3, "encoder"), (2e-3, "encoder"), (4e-3, "encoder"), (2e-3, "both")],
-    "full": [(1e-5, "encoder"), (3e-5, "encoder"), (1e-4, "encoder"), (3e-5, "both")],
-    "hdmole-extended": [(5e-4, "encoder"), (1e-3, "encoder"), (2e-3, "encoder"), (1e-3, "both")],
+    "lora": [(1e-4, "encoder"), (2e-4, "encoder"), (5e-4, "encoder")],
+    "hdmole": [(1e-4, "encoder"), (2e-4, "encoder"), (5e-4, "encoder")],
+    "full": [(3e-6, "encoder"), (1e-5, "encoder"), (3e-5, "encoder")],
+    "hdmole-extended": [(1e-4, "encoder"), (2e-4, "encoder"), (5e-4, "encoder")],
 }
-CHOSEN = {"lora": (1e-3, "encoder"), "hdmole": (2e-3, "encoder"), "full": (3e-5, "encoder"), "hdmole-extended": (1e-3, "encoder")}
+CHOSEN = {"lora": (2e-4, "encoder"), "hdmole": (2e-4, "encoder"), "full": (1e-5, "encoder"), "hdmole-extended": (2e-4, "encoder")}
 SCALES = (1.0, 0.8, 0.6, 0.4)  # of an adapter; one is chosen on dev
 EPOCHS = 3.0  # passes over the training speech
 FORGOTTEN = 0.5  # points of WER on general speech that an adapter may lose on dev

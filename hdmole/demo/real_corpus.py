@@ -31,7 +31,7 @@ class Sizes:
     varied: int = 1  # further versions of each real sentence, with another rate, noise or room
     synthetic: int = 24  # of each accent, for the adapters
     general: int = 120  # synthetic, for the adapters
-    told_apart: int = 240  # of each accent and of the general voice, for the recogniser
+    told_apart: int = 120  # of each accent and of the general voice, for the recogniser
     orders: int = 400  # real general speech
     judged: int = 150  # at most, of each domain in test and in dev
     judged_synthetic: int = 10  # of each accent
