@@ -406,19 +406,21 @@ def _wer(table: pd.DataFrame) -> dict[str, float]:
     return {str(d): float(100 * row.errors / row.words) for d, row in sums.iterrows()}
 
 
-def _train_recogniser(statistics: Tensor, target: Tensor, rows: Tensor, seed: int, epochs: int = 40) -> LayerRecogniser:
+def _train_recogniser(statistics: Tensor, target: Tensor, rows: Tensor, seed: int, epochs: int = 20) -> LayerRecogniser:
     torch.manual_seed(seed)
     model = LayerRecogniser(LABELS, statistics.shape[1], statistics.shape[2])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     x, y = statistics[rows], target[rows]
     counts = torch.bincount(y, minlength=len(LABELS)).clamp_min(1)
     weight = (len(y) / counts) ** 0.5
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * -(-len(y) // 128))
     for _ in range(epochs):
-        for part in torch.randperm(len(y)).split(64):
+        for part in torch.randperm(len(y)).split(128):
             loss = functional.cross_entropy(model(x[part]), y[part], weight=weight, label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
     return model.eval()
 
 
