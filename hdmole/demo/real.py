@@ -78,9 +78,9 @@ TRIALS: dict[str, list[tuple[float, str]]] = {
     "full": [(3e-6, "encoder"), (1e-5, "encoder"), (3e-5, "encoder")],
     "hdmole-extended": [(1e-4, "encoder"), (2e-4, "encoder"), (5e-4, "encoder")],
 }
-CHOSEN = {"lora": (2e-4, "encoder"), "hdmole": (2e-4, "encoder"), "full": (1e-5, "encoder"), "hdmole-extended": (2e-4, "encoder")}
+CHOSEN = {"lora": (1e-4, "encoder"), "hdmole": (5e-4, "encoder"), "full": (3e-5, "encoder"), "hdmole-extended": (5e-4, "encoder")}
 SCALES = (1.0, 0.8, 0.6, 0.4)  # of an adapter; one is chosen on dev
-EPOCHS = 3.0  # passes over the training speech
+EPOCHS = 2.0  # passes over the training speech
 FORGOTTEN = 0.5  # points of WER on general speech that an adapter may lose on dev
 # first language of a real speaker -> expert
 EXPERT = {
@@ -261,6 +261,8 @@ class Build:
         if trial:
             self.scale(trial, model, corpus, posteriors)
         table = self.judge(name, model, corpus, "test", posteriors if trial and trial.routed else None)
+        where = provenance(self.seed, self.device)
+        write_json(self.work / f"{name}-test.json", {"machine": where.machine, "device": where.device})
         with written(self.work / f"{name}-test.parquet") as part:
             table.to_parquet(part)
 
@@ -513,6 +515,8 @@ def build(
         data="real recordings by unseen speakers, and synthetic speech (espeak-ng)",
         hours={" ".join(map(str, key)): round(float(h), 2) for key, h in zip(hours.index.tolist(), hours, strict=True)},
     )  # fmt: skip
+    places = [json.loads((work / f"{name}-test.json").read_text()) for name in ("base", *methods)]
+    origin.machine, origin.device = ("; ".join(sorted({place[of] for place in places})) for of in ("machine", "device"))
     results = summarise(rows, origin)
     for name, entry in results.methods.items():
         entry.trainable = sizes_[name]
