@@ -70,6 +70,7 @@ PLACES = {  # the linear layers that are adapted
     "encoder": rf"model\.encoder\.layers\.\d+\.({_LINEAR})",
     "both": rf"model\.(encoder|decoder)\.layers\.\d+\.({_LINEAR})",
 }
+WHERE = ("machine", "device", "torch")  # where a method was trained and judged, as its results say
 METHODS = ("lora", "hdmole", "full", "hdmole-extended")
 # learning rates and places that are tried, as many for each method
 TRIALS: dict[str, list[tuple[float, str]]] = {
@@ -262,7 +263,7 @@ class Build:
             self.scale(trial, model, corpus, posteriors)
         table = self.judge(name, model, corpus, "test", posteriors if trial and trial.routed else None)
         where = provenance(self.seed, self.device)
-        write_json(self.work / f"{name}-test.json", {"machine": where.machine, "device": where.device})
+        write_json(self.work / f"{name}-test.json", {of: getattr(where, of) for of in WHERE})
         with written(self.work / f"{name}-test.parquet") as part:
             table.to_parquet(part)
 
@@ -516,7 +517,8 @@ def build(
         hours={" ".join(map(str, key)): round(float(h), 2) for key, h in zip(hours.index.tolist(), hours, strict=True)},
     )  # fmt: skip
     places = [json.loads((work / f"{name}-test.json").read_text()) for name in ("base", *methods)]
-    origin.machine, origin.device = ("; ".join(sorted({place[of] for place in places})) for of in ("machine", "device"))
+    for of in WHERE:
+        setattr(origin, of, "; ".join(sorted({place[of] for place in places})))
     results = summarise(rows, origin)
     for name, entry in results.methods.items():
         entry.trainable = sizes_[name]

@@ -31,8 +31,8 @@ Adapters and an accent recogniser for OpenAI's Whisper base. The base itself is 
 finds or downloads it. It is under the MIT licence, as released by OpenAI.
 
 **It can hear** read English of adults, with an open vocabulary. **It was adapted to** adults from China who learn English, and to digits
-of people with other first languages. Children were not trained on; their rates are below. Accents of the synthesiser
-(`synthetic_...`) are espeak-ng and not people.
+of people with other first languages. Children below 12 were not trained on; the rates of all children are below. Accents of the
+synthesiser (`synthetic_...`) are espeak-ng and not people.
 
 **It cannot hear** other languages. On noise and music it may invent text. It has no in-domain score yet.
 
@@ -56,6 +56,6 @@ Hours, with synthetic speech: {hours}.
 
 ## Made by
 
-`{origin.command}` at commit {origin.short_commit}, seed {origin.seed}, {origin.date}, on {origin.machine}, torch {origin.torch},
+`{origin.command}` at commit {origin.short_commit}, seed {origin.seed}, {origin.date}, on {origin.machine} ({origin.device}), torch {origin.torch},
 transformers {origin.transformers}.
 """
