@@ -36,6 +36,8 @@ demo = typer.Typer(help="The built-in demo model.", no_args_is_help=True)
 app.add_typer(demo, name="demo")
 models = typer.Typer(help="Pretrained weights that models build on.", no_args_is_help=True)
 app.add_typer(models, name="models")
+bench = typer.Typer(help="Speed on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 _TASK = TaskID(0)  # the one task of `_progress`
 
@@ -257,29 +259,44 @@ def verdicts(
         _fail(error)
 
 
-@app.command("bench")
-def bench_command(
+@bench.command("decode")
+def bench_decode(
     model: Model = "demo",
     rounds: Annotated[int, typer.Option(help="How often everything is timed.", min=1)] = 20,
     as_json: Json = False,
 ) -> None:
-    """Time HDMoLE beside LoRA and the frozen model, on this machine."""
+    """Time decoding a sample by every method of a model, on this machine."""
     asr = _load(model)
-    from hdmole.study.bench import bench
+    from hdmole.study.bench import bench as time_decoding
 
     with errors.status("Timing ..."):
         try:
-            found = bench(asr, rounds)
+            found = time_decoding(asr, rounds)
         except ValueError as error:
             _fail(error)
     if as_json:
         _echo_json(found)
         return
-    for part, title in (("layer", "One layer, forward and backward"), ("transcription", "Decoding a sample")):
-        typer.echo(f"{title}: median of {rounds}")
-        for name, times in found[part].items():
-            real = f", {times['rtf']:.3f} x real time" if "rtf" in times else ""
-            typer.echo(f"  {name:<26} {1000 * times['seconds']:9.2f} ms   x{times['ratio']:.2f}{real}")
+    typer.echo(f"Decoding a sample: median of {rounds}")
+    for name, times in found["transcription"].items():
+        typer.echo(f"  {name:<26} {1000 * times['seconds']:9.2f} ms   x{times['ratio']:.2f}, {times['rtf']:.3f} x real time")
+
+
+@bench.command("layer")
+def bench_one_layer(
+    file: Annotated[Path | None, typer.Option("--json", help="JSON file that gets every figure.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="How long each case is measured.", min=0)] = 1.0,
+    within: Annotated[float, typer.Option(help="No case begins after so many seconds.")] = 3600.0,
+    width: Annotated[list[int] | None, typer.Option(help="Width of the layer; may be repeated.")] = None,
+) -> None:
+    """Time one layer beside LoRA and other mixtures of LoRA experts, on this machine."""
+    from hdmole.study.bench_layer import WIDTHS, bench_layer
+
+    try:
+        bench_layer(device, seconds, tuple(width or WIDTHS), within, file, typer.echo)
+    except (RuntimeError, OSError) as error:
+        _fail(error)
 
 
 @models.command("get")

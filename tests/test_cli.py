@@ -12,21 +12,16 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import soundfile
-import torch
-from peft import get_peft_model
 from safetensors.torch import load_file
 from tiny import ACCENTS, METHODS, speech_like
 from typer.testing import CliRunner
 
 import hdmole.cli
-from hdmole import HDMoLEConfig, intervene, route
-from hdmole.method.tuner.layer import HDMoLELinear
-from hdmole.study.bench import expert_loop, side_by_side
+from hdmole.study.bench import side_by_side
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import Results, base_digest, load, provenance, save
 
@@ -66,6 +61,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["compare"],
         ["verdicts"],
         ["bench"],
+        ["bench", "decode"],
+        ["bench", "layer"],
         ["demo"],
         ["demo", "build"],
         ["demo", "info"],
@@ -285,14 +282,13 @@ def test_demo_info_keeps_a_readme_up_to_date(tiny_model: Path, tmp_path: Path) -
 
 
 def test_bench_times_everything_side_by_side(tiny_model: Path) -> None:
-    status, output = run_here("bench", "--model", tiny_model, "--rounds", 1, "--json")
+    status, output = run_here("bench", "decode", "--model", tiny_model, "--rounds", 1, "--json")
     assert status == 0
     found = json.loads(output[output.index("{") :])
     assert set(found["transcription"]) == {*METHODS, "hdmole, traced", "hdmole-extended, traced"}
-    assert set(found["layer"]) == {"frozen linear", "LoRA", "HDMoLE", "HDMoLE, loop over experts"}
-    for times in (found["layer"], found["transcription"]):
-        first = next(iter(times.values()))["seconds"]
-        assert all(t["ratio"] == pytest.approx(t["seconds"] / first, rel=0.01) for t in times.values())
+    times = found["transcription"]
+    first = next(iter(times.values()))["seconds"]
+    assert all(t["ratio"] == pytest.approx(t["seconds"] / first, rel=0.01) for t in times.values())
     assert found["provenance"]["rounds"] == 1
 
 
@@ -306,16 +302,6 @@ def test_a_time_is_the_median_of_the_rounds_without_the_first(monkeypatch: pytes
 
     found = side_by_side({name: partial(work, name) for name in lasts}, rounds=3)
     assert found == {"one": {"seconds": 3, "ratio": 1}, "other": {"seconds": 4, "ratio": 1.333}}
-
-
-def test_the_loop_that_is_timed_computes_what_the_layer_does() -> None:
-    config = HDMoLEConfig.extended(["a", "b", "c"], r=2, target_modules=["0"])
-    model: Any = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), config)
-    layer = next(m for m in model.modules() if isinstance(m, HDMoLELinear))
-    torch.nn.init.normal_(layer.hdmole_B["default"])
-    x, gate = torch.randn(2, 4, 6), torch.tensor([0.2, 0.0, 0.9])
-    with route(torch.full((2, 4), 0.25)), intervene(model, gate=gate):
-        torch.testing.assert_close(expert_loop(layer, x, gate.expand(2, 4, 3)), model(x))
 
 
 def test_models_get_finds_what_is_here_and_says_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

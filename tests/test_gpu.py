@@ -13,7 +13,7 @@ from torch import nn
 from hdmole import HDMoLEConfig, route, trace
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import decode
-from hdmole.study.bench import expert_loop
+from hdmole.study.bench_layer import expert_loop
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 SAMPLES = sorted((Path(__file__).parent.parent / "assets" / "demo" / "samples").glob("*.flac"))

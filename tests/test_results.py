@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from hdmole.errors import UserError
 from hdmole.speech.words import count_errors, normalise
-from hdmole.study import results as record
+from hdmole.study import machine
 from hdmole.study.bootstrap import summarise
 from hdmole.study.claims import judge
 from hdmole.study.results import (
@@ -182,12 +182,12 @@ def test_provenance_names_files_without_their_folders_and_the_gpu(monkeypatch: p
 def test_the_processor_is_the_one_that_linux_names(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {Path("/proc/cpuinfo"): "flags: a\nmodel name : Chip 3: the fast: one\nmodel name : Other\n"}
     monkeypatch.setattr(Path, "read_text", lambda path: files[path])
-    assert record._processor() == "Chip 3: the fast: one"
+    assert machine.processor() == "Chip 3: the fast: one"
     files[Path("/proc/cpuinfo")] = "flags: a\n"
     monkeypatch.setattr("platform.machine", lambda: "some machine")
     for named, expected in (("", "some machine"), ("some processor", "some processor")):
         monkeypatch.setattr("platform.processor", lambda named=named: named)
-        assert record._processor() == expected
+        assert machine.processor() == expected
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -202,22 +202,22 @@ def test_only_a_commit_of_this_repository_is_recorded_and_changed_code_is_marked
     code = root / "hdmole" / "study" / "results.py"
     code.parent.mkdir(parents=True)
     code.write_text("")
-    assert record._commit(root) == "unknown"  # in no repository
+    assert machine.commit(root) == "unknown"  # in no repository
     git(root, "init", "-q")
-    assert record._commit(root) == "unknown"  # in one that does not have it
+    assert machine.commit(root) == "unknown"  # in one that does not have it
     git(root, "add", ".")
     git(root, "commit", "-qm", "first")
     commit = git(root, "rev-parse", "HEAD")
-    assert len(commit) == 40 and record._commit(root) == commit
+    assert len(commit) == 40 and machine.commit(root) == commit
     (root / "README.md").write_text("beside the code")
-    assert record._commit(root) == commit
+    assert machine.commit(root) == commit
     code.write_text("changed")
-    assert record._commit(root) == f"{commit} (with local changes)"
+    assert machine.commit(root) == f"{commit} (with local changes)"
     packages = root / "venv" / "hdmole" / "study"  # the package as another project's repository may hold it
     packages.mkdir(parents=True)
     (packages / "results.py").write_text("")
     git(root, "add", "-f", ".")
-    assert record._commit(root / "venv") == "unknown"
+    assert machine.commit(root / "venv") == "unknown"
 
 
 def test_a_short_commit_keeps_its_mark() -> None:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -33,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from hdmole.errors import UserError
 from hdmole.files import write_text, written
 from hdmole.names import METHOD_NAMES
+from hdmole.study.machine import commit, processor
 
 VERSION = 3
 SUMMARY, UTTERANCES = "summary.json", "utterances.parquet"
@@ -389,10 +388,10 @@ def provenance(seed: int, device: str, **more: object) -> Provenance:
     return Provenance.model_validate(
         {
             "command": " ".join([Path(sys.argv[0]).name, *arguments]),
-            "commit": _commit(Path(__file__).resolve().parent.parent.parent),
+            "commit": commit(Path(__file__).resolve().parent.parent.parent),
             "seed": seed,
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "machine": f"{_processor()}, {os.cpu_count()} cores",
+            "machine": f"{processor()}, {os.cpu_count()} cores",
             "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -418,33 +417,3 @@ def base_digest(folder: Path) -> str | None:
                 digest.update(f"{name} {list(tensor.shape)}".encode() + tensor.numpy().tobytes())
                 found = True
     return digest.hexdigest()[:16] if found else None
-
-
-def _commit(root: Path) -> str:
-    """The commit of this repository at `root`, with a mark if the code has been changed since.
-
-    The package may be installed inside the repository of another project. If `root` is not this
-    repository, the commit is that in the environment variable HDMOLE_COMMIT, which whoever copies
-    the code to another machine sets, or "unknown".
-    """
-    elsewhere = os.environ.get("HDMOLE_COMMIT", "unknown")
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve() or not git(
-            "ls-files", "hdmole/study/results.py"
-        ):
-            return elsewhere
-        return git("rev-parse", "HEAD") + (" (with local changes)" if git("status", "--porcelain", "--", "hdmole") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return elsewhere
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -178,7 +178,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         read = [named[adapter] for named in (self.hdmole_threshold, self.hdmole_lambda) if kept and adapter in named]
         plan = _Plan(
             self.hdmole_A[adapter], self.hdmole_B[adapter], self.hdmole_router.get(adapter), self.hdmole_accent.get(adapter), pi,
-            None if of_input else self.thresholds(adapter, x), pi.new_tensor(0.5) if mixing is None else torch.sigmoid(mixing[0]),
+            None if of_input else self.thresholds(adapter, x), pi.new_full((), 0.5) if mixing is None else torch.sigmoid(mixing[0]),
             dict(
                 thresholds=config.thresholds, k=config.top_k, p=config.top_p, routing=config.routing,
                 combination=config.combination, general_class=config.general_class, scaled=config.thresholds == "dynamic",
