@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from hdmole.errors import UserError
-from hdmole.files import written
+from hdmole.files import write_between, written
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
@@ -289,13 +289,16 @@ def bench_one_layer(
     seconds: Annotated[float, typer.Option(help="How long each case is measured.", min=0)] = 1.0,
     within: Annotated[float, typer.Option(help="No case begins after so many seconds.")] = 3600.0,
     width: Annotated[list[int] | None, typer.Option(help="Width of the layer; may be repeated.")] = None,
+    docs: Annotated[Path | None, typer.Option(help="Page that gets the tables of all files beside --json.")] = None,
 ) -> None:
     """Time one layer beside LoRA and other mixtures of LoRA experts, on this machine."""
-    from hdmole.study.bench_layer import WIDTHS, bench_layer
+    from hdmole.study.bench_layer import WIDTHS, bench_layer, speed_tables
 
     try:
         bench_layer(device, seconds, tuple(width or WIDTHS), within, file, typer.echo)
-    except (RuntimeError, OSError) as error:
+        if docs is not None and file is not None:
+            write_between(docs, "speed", speed_tables(file.parent))
+    except (RuntimeError, OSError, UserError) as error:
         _fail(error)
 
 

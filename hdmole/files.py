@@ -54,6 +54,23 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_between(document: Path, place: str, body: str) -> None:
+    """Write `body` into a document between `<!-- PLACE -->` and `<!-- /PLACE -->`.
+
+    Raises:
+        UserError: the document has no such place.
+        OSError: the document cannot be read or written.
+    """
+    text, start, end = document.read_text(encoding="utf-8"), f"<!-- {place} -->", f"<!-- /{place} -->"
+    if not 0 <= text.find(start) < text.find(end):
+        raise UserError(
+            "readme.place", "{readme} has no place for the table; mark it with {start} and {end}.",
+            readme=document, start=start, end=end,
+        )  # fmt: skip
+    head, rest = text.split(start)
+    write_text(document, f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}")
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON, as `written` does.
 

@@ -15,7 +15,17 @@ from typer.testing import CliRunner
 from hdmole import HDMoLEConfig, intervene, route
 from hdmole.cli import app
 from hdmole.method.tuner.layer import HDMoLELinear
-from hdmole.study.bench_layer import adamole, contenders, dispatched, expert_loop, mixlora, operations, peak_memory, rows
+from hdmole.study.bench_layer import (
+    adamole,
+    contenders,
+    dispatched,
+    expert_loop,
+    mixlora,
+    operations,
+    peak_memory,
+    rows,
+    speed_tables,
+)
 
 
 def layer_of(size: int = 6) -> tuple[Any, HDMoLELinear]:
@@ -103,3 +113,40 @@ def test_bench_layer_prints_every_case_and_writes_it(tmp_path: Path) -> None:
     [memory] = found["memory"]
     assert memory["HDMoLE"] > memory["frozen layer"] >= 4 * 16 * 3000
     assert found["origin"]["torch"] == torch.__version__
+
+
+def test_the_page_about_speed_has_what_was_measured() -> None:
+    root = Path(__file__).resolve().parent.parent
+    page = (root / "docs" / "speed.md").read_text()
+    found = page.split("<!-- speed -->\n")[1].split("\n<!-- /speed -->")[0]
+    assert found == speed_tables(root / "assets" / "results" / "bench") and "| floor |" in found
+
+
+def test_the_tables_of_speed(tmp_path: Path) -> None:
+    times = {"frozen layer": [1.0] * 5, "LoRA": [2.0] * 5, "HDMoLE": [2.0, 2.0, 2.5, 3.0, 3.0], "loop": [5.0] * 5}
+    case = {"width": 64, "what": "token", "frames": 1, "precision": "float32"}
+    found = {
+        "origin": {
+            "machine": "Chip", "threads": 1, "torch": "2", "date": "today", "commit": "0123456789abcdef", "experts": 8, "rank": 4,
+        },
+        "rows": rows(times, **case, way="eager"), "memory": [{**case, "LoRA": 2_000_000, "HDMoLE": 2_100_000}],
+        "operations": [{**case, "LoRA": 5, "HDMoLE": 14}], "failed": [],
+    }  # fmt: skip
+    (tmp_path / "layer-cpu.json").write_text(json.dumps(found))
+    assert (
+        speed_tables(tmp_path)
+        == """\
+**Chip**, 1 threads, torch 2, today, commit 0123456789ab.
+
+| HDMoLE / LoRA | budget | 64 wide |
+|---|---:|---:|
+| floor | | 1.062 |
+| one token | 1.15 | 1.25 (1.00 to 1.50) |
+
+| time / HDMoLE's | loop |
+|---|---:|
+| one token | 2.0 to 2.0 |
+
+- Peak memory of a training step, 64 wide, 3000 frames, float32: 1.050 of LoRA's 2 MB (budget 1.05).
+- Operations of one token, float32: 14, LoRA 5."""
+    )

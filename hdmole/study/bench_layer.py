@@ -320,3 +320,63 @@ def bench_layer(
     found["origin"]["took"] = round(time.perf_counter() - begun, 1)
     save()
     return found
+
+
+def speed_tables(folder: Path) -> str:
+    """What the files `layer-*.json` of `bench_layer` in `folder` say, as markdown; a section for each file.
+
+    A cell of the first table is the time of HDMoLE divided by LoRA's, with its quartiles. "Floor" is
+    the same ratio of multiplications, 1 + N / (d + 2 N r).
+    """
+    return "\n\n".join(_section(json.loads(file.read_text())) for file in sorted(folder.glob("layer-*.json")))
+
+
+def _section(found: dict[str, Any]) -> str:
+    origin = found["origin"]
+    by_case: dict[tuple[str, int, str, str], dict[str, dict[int, Any]]] = {}
+    for row in found["rows"]:
+        case = (row["what"], row["frames"], row["precision"], row["way"])
+        by_case.setdefault(case, {}).setdefault(row["contender"], {})[row["width"]] = row
+    widths = sorted({row["width"] for row in found["rows"]})
+    others = list(dict.fromkeys(r["contender"] for r in found["rows"] if r["contender"] not in (FROZEN, LORA, HDMOLE)))
+    gpu = any(row["precision"] == "bfloat16" for row in found["rows"])
+    budget = {"token": 1.15, **dict.fromkeys(("forward", "training"), 1.15 if gpu else 1.10)}
+    floor = [1 + origin["experts"] / (width + 2 * origin["experts"] * origin["rank"]) for width in widths]
+    lines = [
+        f"**{origin['machine']}**, {origin['threads']} threads, torch {origin['torch']}, {origin['date']}, commit "
+        f"{origin['commit'][:12]}{' with local changes' if 'local' in origin['commit'] else ''}.", "",
+        "| HDMoLE / LoRA | budget | " + " | ".join(f"{width} wide" for width in widths) + " |",
+        "|---|---:|" + "---:|" * len(widths),
+        "| floor | | " + " | ".join(f"{value:.3f}" for value in floor) + " |",
+    ]  # fmt: skip
+
+    def name(case: tuple[str, int, str, str]) -> str:
+        what, frames, precision, way = case
+        kind = {"token": "one token", "training": "forward and backward"}.get(what, what)
+        how = ", ".join(part for part in (precision if gpu else "", "" if way == "eager" else way) if part)
+        return kind + ("" if what == "token" else f", {frames} frames") + (f" ({how})" if how else "")
+
+    for case, cells in by_case.items():
+        own = [cells[HDMOLE].get(width) for width in widths]
+        shown = [f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})" if row else "" for row in own]
+        lines.append(f"| {name(case)} | {budget[case[0]]:.2f} | " + " | ".join(shown) + " |")
+    lines += ["", "| time / HDMoLE's | " + " | ".join(others) + " |", "|---|" + "---:|" * len(others)]
+    for case, cells in by_case.items():
+        if not set(others) <= set(cells):
+            continue
+        spans = []
+        for other in others:
+            times = [cells[other][w]["ratio"] / cells[HDMOLE][w]["ratio"] for w in widths if w in cells[other]]
+            spans.append(f"{min(times):.1f} to {max(times):.1f}")
+        lines.append(f"| {name(case)} | " + " | ".join(spans) + " |")
+    lines += [""]
+    for entry in found["memory"]:
+        lines.append(
+            f"- Peak memory of a training step, {entry['width']} wide, 3000 frames, {entry['precision']}: "
+            f"{entry[HDMOLE] / entry[LORA]:.3f} of LoRA's {entry[LORA] / 1e6:.0f} MB (budget 1.05)."
+        )
+    for entry in found["operations"]:
+        kind = "one token" if entry["what"] == "token" else "forward and backward"
+        lines.append(f"- Operations of {kind}, {entry['precision']}: {entry[HDMOLE]}, LoRA {entry[LORA]}.")
+    lines += [f"- Not measured: {entry['case']}: {entry['error'].splitlines()[0]}" for entry in found["failed"]]
+    return "\n".join(lines)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hdmole.errors import UserError
-from hdmole.files import write_text
+from hdmole.files import write_between
 from hdmole.names import DOMAIN_LABELS, GENERAL
 from hdmole.study.claims import claim_line
 from hdmole.study.results import Claim, Results, load
@@ -67,16 +66,9 @@ def update_readme(readme: Path, folder: Path, place: str = "results") -> None:
         UserError: the README has no such place, or the folder no results that can be read.
         OSError: the README cannot be read or written.
     """
-    text, start, end = readme.read_text(encoding="utf-8"), f"<!-- {place} -->", f"<!-- /{place} -->"
-    if not 0 <= text.find(start) < text.find(end):
-        raise UserError(
-            "readme.place", "{readme} has no place for the table; mark it with {start} and {end}.",
-            readme=readme, start=start, end=end,
-        )  # fmt: skip
     results = load(folder)
     origin = results.provenance
     seeds = ", ".join(map(str, origin.seeds or [origin.seed]))
     made = f"Measured {origin.date} by `{origin.command}` (seed {seeds}) on {origin.machine}, {origin.device}."
     body = "\n\n".join(filter(None, [markdown_table(results), claim_lines(results.claims), made]))
-    head, rest = text.split(start)
-    write_text(readme, f"{head}{start}\n{body}\n{end}{rest.split(end)[1]}")
+    write_between(readme, place, body)
