@@ -46,6 +46,18 @@ def test_the_layer_is_the_loop_over_experts_and_what_a_cpu_computes() -> None:
     assert all(p.grad is not None and p.grad.is_cuda for n, p in model.named_parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("shape", [(4, 9, 64), (9, 64)], ids=["utterances", "packed frames"])
+def test_a_compiled_layer_computes_the_same(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(64, 48)), HDMoLEConfig.extended(["a", "b", "c"], target_modules=["0"])).cuda()
+    layer = model.base_model.model[0]
+    nn.init.normal_(layer.hdmole_B["default"])
+    x, posterior = torch.randn(shape).cuda(), torch.rand(4, 4).softmax(1).cuda()
+    with route(posterior, torch.arange(len(x)).cuda() % 4):
+        compiled = torch.compile(layer, fullgraph=True)(x)
+        torch.testing.assert_close(compiled, layer(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["base", "lora", "full", "hdmole"])
 def test_the_demo_hears_on_a_gpu_what_it_hears_on_a_cpu(both: tuple[ASR, ASR], method: str) -> None:
     assert [asr.device.type for asr in both] == ["cpu", "cuda"]
