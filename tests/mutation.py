@@ -29,7 +29,15 @@ TARGETS = {  # what is mutated, and the tests that hold it
 }
 # These need large files, or take long and kill no more.
 LEFT_OUT = ["published", "conditions", "order_of_rows", "differ_from_itself", "saved_before", "is_the_papers"]
-COPIED = ["hdmole", "tests", "app", "assets/ui"]
+COPIED = ["hdmole", "tests", "app", "assets/ui", "assets/demo/samples"]
+# An installed copy of the package is imported when Python starts (see the Makefile). mutmut must import the changed one.
+START = """
+import sys
+for name in [name for name in sys.modules if name.split(".")[0] == "hdmole"]:
+    del sys.modules[name]
+from mutmut.__main__ import cli
+cli()
+"""
 KILLED = {"killed", "timeout", "segfault"}
 
 
@@ -50,7 +58,7 @@ def mutate(target: str, folder: Path) -> None:
     project = (ROOT / "pyproject.toml").read_text()
     (folder / "pyproject.toml").write_text("\n".join([project, "[tool.mutmut]", *lines, ""]))
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    command = [Path(sys.executable).with_name("mutmut"), "run", "--max-children", "1"]
+    command = [sys.executable, "-c", START, "run", "--max-children", "1"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=7200)
     if done.returncode:
         said = [line for line in done.stdout.splitlines() if "Running" not in line and "Generating" not in line]
