@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rows import ORIGIN, of_speakers, row, table
 
 from hdmole.study.bootstrap import RESAMPLES, _interval, accent_differences, bootstrap, bootstrap_mean, differences, summarise
-from hdmole.study.results import FEW_SPEAKERS, Difference
+from hdmole.study.results import FEW_SPEAKERS, Difference, Relative
 from hdmole.study.tables import accent_table, markdown_table
 
 
@@ -29,6 +29,12 @@ def test_a_bootstrap_of_means_leaves_out_accents_that_were_not_drawn() -> None:
     rows = table(row("base", "s0", 1, accent="a"), row("base", "s0", 5, accent="b"), row("base", "s1", 4, accent="a"))
     drawn = bootstrap_mean(rows)
     assert drawn.shape == (RESAMPLES,) and set(drawn) == {(10 + 50) / 2, (25 + 50) / 2, 40.0}
+
+
+def test_a_bootstrap_of_means_counts_all_words_of_a_speaker() -> None:
+    """s0 has 4 errors in 10 words twice, s1 none in 10. Both together have 8 in 30."""
+    rows = table(row("base", "s0", 4), row("base", "s0", 4), row("base", "s1", 0))
+    assert sorted(set(bootstrap_mean(rows))) == pytest.approx([0, 100 * 8 / 30, 40])
 
 
 def test_methods_are_resampled_alike() -> None:
@@ -80,6 +86,23 @@ def test_a_difference_is_method_minus_against_with_a_paired_interval() -> None:
     assert second.interval == (-first.interval[1], -first.interval[0])
     # HDMoLE is never worse on a speaker, so that no draw is above zero; were the draws not paired, some would be
     assert second.interval[0] < -10 < second.interval[1] <= 0
+
+
+def test_a_relative_difference_is_in_percent_of_the_other_rate() -> None:
+    """Every speaker has 3 errors in 90 words by the base and 2 by HDMoLE: 3.33 % and 2.22 %, a third less or half more."""
+    rows = table(*(row(method, f"s{k}", errors, 90) for method, errors in (("base", 3), ("hdmole", 2)) for k in range(6)))
+    more, less = differences(rows)
+    assert (less.method, less.points, less.interval) == ("hdmole", -1.11, (-1.11, -1.11))
+    assert less.relative == Relative(percent=-33.33, interval=(-33.33, -33.33))
+    assert more.relative == Relative(percent=50.0, interval=(50.0, 50.0))
+    rows = table(*(row(method, f"s{k}", errors, 100) for method, errors in (("base", 1), ("hdmole", 2)) for k in range(6)))
+    assert differences(rows)[1].relative == Relative(percent=100.0, interval=(100.0, 100.0))
+
+
+@pytest.mark.parametrize("errors", [[0, 0, 0], [0, 0, 3]], ids=["no errors", "no errors in some draws"])
+def test_nothing_is_relative_to_a_rate_that_may_be_zero(errors: list[int]) -> None:
+    against_base = differences(table(*of_speakers("base", errors), *of_speakers("hdmole", [1, 1, 1])))[1]
+    assert against_base.method == "hdmole" and against_base.relative is None
 
 
 def test_rates_of_all_words_and_means_over_accents_are_told_apart() -> None:
@@ -143,7 +166,8 @@ def test_everything_keeps_the_order_of_the_rows() -> None:
         ("unseen", "lora"), ("unseen", "base"), ("accent", "lora"), ("accent", "base"),
     ]  # fmt: skip
     assert results.methods["base"].domains["accent"].mean_over_accents == 7.92  # of 16.67, 5, 5 and 5: 7.9175
-    rows = rows[(rows.accent != "y") | (rows.method == "base")]  # the first accent lacks a method, the others are compared
+    rows = rows[(rows.accent != "y") | (rows.method == "base")].sort_values("accent", key=lambda a: a != "y", kind="stable")
+    assert rows.accent.iloc[0] == "y"  # the first accent lacks a method, the others are compared
     assert list(accent_differences(rows, "lora", "base").accent) == ["z", "b", "c", "a"]
 
 
