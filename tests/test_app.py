@@ -39,7 +39,9 @@ def test_a_first_visit_shows_a_sample_heard_by_every_method(open_app: Callable[.
     shown = cards(at)
     for name in ("Frozen base", "LoRA", "Full fine-tuning", "HDMoLE", "HDMoLE, extended"):
         assert f">{name}<" in shown
-    assert shown.count("class='word") >= 5
+    heard = session(at).jobs[session(at).utterance.key].transcripts.values()
+    assert len(heard) == 5 and shown.count("<span class='word ") == sum(len(found.words) for found in heard)
+    assert all(found.words for found in heard)
     assert shown.count("WER") == 5  # the sample's text is the reference
     assert any("adapted to accents in 4 ways" in caption.value for caption in at.caption)
     assert at.text_input[0].value == session(at).utterance.reference != ""
@@ -355,10 +357,10 @@ def test_words_experts_and_a_second_utterance_on_the_routing_page(open_app: Call
 def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
     at = open_app("routing", sample="indian_1")
     asr = ASR.load(os.environ["HDMOLE_MODEL"])
-    soundfile.write(tmp_path / "long.flac", speech_like(47.0), 16_000)
+    soundfile.write(tmp_path / "long.flac", speech_like(31.0), 16_000)
     job = Job(asr, Utterance("long.flac", (tmp_path / "long.flac").read_bytes()))
     job.wait(120)
-    assert len(job.segments) > 5 and job.segments[-1][1] == pytest.approx(47.0)
+    assert len(job.segments) > 3 and job.segments[-1][1] == pytest.approx(31.0)
     for number, (start, end) in enumerate(job.segments):
         table = job.routing("hdmole", number)
         assert table is not None and table.time.between(start - 0.081, end + 0.081).all()  # with the quiet put around it
@@ -369,7 +371,7 @@ def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[...
     assert len(box.options) == len(job.segments)
     box.set_value(2).run()
     assert_no_exception(at)
-    assert len(at.get("plotly_chart")) >= 4
+    assert len(at.get("plotly_chart")) == 5
 
 
 def test_a_results_folder_and_the_list_of_results_do_not_contradict(open_app: Callable[..., AppTest], tiny_model: Path) -> None:

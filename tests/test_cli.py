@@ -200,13 +200,12 @@ def test_evaluate_writes_rows_and_summary(clips: Path, tiny_model: Path, tmp_pat
     lines.append({"audio": f"../{clips.name}/notes.wav", "text": "x", "accent": "german"})
     (clips.parent / "lists").mkdir()
     (clips.parent / "lists" / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    done = run(
+    arguments = [
         "evaluate", "--manifest", clips.parent / "lists" / "m.jsonl", "--methods", "base,hdmole,base", "--out", tmp_path / "out",
         "--model", tiny_model,
-    )  # fmt: skip
-    assert (
-        done.returncode == 1 and f"../{clips.name}/notes.wav: notes.wav is not audio" in done.stderr
-    )  # reported; the rest is done
+    ]  # fmt: skip
+    done = CliRunner().invoke(hdmole.cli.app, list(map(str, arguments)), env={"COLUMNS": "200"})
+    assert done.exit_code == 1 and f"../{clips.name}/notes.wav: notes.wav is not audio" in done.stderr  # the rest is done
     rows = pd.read_parquet(tmp_path / "out" / "utterances.parquet")
     assert len(rows) == 6 and set(rows.method) == {"base", "hdmole"} and (rows.words == 4).all()
     assert set(rows.reference) == {"turn on the lights"} and set(rows.utterance) == {f"../{clips.name}/{k}.wav" for k in range(3)}
@@ -258,8 +257,8 @@ def test_help_and_info_draw_nothing(tiny_model: Path) -> None:
 
 
 def test_demo_info_reads_its_figures(tiny_model: Path) -> None:
-    done = run("demo", "info", "--model", tiny_model, "--json")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(hdmole.cli.app, ["demo", "info", "--model", str(tiny_model), "--json"])
+    assert done.exit_code == 0, done.stderr
     info = json.loads(done.stdout)
     adapters = {name: tiny_model / "adapters" / name / f"{kind}model.safetensors" for name, kind in KINDS.items()}
     weights = {name: load_file(file) for name, file in adapters.items()}

@@ -22,6 +22,7 @@ from hdmole.speech import manifest as manifests
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import Audio
 from hdmole.speech.manifest import ManifestError
+from hdmole.study import evaluate as evaluation
 from hdmole.study.evaluate import Cancelled, evaluate
 from hdmole.study.results import base_digest, load
 
@@ -136,13 +137,14 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
     decode_once: Callable[[Path], Audio],
 ) -> None:
     monkeypatch.setattr(manifests, "decode", decode_once)
+    monkeypatch.setattr(evaluation, "BATCH", 4)
     lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines()
     (tmp_path / "broken.wav").write_text("no audio")
     for k in range(4):  # names that are not alike
         lines[k] = json.dumps(json.loads(lines[k]) | {"audio": str(tiny_model / "samples" / json.loads(lines[k])["audio"])})
     lines.append(json.dumps({"audio": "broken.wav", "text": "x", "accent": "german"}))
     manifest = tmp_path / "many.jsonl"
-    manifest.write_text("\n".join(lines * 8))
+    manifest.write_text("\n".join(lines * 2))
     asr, heard = ASR.load(tiny_model), []
     segment = asr.segment
     monkeypatch.setattr(asr, "segment", lambda audio: heard.append(1) or segment(audio))
@@ -156,36 +158,36 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
 
     methods, out = ["base", "hdmole"], tmp_path / "out"
     whole = evaluate(asr, manifest, methods, tmp_path / "whole")
-    assert len(heard) == 32
+    assert len(heard) == 8
     heard.clear()
     with pytest.raises(KeyboardInterrupt):
-        evaluate(asr, manifest, methods, out, progress=stop(16, KeyboardInterrupt))
+        evaluate(asr, manifest, methods, out, progress=stop(4, KeyboardInterrupt))
     assert not (out / "summary.json").exists()
-    results = evaluate(asr, manifest, methods, out, progress=stop(32, Cancelled))
-    assert results.provenance.recordings == 32 and results.provenance.of == 40
+    results = evaluate(asr, manifest, methods, out, progress=stop(8, Cancelled))
+    assert results.provenance.recordings == 8 and results.provenance.of == 10
     (out / "unfinished").rename(out / "parts")  # as version 0.1 left it
     results = evaluate(asr, manifest, methods, out)
-    assert len(heard) == 32 and len(results.failed) == 8 and not (out / "unfinished").exists() and not (out / "parts").exists()
+    assert len(heard) == 8 and len(results.failed) == 2 and not (out / "unfinished").exists() and not (out / "parts").exists()
     assert results == load(out) and results.provenance.base_sha256 == base_digest(tiny_model)
     for name in ("utterances", "recordings", "routing"):
         pd.testing.assert_frame_equal(*(pd.read_parquet(f / f"{name}.parquet") for f in (out, tmp_path / "whole")))
     assert results.methods == whole.methods and results.routing == whole.routing
 
-    evaluate(asr, manifest, methods, out, progress=stop(16, Cancelled))
+    evaluate(asr, manifest, methods, out, progress=stop(4, Cancelled))
     heard.clear()
     evaluate(asr, manifest, ["base"], out)  # another question: nothing of the old one is taken
-    assert len(heard) == 32 and not (out / "routing.parquet").exists()
+    assert len(heard) == 8 and not (out / "routing.parquet").exists()
 
     at = open_app("corpus")
     with monkeypatch.context() as patched:
-        patched.setattr(Evaluation, "_progress", staticmethod(stop(16, Cancelled)))
+        patched.setattr(Evaluation, "_progress", staticmethod(stop(4, Cancelled)))
         task = Evaluation(asr, manifest, ["base"], tmp_path / "app")
         task.wait(60)
     session(at).evaluation = task
     at.run()
     assert "Cancelled after" in at.warning[0].value
     settle(at.button(key="corpus_go_on").click().run())
-    assert not at.exception and session(at).evaluation.summary.provenance.recordings == 40
+    assert not at.exception and session(at).evaluation.summary.provenance.recordings == 10
 
 
 def test_a_cancelled_evaluation_that_had_to_wait_says_so(tiny_model: Path, tmp_path: Path) -> None:
