@@ -7,7 +7,7 @@ BIN := .venv/bin
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 20
 
-app: .venv/installed ## install what the app needs and start it on the built-in demo model
+app: .venv/installed ## install what the app needs, find or download Whisper base, and start it
 	@test ! -f assets/real/config.json || $(BIN)/hdmole models get whisper-base >/dev/null \
 		|| echo "The app starts without the model for real speakers."
 	$(BIN)/hdmole app

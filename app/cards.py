@@ -5,7 +5,9 @@ Marks on the words show how sure the model was, and where the text differs from 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,7 @@ def heard_html(words: Sequence[Word], reference: str = "") -> str:
     if not normalise(reference):
         return " ".join(word_html(word) for word in words)
     said = normalise(reference).split()
+    words = [part for word in words for part in _digits(word)]
     # a heard word stays one word here, even if it normalises to none or to several
     heard = [normalise(word.word).replace(" ", "") or word.word for word in words]
     parts: list[str] = []
@@ -82,6 +85,12 @@ def heard_html(words: Sequence[Word], reference: str = "") -> str:
                 for s, word in zip(theirs, mine, strict=True)
             ]
     return " ".join(parts)
+
+
+def _digits(word: Word) -> list[Word]:
+    """A heard number as its digits, because `normalise` reads it so; another word as it is."""
+    parts = re.findall(r"[^\w]*[0-9][^\w]*|[^0-9]+", word.word)
+    return [replace(word, word=part) for part in parts] if len(parts) > 1 else [word]
 
 
 def text_card(method: str, heard: str, reference: str) -> str:

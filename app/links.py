@@ -55,12 +55,18 @@ def number_in(text: str | None, default: float, low: float, high: float) -> floa
 
 
 def write(**values: str | Iterable[str]) -> None:
-    """Make the address of the page lead back to what it shows, in the same language."""
-    wanted = address(values)
+    """Make the address of the page lead back to what it shows, by the same model and in the same language."""
+    wanted = address({**values, "model": session().model})
     if language() != "en":
         wanted["lang"] = language()
     if st.query_params.to_dict() != wanted:
         st.query_params.from_dict(wanted)
+
+
+def write_model() -> None:
+    """Put the model into the address of a page that has nothing else to write there."""
+    if (name := session().model) and st.query_params.get("model") != name:
+        st.query_params["model"] = name
 
 
 def show_notes() -> None:

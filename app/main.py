@@ -17,7 +17,7 @@ if str(ROOT) not in sys.path:
 
 import hdmole  # noqa: E402
 from app import tour  # noqa: E402
-from app.model import device_name, load_model  # noqa: E402
+from app.model import choose_model, device_name, load_model, show_model  # noqa: E402
 from app.texts import choose_language, t  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
@@ -43,6 +43,7 @@ page = st.navigation(
 )
 with st.sidebar:
     choose_language()
+    choose_model()
     with st.spinner(t("Loading the model …")):
         asr = load_model()
     st.caption(
@@ -54,5 +55,6 @@ with st.sidebar:
         )
     )
 tour.presentation()
+show_model()
 tour.bar()
 page.run()

@@ -108,10 +108,11 @@ def html(
         parts.append(f"<p>{routed}</p>")
     shown = [(title, plot) for title, plot, _ in pictures(job, method, layer).values()]
     if summary:
-        rates, cost = result_figures.error_rate_data(summary), result_figures.forgetting_data(summary)
+        rates = result_figures.error_rate_data(summary, summary.target)
+        cost = result_figures.forgetting_data(summary, summary.target)
         shown.append((t("Word error rate by accent, on a whole test set"), result_figures.error_rates(rates)))
         if len(cost):
-            shown.append((t("What adapting cost on general speech"), result_figures.forgetting(cost)))
+            shown.append((t("What adapting cost on general speech"), result_figures.forgetting(cost, summary.target)))
     for title, plot in shown:
         parts.append(f"<h2>{escape(title)}</h2>{figures.exported(drawn(plot)).to_html(full_html=False, include_plotlyjs=False)}")
     if summary:
@@ -140,7 +141,7 @@ def html(
 def _table(summary: Results) -> str:
     """The main methods as an HTML table."""
     labels, rows = summary.labels, []
-    for method in dict.fromkeys(result_figures.error_rate_data(summary).method):
+    for method in dict.fromkeys(result_figures.error_rate_data(summary, summary.target).method):
         entry = summary.methods[method]
         row = {t("Method"): texts.label(labels[method]), t("Trainable"): f"{entry.trainable or 0:,}"}
         for domain, rate in entry.domains.items():

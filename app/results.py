@@ -12,10 +12,11 @@ import soundfile
 import streamlit as st
 
 from app import access, links, plots, texts
-from app.model import ROOT
+from app.model import REAL, ROOT
 from app.session import session
-from app.texts import t
+from app.texts import Text, t
 from hdmole.figures import results as result_figures
+from hdmole.names import GENERAL_OF
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.study.claims import claim_line
 from hdmole.study.results import COLUMNS, Claim, RecogniserResult, Results, ResultsError, base_digest, load
@@ -126,6 +127,17 @@ def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
     """
     found = chosen(asr, routing)
     if found is None:
+        links.write_model()
+    if found is None and routing and session().model == REAL:
+        st.info(
+            t(
+                "The published results of this model hold no routing. Judge recordings on the page Corpus: its results show which "
+                "expert worked for which accent."
+            )
+        )
+        st.page_link("../pages/corpus.py", label=t("To the page Corpus"), icon=":material/library_music:")
+        st.stop()
+    if found is None:
         st.info(
             t(
                 "There are no results of this kind yet. `hdmole evaluate --manifest FILE --out DIR` judges this model on a test set "
@@ -197,16 +209,26 @@ digest_of = st.cache_data(show_spinner=False, max_entries=2)(base_digest)
 # -- showing ---------------------------------------------------------------------------------------
 
 
+HEADLINES = {
+    "accent": Text("WER on accents, HDMoLE"),
+    "general": Text("WER on general speech, HDMoLE"),
+    "real_adults": Text("WER of real adults, HDMoLE"),
+    "real_general": Text("WER on general speech of real people, HDMoLE"),
+    "synthetic_accents": Text("WER on synthetic accents, HDMoLE"),
+    "synthetic_general": Text("WER on synthetic general speech, HDMoLE"),
+}
+
+
 def headline(summary: Results) -> None:
     """Show the main numbers of the results, as far as they have them."""
     numbers: list[tuple[str, str, str | None]] = []
     domains = {method: entry.domains for method, entry in summary.methods.items()}
-    for domain, name in (("accent", t("WER on accents, HDMoLE")), ("general", t("WER on general speech, HDMoLE"))):
+    for domain in filter(HEADLINES.__contains__, (summary.target, GENERAL_OF.get(summary.target, ""))):
         rates = [domains.get(method, {}).get(domain) for method in ("hdmole", "base")]
         found = [rate.mean_over_accents if domain == "accent" else rate.wer for rate in rates if rate]
         if len(found) == 2:
             change = t("{points} points against the base", points=f"{found[0] - found[1]:+z.1f}")
-            numbers.append((name, f"{found[0]:.1f} %", change))
+            numbers.append((t(HEADLINES[domain]), f"{found[0]:.1f} %", change))
     trained = {method: entry.trainable for method, entry in summary.methods.items()}
     if mine := trained.get("hdmole"):
         full = trained.get("full")

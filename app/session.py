@@ -19,6 +19,7 @@ class Session:
     """One visitor's session, from opening the app to closing the page.
 
     Attributes:
+        model: name of the model that the pages show, if there is a choice (`app.model.CHOICES`).
         utterance: the utterance that the pages show.
         jobs: utterance key -> its transcription; the one used last comes last.
         trials: utterance key, method and change of routing -> the transcription under that change.
@@ -40,6 +41,7 @@ class Session:
         tour: step of the guided tour, from 0; None outside it.
     """
 
+    model: str = ""
     utterance: Utterance | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
     trials: dict[str, Trial] = field(default_factory=dict)

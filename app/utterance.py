@@ -15,6 +15,7 @@ import streamlit as st
 from app import results, texts
 from app.access import plain
 from app.jobs import Job, Utterance
+from app.model import REAL, SMALL
 from app.session import session
 from app.texts import Text, t
 from hdmole.names import GENERAL
@@ -74,32 +75,46 @@ UPLOADS = [
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip that comes with the model."""
+    """A clip that comes with the model. One that is `borrowed` comes with the small model, and is synthetic."""
 
     name: str
     path: Path
     text: str
     accent: str
     speaker: str
+    borrowed: bool = False
 
     @property
     def label(self) -> str:
         """Its accent, in the visitor's language, and its first words."""
         words = self.text.split()
         text = " ".join(words[:9]) + (" …" if len(words) > 9 else "")
-        return f"{texts.accent(self.accent)} · {text}"
+        accent = texts.accent(self.accent)
+        return f"{t('{accent}, synthetic', accent=accent) if self.borrowed else accent} · {text}"
 
     def utterance(self) -> Utterance:
         """The sample as an utterance to transcribe."""
         return Utterance(self.path.name, self.path.read_bytes(), self.text, self.accent, self.name)
 
 
-@st.cache_data(show_spinner=False)
-def samples(folder: Path) -> list[Sample]:
-    """The clips in `samples/manifest.jsonl` of a model's folder, by accent, general last."""
+def sample_manifest(folder: Path) -> Path:
+    """The manifest of a model's samples. The model for real people has those of the small model."""
     manifest = folder / "samples" / "manifest.jsonl"
-    if not manifest.is_file():
-        return []
+    if session().model == REAL and not manifest.is_file():
+        from hdmole.speech.loading import find_model  # slow to import; by now a model is loaded
+
+        return find_model(SMALL) / "samples" / "manifest.jsonl"
+    return manifest
+
+
+def samples(folder: Path) -> list[Sample]:
+    """The clips of `sample_manifest`, by accent, general last."""
+    manifest = sample_manifest(folder)
+    return _samples(manifest, manifest.parent.parent != folder) if manifest.is_file() else []
+
+
+@st.cache_data(show_spinner=False)
+def _samples(manifest: Path, borrowed: bool) -> list[Sample]:
     clips = [
         Sample(
             name=Path(row["audio"]).stem,
@@ -107,6 +122,7 @@ def samples(folder: Path) -> list[Sample]:
             text=row["text"],
             accent=row.get("accent", ""),
             speaker=row.get("speaker", ""),
+            borrowed=borrowed,
         )
         for _, row in manifest_rows(manifest, ("audio", "text"))
     ]
@@ -209,6 +225,8 @@ def choose_utterance(clips: list[Sample]) -> None:
     with right:
         if way == "Sample":
             sample_select(clips)
+            if any(clip.borrowed for clip in clips):
+                st.caption(t("These samples are synthetic voices. This model is for people: record yourself or upload a file."))
         elif way == "Upload":
             st.file_uploader(
                 t("Audio file, up to half an hour"), type=UPLOADS, key="upload", on_change=take, args=("upload", ""),

@@ -485,8 +485,12 @@ def app_command(
     port: Annotated[int, typer.Option(help="Port of the web server.")] = 8501,
     model: Annotated[
         str,
-        typer.Option(envvar="HDMOLE_MODEL", help="demo, a model folder, or the name of a repository on the Hugging Face hub."),
-    ] = "demo",
+        typer.Option(
+            envvar="HDMOLE_MODEL",
+            help="real, demo, a model folder, or the name of a repository on the Hugging Face hub; by default real where its "
+            "weights are, and visitors may choose demo.",
+        ),
+    ] = "",
     data: Annotated[
         list[Path] | None,
         typer.Option(help="Folder whose results, manifests and recordings visitors may open by path; repeatable."),
@@ -500,7 +504,7 @@ def app_command(
     if not main.is_file():
         _fail("The app is not installed with the package; clone the repository and run 'make app' there.")
     # the app runs in the repository's folder, so the path must not be relative
-    os.environ["HDMOLE_MODEL"] = str(Path(model).resolve()) if Path(model).is_dir() else model
+    os.environ["HDMOLE_MODEL"] = str(Path(model).resolve()) if model and Path(model).is_dir() else model
     for folder in data or []:
         if not folder.is_dir():
             _fail(f"There is no folder {folder}; give --data the folder that visitors may open.")

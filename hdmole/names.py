@@ -16,6 +16,8 @@ _SHORT = {  # parts of layer names -> what labels have instead; replaced in this
     "multi_modal_projector.": "",
     "audio_tower.": "",
     "language_model.model.": "llm.",
+    "model.encoder.layers.": "encoder.",
+    "model.decoder.layers.": "decoder.",
     "encoder.layers.": "encoder.",
     "llm.layers.": "llm.",
     "feed_forward": "ff",
@@ -46,7 +48,23 @@ def accent_label(name: str) -> str:
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
-DOMAIN_LABELS = {"accent": "Accents (mean)", "general": "General", "real_digits": "Real digits", "unseen": "Unseen accents"}
-# The first languages that are the accents of the real digits. They are listed here because each
-# needs a translation.
-FIRST_LANGUAGES = ("English", "Hindi", "Kannada", "Marathi", "Tamil")
+# domains of test speech in the order of tables; `real_...` is people and `synthetic_...` a synthesiser
+DOMAIN_LABELS = {
+    "accent": "Accents (mean)",
+    "general": "General",
+    "real_adults": "Real adults",
+    "real_children": "Real children",
+    "real_digits": "Real digits",
+    "real_general": "Real general speech",
+    "synthetic_accents": "Synthetic accents",
+    "synthetic_general": "Synthetic general speech",
+    "unseen": "Unseen accents",
+}
+# domain of accented speech -> the general speech that it is shown with, by the same kind of speaker
+GENERAL_OF = {"accent": GENERAL, "real_adults": "real_general", "synthetic_accents": "synthetic_general"}
+# The first languages that are the accents of real speakers. They are listed here because each needs
+# a translation.
+FIRST_LANGUAGES = (
+    "Arabic", "English", "French", "German", "Greek", "Gujarati", "Hindi", "Kannada", "Korean", "Mandarin", "Marathi", "Spanish",
+    "Tamil", "Telugu", "US", "Urdu",
+)  # fmt: skip

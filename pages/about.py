@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import results
+from app import links, results
 from app.model import load_model, model_card
 from app.texts import t
 from hdmole import __version__
 
+links.write_model()
 asr = load_model()
 folder = asr.folder
 summary = results.summary_of(folder / "results")

@@ -14,7 +14,7 @@ from app.model import ROOT, load_model
 from app.texts import Text, t
 from hdmole.figures import results as result_figures
 from hdmole.figures.utterance import METHOD_COLOURS
-from hdmole.names import DOMAIN_LABELS, GENERAL
+from hdmole.names import DOMAIN_LABELS, GENERAL, GENERAL_OF
 from hdmole.study.bootstrap import accent_differences
 from hdmole.study.claims import verdict
 
@@ -39,8 +39,7 @@ if adapted := texts.adapted(summary):
     st.caption(adapted)
 bars, plane = st.columns([1.6, 1])
 with bars:
-    domains = [d for d in DOMAIN_LABELS if d != GENERAL and any(d in m.domains for m in summary.methods.values())]
-    domains = domains or ["accent"]
+    domains = [d for d in summary.domains if d in DOMAIN_LABELS and d not in GENERAL_OF.values()] or ["accent"]
     links.set_widget(linked, "speech", "speech", domains, domains[0])
     speech = st.segmented_control(t("Word error rate by accent"), domains, required=True, key="speech", format_func=kind)
     rates = result_figures.error_rate_data(summary, str(speech))
@@ -52,7 +51,9 @@ with bars:
         "rates",
     )  # fmt: skip
 with plane:
-    cost = result_figures.forgetting_data(summary)
+    # where the kind of speech has no general speech of its own, that of the target is shown
+    against_general = str(speech) if speech in GENERAL_OF else summary.target
+    cost = result_figures.forgetting_data(summary, against_general)
     if len(cost):
         against_what = st.segmented_control(
             t("Accents against"), ["general", "parameters"], default="general", required=True, key="plane",
@@ -61,12 +62,12 @@ with plane:
         named = cost.assign(label=cost.label.map(texts.label))
         if against_what == "general":
             plots.show(
-                result_figures.forgetting(named), "accents-against-general", cost,
+                result_figures.forgetting(named, against_general), "accents-against-general", cost,
                 t("down is better on accents, right of the dotted line the general domain was forgotten."), "forgetting",
             )  # fmt: skip
         else:
             plots.show(
-                result_figures.parameters(named), "accents-against-parameters", cost,
+                result_figures.parameters(named, against_general), "accents-against-parameters", cost,
                 t("down is better on accents, left is smaller; the dotted line is the frozen base."), "parameters",
             )  # fmt: skip
 main = {name: entry for name, entry in summary.methods.items() if name in result_figures.MAIN_METHODS} or summary.methods
@@ -99,7 +100,8 @@ links.set_widget(linked, "against", "against", others, others[0])
 against = right.selectbox(t("Against"), others, format_func=label, key="against")
 address |= {"method": method if method != first else "", "against": against if against != others[0] else ""}
 said = []
-for difference in [d for d in summary.differences if (d.method, d.against) == (method, against)]:
+pair = [d for d in summary.differences if (d.method, d.against) == (method, against)]
+for difference in sorted(pair, key=lambda d: summary.domains.index(d.domain)):
     speech_said = Text(DOMAIN_LABELS.get(difference.domain, plain(difference.domain)))
     if few := summary.few_speakers(difference.domain):
         said.append(
@@ -161,6 +163,11 @@ if len(trials):
 if file.is_file():
     st.header(t("Utterance by utterance"))
     table = result_figures.pair_data(results.read_table(file), method, against)
+    if any(domain.startswith("synthetic_") for domain in summary.domains):
+        # speech of people and of a synthesiser is never counted together
+        together = [str(speech), *filter(None, [GENERAL_OF.get(str(speech))])]
+        table = table[table.domain.isin(together)].reset_index(drop=True)
+        st.caption(t("Speech: {kinds}. It is chosen above.", kinds=t(", ").join(map(kind, together))))
     seeds = sorted(set(table.seed))
     several = len(seeds) > 1
     spoken = table.accent.where(table.domain.isin(["accent", GENERAL]), table.domain + "/" + table.accent)

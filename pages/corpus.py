@@ -13,9 +13,10 @@ import streamlit as st
 from app import access, links, plots, results, texts, watch
 from app.cards import LEGEND_DIFFERENCE, text_card
 from app.corpus import Evaluation
-from app.model import load_model
+from app.model import REAL, load_model
 from app.session import session
 from app.texts import t
+from app.utterance import sample_manifest
 from hdmole.figures import results as result_figures
 from hdmole.study.results import ResultsError, load
 
@@ -55,8 +56,11 @@ with st.expander(t("The recordings"), expanded=not (earlier or (task and not tas
     methods = st.multiselect(t("Methods"), asr.methods, asr.methods, format_func=texts.method)
     with st.container(horizontal=True):
         start = st.button(t("Start"), type="primary", disabled=not (methods and (file or path.strip())), key="corpus_start")
-        samples = asr.folder / "samples" / "manifest.jsonl"
-        try_it = samples.is_file() and st.button(t("Try it with the samples"), disabled=not methods, key="corpus_samples")
+        samples = sample_manifest(asr.folder)
+        try_it = samples.is_file() and st.button(
+            t("Try it with synthetic voices") if session().model == REAL else t("Try it with the samples"),
+            disabled=not methods, key="corpus_samples",
+        )  # fmt: skip
     if start or try_it:
         try:
             source = samples if try_it else file or access.manifest_file(path.strip(), asr.folder)
@@ -80,6 +84,7 @@ if task is not None:
             st.info(t("Cancelled before anything was heard."))
         st.stop()
 elif not earlier:
+    links.write_model()
     st.stop()
 try:
     out = task.out if task is not None else access.results_folder(earlier, asr.folder)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import results, texts, tour
-from app.model import ROOT, device_name, load_model
+from app import links, results, texts, tour
+from app.model import REAL, ROOT, device_name, load_model
+from app.session import session
 from app.texts import t
 from app.utterance import choose_sample, samples
 
 if "sample" in st.query_params:  # old links, from before there was a Home page
     st.switch_page("../pages/transcribe.py", query_params=dict(st.query_params))
 
+links.write_model()
 asr = load_model()
 folder = asr.folder
 clips = samples(folder)
@@ -26,8 +28,12 @@ st.markdown(
     )
 )
 st.image(texts.picture(ROOT / "assets" / "ui" / "method.svg"), width="stretch")
+real = session().model == REAL
+if real and st.button(t("Speak, or upload a recording"), type="primary", icon=":material/mic:"):
+    st.session_state.way = "Microphone"
+    st.switch_page("../pages/transcribe.py")
 if clips:
-    st.markdown(t("**Start with somebody speaking:**"))
+    st.markdown(t("**Or start with a synthetic voice:**") if real else t("**Start with somebody speaking:**"))
     with st.container(horizontal=True):
         for accent in dict.fromkeys(clip.accent for clip in clips):
             clip = next(c for c in clips if c.accent == accent)
@@ -54,5 +60,3 @@ with right:
         t(", ").join([dated, *(name for name in results.folders(asr) if name != "this model's own")]),
     )  # fmt: skip
     st.markdown("\n".join(f"- {line}" for line in loaded))
-    if folder.name == "demo":
-        st.caption(t("The demo model is small and knows about a thousand words; the page Model says what it cannot hear."))

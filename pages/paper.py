@@ -6,7 +6,8 @@ import pandas as pd
 import streamlit as st
 
 from app import links, plots, results
-from app.model import load_model
+from app.model import REAL, load_model
+from app.session import session
 from app.texts import Text, t
 from hdmole.figures import paper as figures
 from hdmole.names import GENERAL
@@ -140,7 +141,9 @@ folder = results.folders(asr).get("paper")
 summary = results.summary_of(folder) if folder else None
 everything = figures.paper_data(summary)
 done, rows = figures.rows_computed(everything)
-if summary is None:
+if session().model == REAL:
+    st.info(t("Our side of these tables belongs to the controlled experiment; choose the small model in the sidebar to see it."))
+elif summary is None:
     st.info(t("Our side of these tables is not computed yet: `sh runs/paper.sh` trains and judges every method."))
 elif done < rows:
     st.info(t("{done} of {rows} rows are computed so far; `sh runs/paper.sh` goes on.", done=done, rows=rows))

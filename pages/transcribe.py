@@ -10,7 +10,7 @@ import streamlit as st
 from app import links, plots, texts, watch
 from app.access import audio_type
 from app.cards import show_cards, show_legend
-from app.model import load_model
+from app.model import REAL, load_model
 from app.session import session
 from app.texts import Text, t
 from app.utterance import choose_linked, choose_stretch, choose_utterance, reference_input, samples
@@ -23,7 +23,9 @@ choose_linked(clips, asr.folder)
 
 st.title(t("What each method hears in accented speech"))
 st.caption(
-    t(
+    t("Whisper base as OpenAI released it, and adapted to accents in {count} ways.", count=len(asr.methods) - 1)
+    if session().model == REAL
+    else t(
         "One small speech model: as it was trained on general speech, and adapted to accents in {count} ways.",
         count=len(asr.methods) - 1,
     )
@@ -31,6 +33,7 @@ st.caption(
 choose_utterance(clips)
 chosen = session().utterance
 if chosen is None:
+    links.write_model()
     st.info(t("Upload a file or record a sentence: it is then transcribed by every method this model has."))
     st.stop()
 links.write(sample=chosen.sample)
@@ -53,6 +56,8 @@ watch.show_trouble(job)
 if job.transcripts:
     show_cards(job, reference)
     show_legend(reference)
+    if all(transcript.in_domain.get("verdict") is None for transcript in job.transcripts.values()):
+        st.caption(t("This model has no in-domain score: it may invent words for noise, music and other languages."))
 if job.audio is None:
     st.stop()
 

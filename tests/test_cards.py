@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from driver import said
 
 from app.cards import heard_html, method_card
+from hdmole.speech.decoding import Word
 
 HTML_TAG = re.compile(r"<[^>]+>")
 
@@ -18,6 +19,12 @@ def test_the_word_difference_shows_each_kind_of_error_by_more_than_colour() -> N
     assert "extra" in html and ">big<" in html  # inserted
     assert "class='missing'" in html and ">now<" in html  # deleted
     assert HTML_TAG.sub("", html).split() == ["turn", "onoff", "the", "big", "lights", "now"]
+
+
+def test_a_number_is_compared_digit_by_digit() -> None:
+    html = heard_html([Word("at", 0.0, 0.5, 0.9), Word("45.", 0.5, 1.0, 0.9)], "at four six")
+    assert HTML_TAG.sub("", html).split() == ["at", "4", "six5."] and html.count("class='said'") == 1
+    assert HTML_TAG.sub("", heard_html([Word("45.", 0.5, 1.0, 0.9)])) == "45."
 
 
 def test_confidence_is_marked_and_its_number_is_there() -> None:

@@ -191,8 +191,10 @@ def test_layers_have_short_names() -> None:
         "multi_modal_projector.linear_1",
         "audio_tower.encoder.layers.1.feed_forward2.linear1",
         "language_model.model.layers.0.mlp.up_proj",
+        "model.encoder.layers.3.self_attn.q_proj",
     ]
-    assert [figures.layer_label(f"base_model.model.{n}") for n in names] == ["linear_1", "encoder.1.ff2.linear1", "llm.0.up_proj"]
+    labels = ["linear_1", "encoder.1.ff2.linear1", "llm.0.up_proj", "encoder.3.q_proj"]
+    assert [figures.layer_label(f"base_model.model.{n}") for n in names] == labels
 
 
 def test_active_experts_are_counted_per_layer_and_frame() -> None:
@@ -369,6 +371,21 @@ def test_the_cost_on_general_speech_is_read_from_the_results() -> None:
     }  # fmt: skip
     del methods["base"].domains["general"]
     assert list(result_figures.forgetting_data(results_of(methods)).method) == ["hdmole"]
+
+
+def test_speech_of_people_and_of_a_synthesiser_stay_apart() -> None:
+    rates = {"real_adults": 20, "real_general": 6, "synthetic_accents": 40, "synthetic_general": 9, "real_digits": 30}
+    results = results_of({"base": MethodResult(domains={name: domain(wer, 5, german=rate(wer)) for name, wer in rates.items()})})
+    assert results.domains == ["real_adults", "real_digits", "real_general", "synthetic_accents", "synthetic_general"]
+    assert results.target == "real_adults" and results_of({}).target == "accent"
+    for name, accents, general in (("real_adults", 20, 6), ("synthetic_accents", 40, 9)):
+        cost = result_figures.forgetting_data(results, name)
+        assert (cost.accents.item(), cost.general.item(), cost.accents_low.item()) == (accents, general, accents - 1)
+        assert list(result_figures.error_rate_data(results, name).wer) == [accents, general]
+        titles = [result_figures.forgetting(cost, name).layout[axis].title.text for axis in ("xaxis", "yaxis")]
+        assert [title.split(",")[1].split()[0] for title in titles] == [name.split("_")[0]] * 2
+    assert list(result_figures.error_rate_data(results, "real_digits").wer) == [30]
+    assert result_figures.forgetting_data(results).empty
 
 
 def test_differences_to_a_method_are_sorted_and_keep_their_sign() -> None:

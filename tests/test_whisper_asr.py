@@ -13,21 +13,14 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from tiny import speech_like, tones
-from tiny_whisper import LAYERS, WIDTH, tiny_whisper
+from tiny_whisper import ACCENTS, LAYERS, WIDTH, tiny_adapters, tiny_whisper
 
-from hdmole.demo.real import TARGETS
-from hdmole.method.recogniser import LayerRecogniser
-from hdmole.method.tuner import HDMoLEConfig
 from hdmole.models import pretrained
 from hdmole.models.whisper import Whisper
 from hdmole.speech.asr import ASR
 from hdmole.speech.loading import ModelError, fetch_base
 from hdmole.study.evaluate import evaluate
-
-ACCENTS = ["indian", "german"]
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Adapters and accent recogniser, without the base."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    configs: dict[str, Any] = {
-        "lora": LoraConfig(r=2, target_modules=TARGETS),
-        "hdmole": HDMoLEConfig.extended(ACCENTS, target_modules=TARGETS),
-    }
-    for name, config in configs.items():
-        model: Any = get_peft_model(Whisper.from_pretrained(base, dtype=torch.float32), config)  # type: ignore[arg-type]
-        for key, parameter in model.named_parameters():
-            if "_B" in key:
-                torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(str(folder / "adapters" / name))
-    (folder / "adapters" / "full").mkdir()
-    changed = {"model.encoder.layers.1.fc1.weight": torch.randn(2 * WIDTH, WIDTH)}
-    save_file(changed, folder / "adapters" / "full" / "model.safetensors")
-    recogniser = LayerRecogniser(["general", *ACCENTS], LAYERS + 1, 2 * WIDTH, hidden=8)
-    torch.nn.init.normal_(recogniser.output.weight)
-    recogniser.save(folder / "accents")
-    config = {"model_type": "whisper", "pretrained": "whisper-base", "pretrained_sha256": pretrained.digest(base)}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return tiny_adapters(base, tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

@@ -17,7 +17,13 @@ from hdmole.speech.words import character_disagreement, count_errors, normalise,
 def test_normalisation_by_hand() -> None:
     assert normalise("Turn on, the  LIGHTS!") == "turn on the lights"
     assert normalise("It\u2019s 'Anna's' rock-n-roll") == "it's anna's rock n roll"
-    assert normalise("Cafe\u0301 \u00dcber 25 %") == "caf\u00e9 \u00fcber 25" and normalise(" ?! ") == ""
+    assert normalise("Cafe\u0301 \u00dcber %") == "caf\u00e9 \u00fcber" and normalise(" ?! ") == ""
+
+
+def test_digits_are_read_as_words_but_in_chinese() -> None:
+    assert normalise("Room 205, at 4!") == "room two zero five at four"
+    assert normalise("2024\u5e74") == "2024\u5e74"
+    assert score(["call seven five"], ["Call 7-5."])["errors"] == [0]
 
 
 @given(st.text())

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from hdmole.models.pretrained import convert
+from hdmole.demo.real import PLACES
+from hdmole.method.recogniser import LayerRecogniser
+from hdmole.method.tuner import HDMoLEConfig
+from hdmole.models.pretrained import convert, digest
+from hdmole.models.whisper import Whisper
 
 END = 256  # <|endoftext|>; the 256 ids before it are bytes
 SPECIAL = [
@@ -18,6 +26,7 @@ SPECIAL = [
 ]  # fmt: skip
 VOCABULARY = END + len(SPECIAL)
 WIDTH, LAYERS, HEADS = 16, 2, 2
+ACCENTS = ["indian", "german"]
 
 
 def tensors(seed: int = 0, dtype: type = np.float16) -> dict[str, np.ndarray]:
@@ -93,3 +102,27 @@ def tiny_whisper(folder: Path) -> Path:
     """A folder of transformers with a tiny random Whisper."""
     convert(ct2_folder(folder / "ct2"), folder / "whisper")
     return folder / "whisper"
+
+
+def tiny_adapters(base: Path, folder: Path) -> Path:
+    """A model's folder with every kind of adapter and an accent recogniser, without the `base`."""
+    torch.manual_seed(0)
+    configs: dict[str, Any] = {
+        "lora": LoraConfig(r=2, target_modules=PLACES["encoder"]),
+        "hdmole": HDMoLEConfig.extended(ACCENTS, target_modules=PLACES["encoder"]),
+    }
+    for name, config in configs.items():
+        model: Any = get_peft_model(Whisper.from_pretrained(base, dtype=torch.float32), config)  # type: ignore[arg-type]
+        for key, parameter in model.named_parameters():
+            if "_B" in key:
+                torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(str(folder / "adapters" / name))
+    (folder / "adapters" / "full").mkdir()
+    changed = {"model.encoder.layers.1.fc1.weight": torch.randn(2 * WIDTH, WIDTH)}
+    save_file(changed, folder / "adapters" / "full" / "model.safetensors")
+    recogniser = LayerRecogniser(["general", *ACCENTS], LAYERS + 1, 2 * WIDTH, hidden=8)
+    torch.nn.init.normal_(recogniser.output.weight)
+    recogniser.save(folder / "accents")
+    about = {"model_type": "whisper", "pretrained": "whisper-base", "pretrained_sha256": digest(base)}
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder

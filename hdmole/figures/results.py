@@ -18,10 +18,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from hdmole.figures.utterance import GATE_SCALE, LAYOUT, METHOD_COLOURS, ON_ANY_COLOUR, accent_colours, accent_ticks
-from hdmole.names import GENERAL, accent_label
+from hdmole.names import GENERAL, GENERAL_OF, accent_label
 from hdmole.study.results import Attribution, Interval, Rate, RecogniserResult, Results
 
 MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole", "hdmole-extended", "extended")  # the others are variants of these
+# titles of axes, by domain
+_AXES = {
+    "accent": "WER, accents (%)",
+    "real_adults": "WER, real adults (%)",
+    "synthetic_accents": "WER, synthetic accents (%)",
+    GENERAL: "WER, general speech (%)",
+    "real_general": "WER, real general speech (%)",
+    "synthetic_general": "WER, synthetic general speech (%)",
+}
 GREY = "#8A8A8A"  # can be read on light and on dark pages
 # marks of accents without an expert
 NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")
@@ -32,16 +41,16 @@ _BELOW: dict[str, Any] = dict(orientation="h", yanchor="top", y=-0.3, xanchor="l
 def error_rate_data(results: Results, domain: str = "accent") -> pd.DataFrame:
     """Word error rates with their intervals, one row per accent and method.
 
-    The columns are `accent`, `method`, `label`, `wer`, `low`, `high` and `speakers`. If `domain` is
-    "accent", the general domain follows its accents. Variants of the main methods are left out.
-    `low` and `high` are NaN if there are few speakers.
+    The columns are `accent`, `method`, `label`, `wer`, `low`, `high` and `speakers`. The general
+    domain that belongs to `domain` (`GENERAL_OF`) follows its accents. Variants of the main methods
+    are left out. `low` and `high` are NaN if there are few speakers.
     """
     rows, labels = [], results.labels
     for method in _main(results):
         domains = results.methods[method].domains
         rates: dict[str, Rate] = dict(domains[domain].accents) if domain in domains else {}
-        if GENERAL in domains and domain == "accent":
-            rates[GENERAL] = domains[GENERAL]
+        if (general := GENERAL_OF.get(domain)) in domains:
+            rates[str(general)] = domains[str(general)]
         for accent, rate in rates.items():
             low, high = _interval(rate, rate.interval)
             rows.append(
@@ -91,32 +100,34 @@ def error_rates(data: pd.DataFrame) -> go.Figure:
     )
 
 
-def forgetting_data(results: Results) -> pd.DataFrame:
+def forgetting_data(results: Results, domain: str = "accent") -> pd.DataFrame:
     """Word error rates on accents and on general speech with their intervals, one row per method.
 
-    The columns are `method`, `label`, `accents` (mean over accents), `accents_low`, `accents_high`,
-    `general`, `general_low`, `general_high` and `trainable`. Methods without one of the domains are
-    left out.
+    The columns are `method`, `label`, `accents`, `accents_low`, `accents_high`, `general`,
+    `general_low`, `general_high` and `trainable`. For the domain "accent", `accents` is the mean
+    over accents, for others the rate of all words. `general` is of the domain that belongs to it
+    (`GENERAL_OF`). Methods without one of the domains are left out.
     """
-    rows, labels = [], results.labels
+    rows, labels, against = [], results.labels, GENERAL_OF.get(domain, "")
     for method in _main(results):
         entry = results.methods[method]
-        accent, general = entry.domains.get("accent"), entry.domains.get(GENERAL)
+        accent, general = entry.domains.get(domain), entry.domains.get(against)
         if accent and general:
-            low, high = _interval(accent, accent.mean_interval)
+            mean = domain == "accent"
+            low, high = _interval(accent, accent.mean_interval if mean else accent.interval)
             general_low, general_high = _interval(general, general.interval)
             rows.append(
                 {
-                    "method": method, "label": labels[method], "accents": accent.mean_over_accents, "accents_low": low,
-                    "accents_high": high, "general": general.wer, "general_low": general_low, "general_high": general_high,
-                    "trainable": entry.trainable,
+                    "method": method, "label": labels[method], "accents": accent.mean_over_accents if mean else accent.wer,
+                    "accents_low": low, "accents_high": high, "general": general.wer, "general_low": general_low,
+                    "general_high": general_high, "trainable": entry.trainable,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def forgetting(data: pd.DataFrame) -> go.Figure:
-    """WER on accents against WER on general speech, from `forgetting_data`.
+def forgetting(data: pd.DataFrame, domain: str = "accent") -> go.Figure:
+    """WER on accents against WER on general speech, from `forgetting_data` of the same domain.
 
     The dotted line is the base's WER on general speech.
     """
@@ -134,13 +145,13 @@ def forgetting(data: pd.DataFrame) -> go.Figure:
     base = data[data.method == "base"]
     if len(base):
         figure.add_vline(x=float(base.general.iloc[0]), line=dict(color=METHOD_COLOURS["base"], dash="dot", width=1))
-    figure.update_xaxes(title="WER, general speech (%)")
-    figure.update_yaxes(title="WER, accents (%)")
+    figure.update_xaxes(title=_AXES[GENERAL_OF[domain]])
+    figure.update_yaxes(title=_AXES[domain])
     return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
 
 
-def parameters(data: pd.DataFrame) -> go.Figure:
-    """WER on accents against the number of trained parameters, from `forgetting_data`.
+def parameters(data: pd.DataFrame, domain: str = "accent") -> go.Figure:
+    """WER on accents against the number of trained parameters, from `forgetting_data` of the same domain.
 
     The dotted line is the base's WER.
     """
@@ -160,7 +171,7 @@ def parameters(data: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="trained parameters", type="log")
     if len(trained):
         figure.update_xaxes(range=[np.log10(trained.min()) - 0.6, np.log10(trained.max()) + 0.6])
-    figure.update_yaxes(title="WER, accents (%)")
+    figure.update_yaxes(title=_AXES[domain])
     return figure.update_layout(**LAYOUT, height=340, legend=_BELOW)
 
 

@@ -26,6 +26,7 @@ from hdmole.models import pretrained
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.models.whisper import Whisper
 
+ASSETS = Path(__file__).resolve().parents[2] / "assets"  # of the repository
 # in a model's folder: weights changed by full fine-tuning
 FULL = Path("adapters", "full", "model.safetensors")
 ACCENTS = "accents"  # in a model's folder: the accent recogniser that reads the layers of the encoder
@@ -54,13 +55,13 @@ def find_model(model: str | Path) -> Path:
     Raises ModelError if there is none.
     """
     if str(model) == "real":
-        folder = Path(__file__).resolve().parents[2] / "assets" / "real"
+        folder = ASSETS / "real"
         if not (folder / "config.json").is_file():
             sentence = "The model for real speakers is not here; run 'hdmole demo build --real', or give --model a folder."
             raise ModelError("model.no_real", sentence)
         return folder
     if str(model) == "demo":
-        folder = Path(__file__).resolve().parents[2] / "assets" / "demo"
+        folder = ASSETS / "demo"
         if not (folder / "config.json").is_file():
             sentence = "The demo model is not here; run 'hdmole demo build', or give --model a folder or hub name."
             raise ModelError("model.no_demo", sentence)

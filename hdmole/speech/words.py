@@ -21,6 +21,10 @@ _APOSTROPHES = dict.fromkeys(
 )
 
 
+# a Chinese or Japanese character
+_HAN = r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
+
+
 def _invisible(character: str) -> bool:
     """Whether a character shows nothing: zero width, a soft hyphen, a mark of direction, a selector of a variant."""
     code = ord(character)
@@ -42,9 +46,11 @@ def normalise(text: str) -> str:
 
     The same text gives the same words however it is encoded. Composed and decomposed letters, full and half width and
     ligatures are one (Unicode's NFKC), so are all characters for an apostrophe. Characters that show nothing are left out.
+    Digits are read as words (`spelt`), except in Chinese and Japanese.
     """
     text = "".join(c for c in text.translate(_APOSTROPHES) if not _invisible(c))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _letters(text)).lower())
+    text = text if re.search(_HAN, text) else spelt(text)
     return " ".join(filter(None, (word.strip("'") for word in _letters(text).split())))
 
 
@@ -62,7 +68,7 @@ def count_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     Each Chinese or Japanese character counts as a word, so that the rate for these languages is the
     character error rate. The texts are compared as they are given; `normalise` them first.
     """
-    reference, hypothesis = (re.sub(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])", r" \1 ", t) for t in (reference, hypothesis))
+    reference, hypothesis = (re.sub(_HAN, r" \1 ", t) for t in (reference, hypothesis))
     words = len(reference.split())
     if not words:
         return len(hypothesis.split()), 0

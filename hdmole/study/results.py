@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from hdmole.errors import UserError
 from hdmole.files import write_text, written
-from hdmole.names import METHOD_NAMES
+from hdmole.names import DOMAIN_LABELS, GENERAL_OF, METHOD_NAMES
 from hdmole.study.machine import commit, processor
 
 VERSION = 3
@@ -298,6 +298,18 @@ class Results(Record):
         """What people call each method."""
         return {name: entry.label or METHOD_NAMES.get(name, name) for name, entry in self.methods.items()}
 
+    @property
+    def domains(self) -> list[str]:
+        """The domains that were judged, in the order of `DOMAIN_LABELS`, then others."""
+        found = {domain: None for entry in self.methods.values() for domain in entry.domains}
+        return sorted(found, key=lambda domain: [*DOMAIN_LABELS, domain].index(domain))
+
+    @property
+    def target(self) -> str:
+        """The domain of accented speech that the methods were adapted to: "accent", or real adults."""
+        found = self.domains
+        return next((domain for domain in (*GENERAL_OF, *found) if domain in found), "accent")
+
     def few_speakers(self, domain: str) -> int:
         """The number of speakers in a domain if it is below `FEW_SPEAKERS`, else 0."""
         counts = [entry.domains[domain].speakers for entry in self.methods.values() if domain in entry.domains]
@@ -404,11 +416,16 @@ def base_digest(folder: Path) -> str | None:
     """A digest of a base model's weights, which identifies it; None without safetensors files.
 
     It is computed in half precision, so that a base and its release in half precision have the same
-    digest.
+    digest. Where a folder holds adapters on a pretrained base, it is that of the pretrained weights.
     """
     import torch
     from safetensors import safe_open
 
+    from hdmole.models import pretrained
+    from hdmole.speech.loading import read_config, weights_folder
+
+    if (folder / "config.json").is_file() and "pretrained" in read_config(folder):
+        return pretrained.digest(weights_folder(folder))
     digest, found = sha256(), False
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:

@@ -19,9 +19,7 @@ def markdown_table(results: Results, labels: Mapping[str, str] | None = None) ->
     are the names of the methods; by default those of the results.
     """
     labels = labels or results.labels
-    present = {domain for entry in results.methods.values() for domain in entry.domains}
-    domains = [domain for domain in ("accent", GENERAL, "real_digits") if domain in present]
-    domains += sorted(present - set(domains))
+    domains = results.domains
     full = results.methods["full"].trainable if "full" in results.methods else None
     times = results.decoding_time
     heads = [*(DOMAIN_LABELS.get(d, d) for d in domains), *(["Decoding time"] if times else [])]
