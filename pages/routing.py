@@ -69,6 +69,8 @@ if not timed:
     st.caption(
         t("This layer sees the distances between frames, not the frames.")
         if "relative" in layer
+        else t("This layer lies in the decoder: it counts the tokens of the text, not seconds.")
+        if "model.decoder." in layer
         else t("This layer lies in the LLM: it counts tokens, those of the audio and the prompt among them, not seconds.")
     )
 data = figures.gate_data(table, layer, which)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny import _features
 
-from hdmole.speech.domain import PHRASES, DomainScorer, domain_features, flags
+from hdmole.speech.domain import PHRASES, DomainScorer, decoder_features, domain_features, flags
 
 
 def _table(seed: int, count: int = 30) -> tuple[pd.DataFrame, np.ndarray]:
@@ -21,9 +21,19 @@ def _table(seed: int, count: int = 30) -> tuple[pd.DataFrame, np.ndarray]:
 def test_every_feature_has_a_phrase_and_extremes_are_finite() -> None:
     uniform = np.full((5, 8), -np.log(8.0))
     nothing = domain_features(np.zeros(1600, np.float32), uniform, "", "", [], None, np.ones(3) / 3)
-    assert set(nothing) == set(PHRASES)
-    assert all(np.isfinite(v) for v in nothing.values())
+    silent = decoder_features(np.zeros(1600, np.float32), "", [], np.ones(3) / 3, 0.0)
+    assert set(nothing) | set(silent) == set(PHRASES)
+    assert all(np.isfinite(v) for v in (*nothing.values(), *silent.values()))
     assert nothing["empty"] == 1
+
+
+def test_the_features_of_a_decoder_by_hand() -> None:
+    found = decoder_features(np.ones(16_000, np.float32), "no " * 40, [-0.5, -1.5], np.array([1.0, 0.0]), np.exp(-2))
+    assert found["token_log_prob"] == -1 and found["worst_token_log_prob"] == -1.5 and found["tokens_per_second"] == 2
+    assert found["english"] == pytest.approx(-2) and found["accent_entropy"] == pytest.approx(0, abs=1e-6)
+    assert (
+        found["compression"] > 5 > 1 > decoder_features(np.ones(800, np.float32), "yes", [-1.0], np.ones(1), 1.0)["compression"]
+    )
 
 
 def test_it_separates_and_explains_and_survives_saving(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ import pytest
 import soundfile
 import torch
 from tiny import speech_like, tones
-from tiny_whisper import ACCENTS, LAYERS, WIDTH, tiny_adapters, tiny_whisper
+from tiny_whisper import ACCENTS, END, LAYERS, WIDTH, tiny_adapters, tiny_whisper
 
 from hdmole.models import pretrained
 from hdmole.models.whisper import Whisper
 from hdmole.speech.asr import ASR
+from hdmole.speech.domain import DomainScorer
 from hdmole.speech.loading import ModelError, fetch_base
 from hdmole.study.evaluate import evaluate
 
@@ -155,3 +156,21 @@ def test_it_is_evaluated_with_its_routing(asr: ASR, tmp_path: Path) -> None:
     (segment,) = asr.segment(speech_like(2.5, 1))
     heard = asr.transcribe(speech_like(2.5, 1), want_trace=True).trace
     assert heard is not None and heard.arrays(heard.layer_names[0])["frame"].max() == len(segment.states) - 51
+
+
+def test_the_probability_of_english_is_among_languages_and_its_score_is_taken(asr: ASR) -> None:
+    (segment,) = asr.segment(tones(2.5))
+    base, mask = asr.models["base"], torch.ones(1, len(segment.states), dtype=torch.bool)
+    with torch.no_grad():
+        hidden, _ = base._decoder(torch.tensor([[END + 1]]), segment.states[None], None)
+        odds = base.proj_out(hidden[0, 0]).softmax(-1)
+    english, languages = odds[END + 2], odds[END + 2 : END + 101]  # of the 99 languages English is the first
+    assert float(base.english(segment.states[None], mask)[0]) == pytest.approx(float(english / languages.sum()), rel=1e-4)
+    features = asr.domain_features(segment, asr.decode_batch([segment], "base")[0])
+    asr.domain = DomainScorer(list(features), [0.0] * 8, [1.0] * 8, [0.0] * 16, -3.0, 0.5)
+    assert asr.transcribe(tones(2.5), "base").in_domain["verdict"] is False
+
+
+def test_where_nobody_speaks_it_is_said(asr: ASR) -> None:
+    heard = asr.transcribe(np.zeros(16_000, np.float32), "hdmole")
+    assert heard.text == "" and heard.in_domain == {"score": None, "verdict": False, "reasons": ["nobody speaks in it"]}

@@ -175,22 +175,32 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
                          text=" ".join(picked.text), speaker=first.speaker, paths=list(picked.path),
                          augment=first.split == "train")
                 )  # fmt: skip
+    jobs += plan_outside(sizes.outside, seed)
+    for number, job in enumerate(jobs):
+        job["seed"] = [seed, number]
+    return jobs
+
+
+def plan_outside(count: int, seed: int) -> list[dict[str, Any]]:
+    """Plan `count` sounds of each kind that are no English speech, in dev and in test; a sixth as many are silent.
+
+    The jobs have no `seed` yet.
+    """
+    jobs: list[dict[str, Any]] = []
     for split in ("dev", "test"):
         people = speakers(split, 12, seed)
         foreign = other_language_sentences()
         # Dev and test get different languages.
         halves = [f for f in foreign if (_hash(f[0]) < "8") == (split == "dev")] or foreign
-        for i in range(sizes.outside):
+        for i in range(count):
             language, text = halves[i % len(halves)]
             for kind in ("silence", "noise", "music", "language"):
-                if kind == "silence" and i >= sizes.outside // 6:
+                if kind == "silence" and i >= count // 6:
                     continue
                 jobs.append(
                     dict(kind=kind, split=split, domain=f"outside_{kind}", accent=language if kind == "language" else "",
                          text=text if kind == "language" else "", speaker=people[i % len(people)], augment=kind == "language")
                 )  # fmt: skip
-    for number, job in enumerate(jobs):
-        job["seed"] = [seed, number]
     return jobs
 
 

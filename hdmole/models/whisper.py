@@ -165,6 +165,15 @@ class Whisper(WhisperForConditionalGeneration):
         return Seq2SeqLMOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
+    def english(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Probability (B,) that English is spoken, among all languages, from encoder states (B, T, d)."""
+        start, translate = self.prompt[0], self.prompt[2] - 1  # the tokens of languages lie between these two
+        ids = torch.full((len(states), 1), start, device=states.device)
+        hidden, _ = self._decoder(ids, states, _bias(mask, states.dtype))
+        found: Tensor = self.proj_out(hidden[:, 0])[:, start + 1 : translate].float().softmax(-1)[:, 0]
+        return found
+
+    @torch.no_grad()
     def decode(self, states: Tensor, mask: Tensor) -> list[tuple[list[int], list[float], list[tuple[float, float]]]]:
         """Write what is heard in encoder states (B, T, d) with their mask (B, T).
 

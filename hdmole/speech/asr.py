@@ -37,7 +37,7 @@ from hdmole.names import GENERAL, METHOD_NAMES, SHARED
 from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
-from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, domain_features, flags, verdict_of_all
+from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_features, domain_features, flags, verdict_of_all
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, weights_folder
 from hdmole.speech.mel import mel_features
 from hdmole.speech.segments import LONG_PAUSE, cut, framed, heard_whole, pauses, spoken
@@ -427,8 +427,10 @@ class ASR:
         Returns:
             `score` from 0 to 1, `verdict` (true: in domain) and `reasons` in words. For several
             segments also `outside`, the spans in seconds of the segments that are out of domain.
-            Score and verdict are None if the model has no such score.
+            Score and verdict are None if the model has no such score, and somebody speaks.
         """
+        if not any(segment.spoken for segment in segments):
+            return {"score": 0.0 if self.domain else None, "verdict": False, "reasons": [UNSPOKEN]}
         if self.domain is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
         found = [self._scored(self.domain, segment) for segment in segments]
@@ -444,12 +446,13 @@ class ASR:
 
     def domain_features(self, segment: Encoded, base: Decoded) -> dict[str, float]:
         """The features of the in-domain score, by name. `base` is the base's transcript."""
-        tokens, _ = word_tokens(base.ids, self.tokenizer)
         if segment.ctc is None or self.blank is None:
-            sentence = (
-                "The in-domain score compares two readings of the sound, and this model has no CTC head; leave out domain.json."
-            )
-            raise ModelError("model.no_ctc", sentence)
+            mask = torch.ones(1, len(segment.states), dtype=torch.bool, device=self.device)
+            return decoder_features(
+                segment.samples, base.text, base.log_probs, segment.posterior.cpu().numpy(),
+                float(self.models["base"].english(segment.states[None], mask)[0]),
+            )  # fmt: skip
+        tokens, _ = word_tokens(base.ids, self.tokenizer)
         aligned = align(segment.ctc, [base.ids[k] for k in tokens], self.blank)
         return domain_features(
             samples=segment.samples,

@@ -2,13 +2,15 @@
 
 There is one score per utterance. It needs no reference. Its features say whether the CTC head and
 the LLM agree, whether both are sure, whether the accent recogniser knows the accent, and whether
-the sound resembles speech. A logistic regression weighs them. Its coefficients lie in `domain.json`
+the sound resembles speech. For a model without a CTC head they say how sure its decoder is of the
+words and of English, and how much of the text is said twice. A logistic regression weighs them. Its coefficients lie in `domain.json`
 beside the model, with their measured quality and the command that made them.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,8 @@ PHRASES = {
     "speech_share": "too little or too much of the audio behaves like speech",
     "flatness": "the sound is noise-like or tone-like rather than speech-like",
     "empty": "no words were heard",
+    "english": "the language does not sound like English",
+    "compression": "the text repeats itself",
 }
 UNSPOKEN = Text("nobody speaks in it")
 
@@ -101,24 +105,47 @@ def domain_features(
     best = ctc_log_probs.max(-1)
     spoken = ctc_log_probs.argmax(-1) != blank
     greedy = float(best.mean())
+    return {
+        "word_disagreement": min(2.0, Levenshtein.distance(ctc_text.split(), text.split()) / max(1, len(text.split()))),
+        "character_disagreement": character_disagreement(ctc_text, text),
+        "alignment_gap": min(8.0, greedy - alignment_score) if alignment_score is not None else 8.0,
+        "ctc_entropy": float(-(probs * ctc_log_probs).sum(-1).mean()),
+        "ctc_peak": float(np.exp(best[spoken]).mean()) if spoken.any() else 0.0,
+        "empty": float(not text or not ctc_text),
+        **_common_features(samples, token_log_probs, posterior),
+    }
+
+
+def decoder_features(
+    samples: np.ndarray, text: str, token_log_probs: list[float], posterior: np.ndarray, english: float
+) -> dict[str, float]:
+    """The features of the in-domain score of a model without a CTC head, by name.
+
+    `english` is the probability that English is spoken; the rest is as in `domain_features`. The
+    compression ratio of the text is that of Whisper's own `transcribe.py`.
+    """
+    written = text.encode()
+    return {
+        "english": max(-8.0, float(np.log(max(english, 1e-9)))),
+        "compression": len(written) / max(1, len(zlib.compress(written))),
+        **_common_features(samples, token_log_probs, posterior),
+    }
+
+
+def _common_features(samples: np.ndarray, token_log_probs: list[float], posterior: np.ndarray) -> dict[str, float]:
+    """The features that need no CTC head."""
     spectrum = np.abs(np.fft.rfft(_frames(samples) * np.hanning(512))) ** 2 + 1e-10
     level = 10 * np.log10(spectrum.mean(-1))
     loud = level > level.max() - 30
     flat = np.exp(np.log(spectrum).mean(-1)) / spectrum.mean(-1)
     count = max(1, len(token_log_probs))
     return {
-        "word_disagreement": min(2.0, Levenshtein.distance(ctc_text.split(), text.split()) / max(1, len(text.split()))),
-        "character_disagreement": character_disagreement(ctc_text, text),
-        "alignment_gap": min(8.0, greedy - alignment_score) if alignment_score is not None else 8.0,
         "token_log_prob": max(-5.0, float(np.sum(token_log_probs)) / count),
         "worst_token_log_prob": max(-8.0, float(min(token_log_probs, default=0.0))),
-        "ctc_entropy": float(-(probs * ctc_log_probs).sum(-1).mean()),
-        "ctc_peak": float(np.exp(best[spoken]).mean()) if spoken.any() else 0.0,
         "accent_entropy": float(-(posterior * np.log(posterior + 1e-9)).sum()),
         "tokens_per_second": count / max(0.1, len(samples) / SAMPLE_RATE),
         "speech_share": float(loud.mean()),
         "flatness": float(np.log10(flat[loud].mean())),
-        "empty": float(not text or not ctc_text),
     }
 
 
