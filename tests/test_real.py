@@ -85,7 +85,7 @@ def test_the_whole_recipe_runs_resumes_and_releases(people: Path, tmp_path: Path
     monkeypatch.setattr(real, "Sizes", lambda: SIZES)
     monkeypatch.setattr(real, "TRIALS", {m: [(1e-3, "encoder"), (1e-3, "both")] for m in real.METHODS})
     base, told = tiny_whisper(tmp_path), []
-    how: dict[str, Any] = dict(base=base, methods=("lora", "hdmole", "full"), epochs=1, search=True)
+    how: dict[str, Any] = dict(base=base, methods=("lora", "hdmole", "full"), epochs=1, search=True, domain=False)
     results = build(tmp_path / "real", [people], 0, 1, tmp_path / "work", told.append, **how)
     assert results is not None and set(results.methods) == {"base", "lora", "hdmole", "full"}
     domains = set(results.methods["base"].domains)

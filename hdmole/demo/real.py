@@ -42,6 +42,7 @@ from transformers import AutoTokenizer
 from hdmole.demo.corpus import render
 from hdmole.demo.real_card import model_card
 from hdmole.demo.real_corpus import RECOGNISER, Sizes, plan, read_people
+from hdmole.demo.real_domain import in_domain
 from hdmole.demo.synth import ACCENTS, Synthesiser
 from hdmole.files import write_json, write_text, written
 from hdmole.method.recogniser import LayerRecogniser
@@ -53,7 +54,7 @@ from hdmole.names import GENERAL
 from hdmole.processes import POLL, Task, others, rank_and_count, share
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.decoding import greedy
-from hdmole.speech.loading import ModelError
+from hdmole.speech.loading import ModelError, write_sums
 from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed
 from hdmole.speech.words import score, spelt
@@ -429,7 +430,7 @@ def _train_recogniser(statistics: Tensor, target: Tensor, rows: Tensor, seed: in
 
 def build(
     out: Path, folders: Sequence[Path], seed: int, scale: float, work: Path, report: Callable[[str], None],
-    methods: Sequence[str] = METHODS, base: Path | None = None, epochs: float = EPOCHS, search: bool = False, processes: int = 1,
+    methods: Sequence[str] = METHODS, base: Path | None = None, epochs: float = EPOCHS, search: bool = False, processes: int = 1, domain: bool = True,
 ) -> Results | None:  # fmt: skip
     """Train the methods on recordings of real people, and write the released folder.
 
@@ -446,6 +447,7 @@ def build(
         epochs: passes over the training speech; may be a fraction.
         search: try all of `TRIALS` in place of `CHOSEN`.
         processes: number of processes that share the trainings, and the GPU if there is one.
+        domain: fit the in-domain score.
 
     Returns:
         The results in the first process, None in the others.
@@ -525,8 +527,11 @@ def build(
         if name in found:
             entry.learning_rate, entry.place = found[name].rate, found[name].place
     results.trials = [_as_tried(trial, stages.dev(trial), stages.dev(None)) for each in trials.values() for trial in each]
+    (out / "SHA256SUMS").unlink(missing_ok=True)  # of an earlier release
+    results.in_domain = in_domain(out, folders, seed, stages.report) if domain else None
     save(out / "results", results, rows)
     write_text(out / "README.md", model_card(results, read_people(folders), factors, LABELS))
+    write_sums(out)
     return results
 
 

@@ -23,7 +23,7 @@ from hdmole.study.results import InDomain, provenance
 OUTSIDE = "outside_"  # domains of sounds that are not English speech begin with it
 
 
-def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[str], None], most: int = 60) -> InDomain:
+def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[str], None], most: int = 40) -> InDomain:
     """Fit the in-domain score on dev speech and sounds, and save it with the model as `domain.json`.
 
     A sound in which nobody speaks, or no word is heard, is outside without a score, and counts as 0.
