@@ -73,7 +73,7 @@ PLACES = {  # the linear layers that are adapted
 }
 WHERE = ("machine", "device", "torch")  # where a method was trained and judged, as its results say
 METHODS = ("lora", "hdmole", "full", "hdmole-extended")
-# learning rates and places that are tried, as many for each method
+# learning rates that are tried, as many for each method, and the place of each
 TRIALS: dict[str, list[tuple[float, str]]] = {
     "lora": [(1e-4, "encoder"), (2e-4, "encoder"), (5e-4, "encoder")],
     "hdmole": [(1e-4, "encoder"), (2e-4, "encoder"), (5e-4, "encoder")],
