@@ -80,7 +80,7 @@ def known_methods(
         "recogniser_early": paper("HDMoLE, recogniser not converged", rate="hdmole", recogniser="early"),
         "true_accent": paper("HDMoLE, true accent", rate="hdmole", true_accent=True),
         "recogniser_better": paper("HDMoLE, better recogniser", rate="hdmole", recogniser="better"),
-        **{f"rank{k}": paper(f"HDMoLE, rank {k}", {"r": k}, rate="hdmole" if k == r else "") for k in RANKS},
+        **{f"rank{k}": paper(f"HDMoLE, rank {k}", {"r": k}, rate="hdmole") for k in RANKS},
         "by_accent": paper("HDMoLE, experts trained with the true accent", **by_accent),
         "merged": paper("HDMoLE, one LoRA per accent first", warm_share=0.5),
         "shared": paper("HDMoLE, shared expert", shared),
