@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 
+from hdmole.speech import audio
 from hdmole.speech.audio import SAMPLE_RATE, Audio, AudioError, decode
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
@@ -307,29 +308,75 @@ def test_too_much_time_and_memory() -> None:
     with pytest.raises(AudioError, match=r"within 0\.01 seconds"):
         decode(minute, timeout=0.01)
     assert time.monotonic() - start < 5
-    with pytest.raises(AudioError, match="more than the 4 MB of memory"):
-        decode(minute, memory_mb=4)
+    with pytest.raises(AudioError, match="more than the 8 MB of memory"):
+        decode(minute, memory_mb=8)
     assert decode(minute).seconds == pytest.approx(60, abs=0.01)
 
 
-def test_a_child_that_hangs_or_crashes_leaves_the_process_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# the process that decodes, with another function in place of its `decode`
+CHILD = f"""
+import importlib.util, os
+spec = importlib.util.spec_from_file_location("child", {str(Path(audio.__file__).with_name("_decode.py"))!r})
+child = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(child)
+def decode(*limits):
+    INSTEAD
+child.decode = decode
+child.serve()
+"""
+
+
+def test_a_decoder_that_hangs_or_crashes_leaves_the_process_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = wav((tone(0.5, 16_000)[0] * 32767).astype("<i2").tobytes())
-    child = tmp_path / "child.py"
-    with monkeypatch.context() as patch:
-        patch.setattr("hdmole.speech.audio._CHILD", child)
-        for script, message, code in (
-            ("while True: pass", "within 1 seconds", "time"),
-            ("import os; os.abort()", "is damaged", "damaged"),
-            ("import os; os.kill(os.getpid(), 9)", "of memory", "memory"),
-            ("import os; os.kill(os.getpid(), 24)", "within 1 seconds", "time"),
-            ("raise RuntimeError('decoder is\\x07 unwell')", r"unwell\); convert it to WAV", "decoder_failed"),
-            ("pass", r"\(no message\)", "decoder_failed"),
-        ):
-            child.write_text(script)
+    script = tmp_path / "child.py"
+    for content, message, code in (
+        (CHILD.replace("INSTEAD", "while True: pass"), "within 1 seconds", "time"),
+        (CHILD.replace("INSTEAD", "os.abort()"), "is damaged", "damaged"),
+        (CHILD.replace("INSTEAD", "os.kill(os.getpid(), 9)"), "of memory", "memory"),
+        (CHILD.replace("INSTEAD", "os.kill(os.getpid(), 24)"), "within 1 seconds", "time"),
+        (CHILD.replace("INSTEAD", "raise RuntimeError('it is\\x07 unwell')"), r"unwell\); convert it to WAV", "decoder_failed"),
+        ("raise RuntimeError('it does not start')", r"\(no message\)", "decoder_failed"),
+    ):
+        script.write_text(content)
+        server = audio._Server(script)
+        with monkeypatch.context() as patch:
+            patch.setattr("hdmole.speech.audio._server", server)
             with pytest.raises(AudioError, match=message) as error:
                 decode(good, timeout=1)
             assert error.value.code == f"audio.{code}"
+        server.close()
     assert decode(good).seconds == 0.5
+
+
+def test_one_process_decodes_file_after_file_and_is_started_again_when_it_ends() -> None:
+    good = wav((tone(0.5, 16_000)[0] * 32767).astype("<i2").tobytes())
+    server = audio._server
+    with pytest.raises(AudioError, match="not audio"):
+        decode(b"no audio at all")
+    assert server._process is not None
+    first = server._process
+    with pytest.raises(AudioError, match="of memory"):
+        decode(encode(tone(60, 16_000), 16_000, "flac", "flac"), memory_mb=8)
+    assert decode(good).seconds == 0.5 and server._process is first
+    first.kill()
+    assert decode(good).seconds == 0.5 and server._process is not first
+
+
+def test_no_process_and_no_descriptor_is_left() -> None:
+    good = wav((tone(0.5, 16_000)[0] * 32767).astype("<i2").tobytes())
+    decode(good)
+    assert audio._server._process is not None
+    children = Path(f"/proc/{audio._server._process.pid}/task/{audio._server._process.pid}/children")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        decode(good)
+    with pytest.raises(AudioError, match="within"):
+        decode(encode(tone(60, 16_000), 16_000, "flac", "flac"), timeout=0.01)
+    assert len(os.listdir("/proc/self/fd")) == before
+    deadline = time.monotonic() + 10  # the one that waits ends just after its answer
+    while children.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not children.read_text()
 
 
 def test_mutated_files_never_hang_and_never_raise_anything_else() -> None:
@@ -374,7 +421,7 @@ def test_threads_decode_at_once() -> None:
     assert heard == pytest.approx({frequency: frequency for frequency in files}, abs=3)
 
 
-def test_neither_hdmole_audio_nor_the_child_imports_torch(tmp_path: Path) -> None:
+def test_neither_hdmole_audio_nor_the_decoder_imports_torch(tmp_path: Path) -> None:
     code = "import sys, hdmole.speech.audio; assert 'torch' not in sys.modules and 'av' not in sys.modules"
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=60)

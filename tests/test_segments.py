@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,14 @@ def test_every_stretch_is_heard_once_and_no_segment_is_too_long(stretches: list[
 
 def test_the_environment_stays_as_it_was() -> None:
     assert "OMP_THREAD_LIMIT" not in os.environ
+
+
+def test_it_takes_one_thread_beside_torch_too() -> None:
+    code = """
+import torch, os, numpy, hdmole.speech.segments as segments
+torch.set_num_threads(1)
+before = len(os.listdir("/proc/self/task"))
+segments.spoken(numpy.random.default_rng(0).normal(0, 0.1, 16_000).astype("float32"))
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -8,12 +8,17 @@ files make decoders hang or crash (a WAV of 157 bytes hangs libsndfile 1.2.2).
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -26,7 +31,9 @@ SAMPLE_RATE = 16_000  # Hz
 SHORTEST = 0.1  # seconds
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 
-_CHILD = Path(__file__).with_name("_decode.py")
+# a request (longest audio in seconds, time in seconds, memory in MB, rate in Hz) and the end of an
+# answer (exit code, whether it took too long), as in _decode.py
+REQUEST, ENDED = struct.Struct("=4d"), struct.Struct("=i?")
 # second half of the error code -> sentence; the child process gives the first five and "memory"
 _SENTENCES = {
     "not_audio": "{name} is not audio that can be read; give a WAV, FLAC, MP3, Ogg, M4A, MP4 or WebM file.",
@@ -58,6 +65,62 @@ class Audio:
     original_rate: int  # Hz
     channels: int  # in the file, before they were averaged
     clipped: float  # share of the original samples at full scale, 0 to 1
+
+
+class _Server:
+    """The process that runs `_decode.py`. It is started for the first file, and again if it has ended."""
+
+    def __init__(self, script: Path) -> None:
+        self._script, self._lock = script, threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+
+    def ask(self, file: IO[bytes], limits: tuple[float, float, int, int]) -> tuple[bytes, int, bool]:
+        """What the process that decoded has written, its exit code, and whether it took too long."""
+        for _ in range(2):  # the process may have ended
+            with ExitStack() as stack:
+                outputs, sent = zip(*(os.pipe() for _ in range(2)), strict=True)
+                output, ended = (stack.enter_context(open(number, "rb")) for number in outputs)
+                with self._lock:
+                    connection = self._connection = self._connection or self._start()
+                    with suppress(OSError):
+                        socket.send_fds(connection, [REQUEST.pack(*limits)], [file.fileno(), *sent])
+                for number in sent:
+                    os.close(number)
+                written = output.read()
+                if end := ended.read():
+                    code, late = ENDED.unpack(end)
+                    return written, code, late
+            with self._lock:
+                if self._connection is connection:
+                    self.close()
+        return b"", 0, False
+
+    def _start(self) -> socket.socket:
+        """Start the process, and return its socket."""
+        ours, theirs = socket.socketpair()
+        # -P keeps the folder of the script out of the import path, so that no file in it hides a
+        # module of Python.
+        command = [sys.executable, "-P", str(self._script)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        with theirs:
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+            )
+        return ours
+
+    def close(self) -> None:
+        """End the process."""
+        if self._connection is not None and self._process is not None:
+            with suppress(OSError):  # it has ended before
+                self._connection.shutdown(socket.SHUT_RDWR)
+            self._connection.close()
+            self._connection = None
+            self._process.wait()
+
+
+_server = _Server(Path(__file__).with_name("_decode.py"))
+atexit.register(_server.close)
 
 
 def decode(
@@ -133,27 +196,19 @@ def _decode(file: IO[bytes], name: str, max_seconds: float, timeout: float, memo
         limit = max_seconds if reason == "too_long" else timeout
         return AudioError(f"audio.{reason}", _SENTENCES[reason], name=name, seconds=f"{limit:g}", size=memory_mb)
 
-    # -P keeps the folder of the script out of the import path, so that no file in it hides a module
-    # of Python.
-    command = [sys.executable, "-P", str(_CHILD), *map(str, (max_seconds, timeout, memory_mb, SAMPLE_RATE))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    try:
-        child = subprocess.run(command, stdin=file, capture_output=True, timeout=timeout, env=environment)
-    except subprocess.TimeoutExpired:
-        raise refuse("time") from None
-    if child.returncode == -signal.SIGXCPU:
+    output, code, late = _server.ask(file, (max_seconds, timeout, memory_mb, SAMPLE_RATE))
+    if late or code == -signal.SIGXCPU:
         raise refuse("time")
     # it was killed by the CPU limit, or by the system because memory ran out
-    if child.returncode == -signal.SIGKILL:
+    if code == -signal.SIGKILL:
         raise refuse("memory")
-    if child.returncode < 0:
+    if code < 0:
         raise refuse("damaged")
-    header, _, body = child.stdout.partition(b"\n")
-    if child.returncode or not header:
-        lines = child.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+    header, _, body = output.partition(b"\n")
+    about = json.loads(header or '{"failed": "no message"}')
+    if "failed" in about:
         sentence = "{name} could not be decoded ({reason}); convert it to WAV and try again."
-        raise AudioError("audio.decoder_failed", sentence, name=name, reason=_printable(lines[-1]))
-    about = json.loads(header)
+        raise AudioError("audio.decoder_failed", sentence, name=name, reason=_printable(about["failed"]))
     if "error" in about:
         raise refuse(about["error"])
     samples = np.frombuffer(body, np.float32).copy()

