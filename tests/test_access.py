@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import http.client
 import io
 import json
@@ -27,6 +29,7 @@ from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import ManifestError, read_manifest
 from hdmole.study.evaluate import evaluate
 
+ROOT = Path(__file__).resolve().parent.parent
 REFUSED = "cannot be opened here"
 
 
@@ -223,6 +226,60 @@ def test_weights_in_a_pickle_are_not_opened(tiny_model: Path, tmp_path: Path) ->
         (copied / weights).rename((copied / weights).with_name("pytorch_model.bin" if weights[0] == "m" else "adapter_model.bin"))
         with pytest.raises(ModelError, match="safetensors"):
             ASR.load(copied)
+
+
+def test_code_in_a_models_folder_is_not_run(tiny_model: Path, tmp_path: Path) -> None:
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(tiny_model, folder)
+    for code in (folder / "evil.py", folder / "custom_generate" / "generate.py"):
+        code.parent.mkdir(exist_ok=True)
+        code.write_text(f"open({str(ran)!r}, 'w')\nclass Evil: ...\ndef generate(**_): ...\n")
+    for file, kind in (
+        ("tokenizer_config.json", "AutoTokenizer"),
+        ("preprocessor_config.json", "AutoFeatureExtractor"),
+        ("config.json", "AutoModel"),
+    ):
+        values = json.loads((folder / file).read_text())
+        reference = "evil.Evil" if kind != "AutoTokenizer" else ["evil.Evil", None]
+        (folder / file).write_text(json.dumps(values | {"auto_map": {kind: reference, "AutoConfig": "evil.Evil"}}))
+    with contextlib.suppress(ModelError):
+        ASR.load(folder)
+    assert not ran.exists()
+
+
+def test_an_adapter_beside_the_base_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """transformers would put it into the base, and read it from a pickle where there is no safetensors file."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.copy(tiny_model / "adapters/lora/adapter_config.json", tmp_path / "model")
+    with pytest.raises(ModelError, match=r"adapter_config.json beside the base") as caught:
+        ASR.load(tmp_path / "model")
+    assert caught.value.code == "model.adapter_in_base"
+
+
+_PICKLES = {"torch.load", "pickle.load", "pickle.loads", "joblib.load", "load_peft_weights"}
+
+
+def test_every_call_that_reads_a_model_runs_no_code_and_opens_no_pickle() -> None:
+    """All calls in library, app and scripts. `PeftModel.from_pretrained` is called in one place, which looks first."""
+    models = {"SpeechLLM", "Whisper", "family", "AutoModelForCTC", "AutoModelForCausalLM"}
+    read = {"AutoTokenizer", "PreTrainedTokenizerFast", "AutoFeatureExtractor", "ClipExtractor"}
+    json_only = {"PeftConfig", "LoraConfig"}
+    found: list[str] = []
+    for file in sorted(f for part in ("hdmole", "app", "pages", "runs") for f in (ROOT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            where, options = f"{file.name}:{node.lineno}: {called}", {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert called not in _PICKLES and "allow_pickle" not in options, where
+            if not called.endswith(".from_pretrained"):
+                continue
+            kind = called.removesuffix(".from_pretrained")
+            found.append(kind)
+            assert kind in models | read | json_only or (kind, file.name) == ("PeftModel", "loading.py"), where
+            assert kind in json_only | {"PeftModel"} or options.get("trust_remote_code") == "False", where
+            assert kind not in models or options.get("use_safetensors") == "True", where
+    assert found.count("PeftModel") == 1 and len(found) >= 12
 
 
 @pytest.mark.parametrize(

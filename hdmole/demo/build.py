@@ -185,8 +185,7 @@ class Build:
             )  # fmt: skip
             with written(folder) as part:
                 made.save_pretrained(part)
-        loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-        return loaded
+        return tokenizer_in(folder)
 
     def _labels(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, eos: bool) -> Callable[[list[int]], dict[str, Tensor]]:
         ends = [tokenizer.eos_token_id] if eos else []
@@ -375,7 +374,7 @@ def _lane(work: Path, real_speech: list[Path], seed: int, recipe: Recipe, start:
     torch.set_num_threads(1)
     stages = Build(work, real_speech, seed, recipe, partial(print, file=sys.stderr, flush=True))
     stages._start = start
-    corpus, tokenizer = Corpus(work / "corpus"), PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    corpus, tokenizer = Corpus(work / "corpus"), tokenizer_in(work / "tokenizer")
     for name in names:
         match name:
             case "encoder":
@@ -401,6 +400,12 @@ def released_adapters(released: Path) -> dict[str, Path]:
             name = "hdmole-extended" if config.general_class else "hdmole"
         found[name] = folder
     return found
+
+
+def tokenizer_in(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that `Build.tokenizer` wrote."""
+    loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    return loaded
 
 
 def _initialise(model: Any) -> Any:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,7 +54,7 @@ from hdmole.names import GENERAL
 from hdmole.processes import POLL, Task, others, rank_and_count, share
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.decoding import greedy
-from hdmole.speech.loading import ModelError, write_sums
+from hdmole.speech.loading import ModelError, load_adapter, write_sums
 from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed
 from hdmole.speech.words import score, spelt
@@ -99,7 +99,7 @@ CHUNK = 50  # utterances that one worker makes at a time
 def _make(jobs: list[dict[str, Any]], base: Path) -> list[tuple[np.ndarray, float]]:
     """Mel features and seconds of planned utterances."""
     torch.set_num_threads(1)
-    extractor = ClipExtractor.from_pretrained(base)
+    extractor = ClipExtractor.from_pretrained(base, trust_remote_code=False)
     with Synthesiser() as synthesiser:
         waves = [framed(render(job, synthesiser))[0] for job in jobs]
     return [(stored_mel_features(extractor, wave), len(wave) / SAMPLE_RATE) for wave in waves]
@@ -132,7 +132,7 @@ class Build:
 
     def whisper(self) -> Any:
         """The base in float32, without gradients."""
-        model: Any = Whisper.from_pretrained(self.base, dtype=torch.float32, use_safetensors=True)
+        model: Any = Whisper.from_pretrained(self.base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
         return model.to(self.device).eval().requires_grad_(False)
 
     def corpus(self) -> Corpus:
@@ -232,7 +232,7 @@ class Build:
         torch.manual_seed(self.seed)
         base = self.whisper()
         if folder.is_dir():
-            return _with_full(base, folder) if name == "full" else PeftModel.from_pretrained(base, folder).eval()
+            return _with_full(base, folder) if name == "full" else load_adapter(base, folder)
         model = adapted(base, name, trial.place)
         self.report(f"{trial.name}: {trainable(model):,} trainable parameters")
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]

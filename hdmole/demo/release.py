@@ -92,7 +92,8 @@ def release(trained: Trained, out: Path) -> Results:
 def weights(work: Path, out: Path) -> None:
     """Write base, adapters, tokenizer and feature extractor. The weights are in fp16."""
     out.mkdir(parents=True, exist_ok=True)
-    SpeechLLM.from_pretrained(work / "base", dtype=torch.float16, use_safetensors=True).save_pretrained(out)
+    base = SpeechLLM.from_pretrained(work / "base", dtype=torch.float16, use_safetensors=True, trust_remote_code=False)
+    base.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     for part in ("audio_config", "text_config"):
         config[part].pop("_name_or_path", None)  # a path on the machine that trained the part

@@ -68,7 +68,7 @@ class Whisper(WhisperForConditionalGeneration):
     @staticmethod
     def extractor(folder: Path) -> Any:
         """The feature extractor in a model's folder."""
-        return ClipExtractor.from_pretrained(folder)
+        return ClipExtractor.from_pretrained(folder, trust_remote_code=False)
 
     @property
     def speech_encoder(self) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
 from torch import Tensor
@@ -188,6 +188,13 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
         )
     if missing := [names[0] for names in NEEDED if not any((weights / name).is_file() for name in names)]:
         raise ModelError("model.incomplete", _INCOMPLETE, folder=weights, files=", ".join(missing))
+    if (weights / "adapter_config.json").is_file():  # transformers would put it into the base, from a pickle if need be
+        raise ModelError(
+            "model.adapter_in_base",
+            "The model folder {folder} holds an adapter_config.json beside the base; put each adapter into a folder of its own in "
+            "{folder}/adapters.",
+            folder=weights,
+        )
     known = config.get("pretrained_sha256")
     if known is not None and known != pretrained.digest(weights):
         warnings.warn(
@@ -230,7 +237,12 @@ def _base(folder: Path, family: Any) -> Any:
     transformers_logging.set_verbosity_error()  # transformers would print a table of what does not fit
     try:
         loaded, found = family.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     finally:
         transformers_logging.set_verbosity(shown)
@@ -239,6 +251,22 @@ def _base(folder: Path, family: Any) -> Any:
     base = loaded.eval().requires_grad_(False)
     _numbers(folder, base.state_dict())
     return base
+
+
+def load_adapter(base: Any, folder: Path) -> Any:
+    """The base, which is changed in place, with a PEFT adapter that this library has trained, ready for decoding.
+
+    Raises ModelError if the folder has no weights in safetensors.
+    """
+    _safe(folder)
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def _safe(folder: Path) -> None:
+    """Raise ModelError if an adapter has no weights in safetensors. PEFT would open a pickle in their place."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        sentence = "The adapter in {folder} has no adapter_model.safetensors; save it with safe_serialization=True."
+        raise ModelError("model.adapter_not_safe", sentence, folder=folder)
 
 
 def _changed(base: Any, file: Path) -> Any:
@@ -304,9 +332,7 @@ def _adapted(base: Any, folder: Path, kind: str | None) -> Any:
 
     Raises ModelError if the adapter is not of the given kind, or if its weights do not fit the base.
     """
-    if not (folder / "adapter_model.safetensors").is_file():  # PEFT would open a pickle in its place
-        sentence = "The adapter in {folder} has no adapter_model.safetensors; save it with safe_serialization=True."
-        raise ModelError("model.adapter_not_safe", sentence, folder=folder)
+    _safe(folder)
     config: Any = PeftConfig.from_pretrained(str(folder))
     if kind is not None and config.peft_type != kind:
         sentence = "The adapter in {folder} is of the kind {found}, not {kind}; put each adapter into the folder of its method."

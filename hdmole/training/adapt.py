@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, TrainerCallback
@@ -31,6 +31,7 @@ from hdmole.method.tuner.layer import HDMoLELinear
 from hdmole.models.speech_llm import SpeechLLM, encode_all
 from hdmole.names import GENERAL
 from hdmole.speech.decoding import greedy
+from hdmole.speech.loading import load_adapter
 from hdmole.training.data import Batches, Corpus, States
 from hdmole.training.loop import ATTENTION, fit, smoothed_objective
 
@@ -243,7 +244,7 @@ def pad(ids: list[list[int]]) -> Tensor:
 
 def load_base(folder: Path, device: str | torch.device = "cpu") -> SpeechLLM:
     """Load the base in float32, without gradients."""
-    model: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    model: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     base: SpeechLLM = model.to(device).eval().requires_grad_(False)
     return base
 
@@ -391,7 +392,7 @@ def adapt(
     torch.manual_seed(seed)
     base = load_base(speech.base, device)
     if adaptation.kind not in ("base", "full") and folder.is_dir():
-        return PeftModel.from_pretrained(base, folder).eval()
+        return load_adapter(base, folder)
     model = with_adapter(base, adaptation, speech.recognised(adaptation.recogniser)[0] if adaptation.routed else None)
     if adaptation.kind == "base":
         return model

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from peft import LoraConfig, PeftModel
-from peft.utils import load_peft_weights
-from safetensors.torch import save_file
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hdmole.method.gate import gates
@@ -46,7 +47,7 @@ def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: 
         lora: Any = LoraConfig.from_pretrained(str(source))
         if lora.r != config.r or lora.use_dora or lora.bias != "none" or lora.rank_pattern or lora.alpha_pattern:
             raise ValueError(f"{source} is not a plain LoRA adapter (no DoRA, bias or patterns) of rank {config.r}.")
-        state = load_peft_weights(str(source), device="cpu")
+        state = load_file(_weights(source))
         if set(state) != {f"{name}.lora_{factor}.weight" for name in layers for factor in "AB"}:
             raise ValueError(f"{source} does not adapt the same modules: {', '.join(x.layer_name for x in layers.values())}.")
         scale = lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r) / config.scale
@@ -55,6 +56,16 @@ def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: 
         for name, layer in layers.items():
             layer.hdmole_A[adapter_name][rows] = state[f"{name}.lora_A.weight"].to(layer.hdmole_A[adapter_name])
             layer.hdmole_B[adapter_name][:, rows] = scale * state[f"{name}.lora_B.weight"].to(layer.hdmole_B[adapter_name])
+
+
+def _weights(source: str | Path) -> Path:
+    """The file with the weights of an adapter in a folder or on the hub; never a pickle, which may hold code."""
+    if not Path(source).is_dir():
+        return Path(hf_hub_download(str(source), SAFETENSORS_WEIGHTS_NAME))
+    file = Path(source) / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        raise ValueError(f"{source} has no {SAFETENSORS_WEIGHTS_NAME}; save the adapter with safe_serialization=True.")
+    return file
 
 
 @torch.no_grad()
