@@ -31,7 +31,7 @@ fuzz: .venv/installed-dev ## decode mutated audio files of every container: 10,0
 audit: .venv/bin/python ## look the pinned packages up in the database of known weaknesses (needs the network)
 	$(BIN)/python -m venv build/audit
 	build/audit/bin/pip install -q --disable-pip-version-check pip-audit==2.10.1
-	build/audit/bin/pip-audit -r requirements.txt --no-deps --disable-pip
+	build/audit/bin/pip-audit -r requirements.txt --no-deps --disable-pip --strict
 
 mutation: .venv/installed-dev ## change the code in small ways and count what the tests notice: all of it, or e.g. of=gate
 	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutation.py $(of)

@@ -190,6 +190,39 @@ def test_a_seek_to_a_place_that_no_file_has_is_not_the_end() -> None:
     assert onsets(decode(caf)) == pytest.approx([0.5], abs=0.01)
 
 
+@pytest.mark.parametrize("place", [0x7FFF_FFFF, 2])
+@pytest.mark.parametrize("container", ["mp4", "mov"])
+def test_a_part_that_lies_nowhere_does_not_end_the_rest(container: str, place: int) -> None:
+    """The middle one of the places of a track's parts is beyond the end of the file, or in its head."""
+    # another track between its parts keeps the muxer from joining them
+    sound = bursts_at(0.2, 1.7, length=2.0, rate=SAMPLE_RATE)
+    data = interleaved(container, sound, np.zeros_like(sound))
+    places = data.index(b"stco") + 12
+    count = int.from_bytes(data[places - 4 : places], "big")
+    middle = places + 4 * (count // 2)
+    assert count > 4
+    assert onsets(decode(data)) == pytest.approx([0.2, 1.7], abs=0.03)
+    broken = data[:middle] + place.to_bytes(4, "big") + data[middle + 4 :]
+    assert onsets(decode(broken)) == pytest.approx([0.2, 1.7], abs=0.03)
+
+
+def interleaved(container: str, *tracks: np.ndarray) -> bytes:
+    """A file whose AAC tracks lie in it in turns of half a second."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        packets = []
+        for data in tracks:
+            stream = output.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            frame = av.AudioFrame.from_ndarray(data, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
+            resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE, 1024)
+            for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+                packets += stream.encode(part)
+        for packet in sorted(packets, key=lambda p: (int(2 * p.pts * p.time_base), p.stream.index, p.pts)):
+            output.mux_one(packet)
+    return buffer.getvalue()
+
+
 def test_tags_in_latin_1_do_not_matter() -> None:
     plain = wav(
         bursts_at(0.5, length=1.0, rate=SAMPLE_RATE)[0].astype("<f4").tobytes(),

@@ -38,6 +38,7 @@ CLIPPED = 0.999  # of full scale; what reaches it counts as clipped
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 LATE, EARLY = 0.015, 0.02  # seconds by which a frame may miss its time before silence is put in or an overlap cut out
 LIVE = 60.0  # seconds; a file that begins later than this is a piece of a longer stream, whose clock began before it
+MOST_FAILURES = 10_000  # reads of a packet in a row; then the rest of a file is given up
 STRETCH = 0.1  # seconds in which it is decided whether channels are in opposite phase
 
 # Only containers that hold one recording. Playlists (HLS, concat, DASH) stay out: they open other files and addresses.
@@ -58,6 +59,7 @@ class Input:
     def __init__(self, start: int, end: int) -> None:
         self._file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
         self._start, self._end, self._at = start, end, 0
+        self.astray = False  # whether a place beyond the end was asked for, where FFmpeg then finds the end of the file
         self._patch: tuple[int, bytes] = (0, b"")
         self._patch = whole_words(self.read(65536))
         self._at = 0
@@ -78,6 +80,7 @@ class Input:
         at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end - self._start}[whence]
         if at < 0:  # a damaged file may ask for it; FFmpeg takes it for an error and goes on
             return -1
+        self.astray = self.astray or at > self._end - self._start
         self._at = at
         return at
 
@@ -177,8 +180,8 @@ def mixed(data: np.ndarray) -> np.ndarray:
     return np.asarray((data * signs[:, None]).mean(axis=0))
 
 
-def frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; packets that cannot be decoded are passed over, and where the container breaks off is the end."""
+def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
+    """Decoded frames. Packets that cannot be read or decoded are passed over, up to `MOST_FAILURES` in a row."""
 
     def decoded(packet: Any) -> list[Any]:
         try:
@@ -188,18 +191,22 @@ def frames(container: Any, stream: Any) -> Iterator[Any]:
                 raise
             return []
 
-    packets = container.demux(stream)
-    while True:
+    failures = 0
+    while failures < MOST_FAILURES:
+        source.astray, ended = False, False
         try:
-            packet = next(packets)
-        except StopIteration:
-            return
+            for packet in container.demux(stream):
+                if packet.size:  # PyAV ends with a packet of nothing
+                    failures = 0
+                    yield from decoded(packet)
+            ended = not source.astray
         except (av.FFmpegError, ValueError) as error:
             if getattr(error, "errno", 0) == errno.ENOMEM:
                 raise
-            yield from decoded(None)  # what the decoder still holds
-            return
-        yield from decoded(packet)
+        if ended:
+            break
+        failures += 1  # and on to what lies behind the damage
+    yield from decoded(None)  # what the decoder still holds
 
 
 def declared_seconds(container: Any, stream: Any, size: int) -> float:
@@ -374,9 +381,10 @@ def decode_link(start: int, end: int, max_seconds: float, target: int) -> tuple[
     result: tuple[dict[str, Any], np.ndarray] | None = None
     reason: Refused | None = None
     for number in order:
-        with opened(Input(start, end)) as container:
+        source = Input(start, end)
+        with opened(source) as container:
             try:
-                found = decode_track(container, container.streams.audio[number], end - start, max_seconds, target)
+                found = decode_track(container, container.streams.audio[number], source, end - start, max_seconds, target)
             except Refused as refused:
                 reason = reason or refused
                 continue
@@ -388,7 +396,9 @@ def decode_link(start: int, end: int, max_seconds: float, target: int) -> tuple[
     return result
 
 
-def decode_track(container: Any, stream: Any, size: int, max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
+def decode_track(
+    container: Any, stream: Any, source: Input, size: int, max_seconds: float, target: int
+) -> tuple[dict[str, Any], np.ndarray]:
     """What is known about one sound track, and its samples."""
     if stream.codec_context is None:
         raise Refused("unknown_codec")
@@ -401,7 +411,7 @@ def decode_track(container: Any, stream: Any, size: int, max_seconds: float, tar
         begin = 0.0
     mixer = Mixer(target)
     longest = stated + 0.5 if stated and name == "flac" else max_seconds
-    for silence, overlap, frame in placed(frames(container, stream), begin, longest):
+    for silence, overlap, frame in placed(frames(container, stream, source), begin, longest):
         rate = frame.sample_rate
         mixer.silence(silence, rate)
         mixer.add(channels_first(frame)[:, round(overlap * rate) :], rate)
