@@ -15,6 +15,7 @@ import jiwer
 import streamlit as st
 
 from app import texts
+from app.access import plain
 from app.jobs import Job
 from app.texts import Text, t
 from app.utterance import clock
@@ -143,7 +144,7 @@ def warn_if_outside(job: Job) -> None:
     for method, transcript in job.transcripts.items():
         if transcript.flags:
             flags = t("; ").join(map(t, transcript.flags))
-            st.warning(t("**{method}:** {flags}.", method=texts.method(method), flags=flags), icon=":material/repeat:")
+            st.warning(t("**{method}:** {flags}.", method=plain(texts.method(method)), flags=flags), icon=":material/repeat:")
     for transcript in job.transcripts.values():
         if transcript.in_domain.get("verdict") is False:
             reasons = t("; ").join(map(t, transcript.in_domain.get("reasons") or []))

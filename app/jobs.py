@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from app.access import hide_folders
+from app.access import hide_folders, plain
 from app.session import session_id, session_open
 from app.texts import Text, without_folders
 from app.turns import Ticket, Turns
@@ -164,8 +164,8 @@ class Task:
         except UserError as error:
             self.error = Text(error.sentence, **without_folders(error))
         except Exception as error:  # no error in here may break the page
-            reason = hide_folders(str(error)) or type(error).__name__
-            self.error = Text("The transcription of {name} failed: {reason}", name=self.name, reason=reason)
+            reason = plain(hide_folders(str(error)) or type(error).__name__)
+            self.error = Text("The transcription of {name} failed: {reason}", name=plain(self.name), reason=reason)
         finally:
             self._end_turn()
 
@@ -231,7 +231,7 @@ class Job(Task):
         self.long = audio.seconds > LONG
         for method in (m for m in self.methods if m not in self.transcripts):
             self._advance(0.0)
-            self.step = Text("{method} is listening", method=Text(method_label(method)))
+            self.step = Text("{method} is listening", method=Text(plain(method_label(method))))
             self.encoded = self._asr.segment(audio, lambda: self._advance(0.0)) if self.encoded is None else self.encoded
             transcript = self._asr.transcribe(
                 audio, method=method, want_trace=method in self._asr.routed, encoded=self.encoded, progress=self._advance
@@ -255,7 +255,7 @@ class Trial(Task):
 
     def _work(self) -> None:
         assert self._job.audio is not None
-        self.step = Text("{method} is listening again", method=Text(method_label(self._method)))
+        self.step = Text("{method} is listening again", method=Text(plain(method_label(self._method))))
         self._advance(0.0)
         self.transcript = self._asr.transcribe(
             self._job.audio, method=self._method, intervention=self._change, encoded=self._job.encoded, progress=self._advance

@@ -89,7 +89,7 @@ def set_once(name: str, options: list[str]) -> None:
                 "This link names the {choice} {name}, which is not there; the choices are {choices}.",
                 choice=t(name),
                 name=plain(repr(linked)),
-                choices=t(", ").join(map(layer_label, options)),
+                choices=t(", ").join(plain(layer_label(option)) for option in options),
             )
         )
     if found is not None or st.session_state.get(name) not in options:

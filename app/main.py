@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:
 
 import hdmole  # noqa: E402
 from app import tour  # noqa: E402
+from app.access import plain  # noqa: E402
 from app.model import choose_model, device_name, load_model, show_model  # noqa: E402
 from app.texts import choose_language, t  # noqa: E402
 
@@ -49,7 +50,7 @@ with st.sidebar:
     st.caption(
         t(
             "Model **{model}** on **{device}**, HDMoLE {version}",
-            model=asr.folder.name,
+            model=plain(asr.folder.name),
             device=device_name(asr),
             version=hdmole.__version__,
         )

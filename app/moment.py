@@ -75,7 +75,12 @@ def choose_word(utterance: str, words: Sequence[Word]) -> None:
     label = t("Choose a word, or click a cell, to hear that moment")
     if 0 < len(words) <= _MOST_WORDS:
         st.pills(
-            label, range(len(words)), key=key, format_func=lambda i: words[i].word, on_change=chosen, persist_state="session"
+            label,
+            range(len(words)),
+            key=key,
+            format_func=lambda i: plain(words[i].word),
+            on_change=chosen,
+            persist_state="session",
         )
     else:
         st.caption(t(":material/touch_app: Click a cell to hear that moment."))

@@ -47,7 +47,8 @@ def show(
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
     }
     tables: dict[str, Callable[[], pd.DataFrame]] = data if isinstance(data, dict) else {Text("Data"): data.copy}
-    event = st.plotly_chart(drawn(plot), key=key, on_select=on_select, selection_mode="points", config=bar, alt=reading)
+    shown = drawn(plot)
+    event = st.plotly_chart(shown, key=key, on_select=on_select, selection_mode="points", config=bar, alt=reading)
     with st.container(horizontal=True, vertical_alignment="top", wrap=False):
         st.caption(t("**How to read this:** {reading}", reading=reading))
         with st.popover(t("Save"), icon=":material/download:", width="content", key=f"{key}-save"):
@@ -62,7 +63,7 @@ def show(
                 )
             st.download_button(
                 t("Figure (HTML)"),
-                lambda: figures.exported(drawn(plot)).to_html(),
+                lambda: figures.exported(shown).to_html(),
                 f"{name}.html",
                 "text/html",
                 key=f"{key}-html",

@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -158,7 +160,8 @@ def picture(file: Path) -> str:
 
 
 def drawn(plot: go.Figure) -> go.Figure:
-    """The figure with its titles, names and hints translated. Data and spoken words stay."""
+    """A copy of the figure with its titles, names and hints translated. Data and spoken words stay, as text."""
+    plot = _without_markup(plot)
     if language() == "en":
         return plot
     axes = [*plot.select_xaxes(), *plot.select_yaxes()]
@@ -179,3 +182,31 @@ def drawn(plot: go.Figure) -> go.Figure:
         if trace.name:
             trace.name = label(trace.name)
     return plot.update_layout(font_family=_FONT)
+
+
+def _without_markup(figure: go.Figure) -> go.Figure:
+    """A copy in which the names in the data are text. Plotly takes `<` and `&` in them for HTML, links among it.
+
+    It may be called once. What a click selects in the copy has these names as HTML writes them.
+    """
+    figure = go.Figure(figure)
+    for trace in figure.data:
+        for part in ("x", "y", "customdata", "name", "text"):
+            if part in trace and trace[part] is not None:
+                trace[part] = _as_text(trace[part])
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        if axis.tickvals is not None:
+            axis.tickvals = _as_text(axis.tickvals)
+    if figure.layout.meta:
+        figure.layout.meta = {name: _as_text(value) for name, value in figure.layout.meta.items()}
+    return figure
+
+
+def _as_text(values: Any) -> Any:
+    """A string, or all strings in an array, as HTML writes them."""
+    if isinstance(values, str):
+        return escape(values, quote=False)
+    array = values if isinstance(values, np.ndarray) else np.asarray(values, dtype=object)
+    if array.dtype.kind not in "OU" or not any(isinstance(v, str) and ("<" in v or "&" in v) for v in array.flat):
+        return values
+    return np.vectorize(lambda value: _as_text(value) if isinstance(value, str) else value, otypes=[object])(array)

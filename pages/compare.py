@@ -24,7 +24,7 @@ linked = st.query_params.to_dict()  # read before the choice of results changes 
 
 def kind(domain: str) -> str:
     """The name of a kind of speech, translated."""
-    return t("Accents" if domain == "accent" else DOMAIN_LABELS.get(domain, domain))
+    return t("Accents" if domain == "accent" else DOMAIN_LABELS.get(domain, plain(domain)))
 
 
 st.title(t("Is HDMoLE better, by how much, and how sure are we?"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -105,7 +106,7 @@ with left:
         st.caption(
             t(
                 "No expert was trained on {accents}: their rows say whom they are taken for.",
-                accents=t(", ").join(map(texts.accent, unseen)),
+                accents=t(", ").join(plain(texts.accent(name)) for name in unseen),
             )
         )
 with right:
@@ -124,7 +125,8 @@ with right:
     )
     if event.selection.points or named:
         with clicked:
-            hear(folder, event.selection.points[0]["customdata"][0] if event.selection.points else str(named))
+            marks = event.selection.points
+            hear(folder, unescape(marks[0]["customdata"][0]) if marks else str(named))
 st.caption(
     t(
         "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import links, results, texts, tour
+from app.access import plain
 from app.model import REAL, ROOT, device_name, load_model
 from app.session import session
 from app.texts import t
@@ -37,7 +38,7 @@ if clips:
     with st.container(horizontal=True):
         for accent in dict.fromkeys(clip.accent for clip in clips):
             clip = next(c for c in clips if c.accent == accent)
-            if st.button(texts.accent(accent), key=f"go-{accent}", help=clip.text):
+            if st.button(plain(texts.accent(accent)), key=f"go-{accent}", help=plain(clip.text)):
                 choose_sample(clip)
                 st.switch_page("../pages/transcribe.py", query_params={"sample": clip.name})
 left, right = st.columns(2)
@@ -49,12 +50,12 @@ with left:
     st.caption(t("Presentation mode, in the sidebar: large type, no controls. {leave}", leave=tour.LEAVE))
 with right:
     st.header(t("What is loaded"))
-    experts = t(", ").join(map(texts.accent, asr.accents[1:])) or t("none")
+    experts = t(", ").join(plain(texts.accent(name)) for name in asr.accents[1:]) or t("none")
     dated = t("results of {date}", date=summary.provenance.date) if summary else t("no results")
     loaded = (
         t(
             "model **{model}** on **{device}**, with {methods}",
-            model=folder.name, device=device_name(asr), methods=" · ".join(map(texts.method, asr.methods)),
+            model=plain(folder.name), device=device_name(asr), methods=" · ".join(plain(texts.method(name)) for name in asr.methods),
         ),
         t("{count} experts: {experts}", count=len(asr.accents) - 1, experts=experts),
         t(", ").join([dated, *(name for name in results.folders(asr) if name != "this model's own")]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import gates, links, plots, texts, watch
+from app.access import plain
 from app.cards import warn_if_outside
 from app.model import load_model
 from app.moment import choose_word, clicked_moment, remember_click, show_moment
@@ -29,7 +30,7 @@ with sample:
     sample_select(clips, t("Utterance"))
 method = gates.choose_adapter(asr, *adapter_box)
 config = asr.gate(method)
-explained.caption(f"**{texts.method(method)}**{t(': ')}{gates.in_words(config)}")
+explained.caption(f"**{plain(texts.method(method))}**{t(': ')}{gates.in_words(config)}")
 job = watch.heard_job(asr, chosen)
 if method not in job.transcripts or job.audio is None:
     st.stop()
@@ -64,7 +65,7 @@ moment = clicked_moment(chosen.key, words, stretch.start, stretch.end) if timed 
 show_moment(moment, job.audio, table, layer, which)
 span = (moment.start, moment.end) if moment else None
 label, gate = layer_label(layer), t(figures.GATES[which])
-st.header(t("{gate} of {layer}, over time", gate=gate, layer=label))
+st.header(t("{gate} of {layer}, over time", gate=gate, layer=plain(label)))
 if not timed:
     st.caption(
         t("This layer sees the distances between frames, not the frames.")
@@ -90,7 +91,7 @@ plots.show(
 
 left, right = st.columns(2)
 with left:
-    st.header(t("Thresholds of {layer} and what they cut", layer=label))
+    st.header(t("Thresholds of {layer} and what they cut", layer=plain(label)))
     at = moment.time if moment else None
     cut = figures.threshold_data(table, layer, at)
     when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
@@ -183,7 +184,7 @@ if beside is not None:
             st.columns(2), (chosen.name, beside.path.name), (table, second), (heard, other.transcripts[method]), strict=True
         ):
             with column:
-                st.markdown(f"**{name}**: {text.text}")
+                st.markdown(f"**{plain(name)}**: {plain(text.text)}")
                 shown = figures.gate_data(rows, layer, which)
                 plots.show(
                     figures.gate_heatmap(shown, most, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,

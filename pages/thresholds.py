@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app import gates, links, plots, results, texts, watch
+from app.access import plain
 from app.cards import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card, warn_if_outside
 from app.model import load_model
 from app.session import session
@@ -45,7 +46,7 @@ with controls:
     sample_select(clips, t("Utterance"))
     method = gates.choose_adapter(asr, st.container())
 config = asr.gate(method)
-explained.caption(f"**{texts.method(method)}**{t(': ')}{gates.in_words(config)}")
+explained.caption(f"**{plain(texts.method(method))}**{t(': ')}{gates.in_words(config)}")
 with outcome:
     job = watch.heard_job(asr, chosen)
 if method not in job.transcripts:

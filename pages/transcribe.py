@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import links, plots, texts, watch
-from app.access import audio_type
+from app.access import audio_type, plain
 from app.cards import show_cards, show_legend
 from app.model import REAL, load_model
 from app.session import session
@@ -84,7 +84,7 @@ with sound:
 if best is not None and len(best.accent) > 1:
     with accent:
         st.header(t("The accent it hears"))
-        told = t(" This sample is {accent}.", accent=texts.accent(chosen.accent)) if chosen.accent else ""
+        told = t(" This sample is {accent}.", accent=plain(texts.accent(chosen.accent))) if chosen.accent else ""
         plots.show(
             figures.accent_posterior(best.accent), f"{chosen.stem}-accent",
             pd.DataFrame({"accent": list(best.accent), "posterior": list(best.accent.values())}),

@@ -7,13 +7,16 @@ import contextlib
 import http.client
 import io
 import json
+import re
 import shutil
 import stat
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import soundfile
@@ -21,9 +24,12 @@ from driver import assert_no_exception, session, settle
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
-from app import access, report
+from app import access, report, utterance
 from app.cards import text_card
 from app.corpus import Evaluation, unpack
+from app.texts import drawn
+from hdmole.figures import results as result_figures
+from hdmole.figures import utterance as utterance_figures
 from hdmole.speech.asr import ASR
 from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import ManifestError, read_manifest
@@ -254,6 +260,52 @@ def test_an_adapter_beside_the_base_is_refused(tiny_model: Path, tmp_path: Path)
     with pytest.raises(ModelError, match=r"adapter_config.json beside the base") as caught:
         ASR.load(tmp_path / "model")
     assert caught.value.code == "model.adapter_in_base"
+
+
+LURE = "<a href='http://evil.example'>x</a> ![x](http://evil.example)"
+
+
+def lured(values: object) -> bool:
+    """Whether a text, or one in an array, holds a link that plotly would show."""
+    return any("<a" in str(value) for value in np.asarray(values, dtype=object).flat)
+
+
+def test_names_in_figures_are_text() -> None:
+    table = pd.DataFrame([{"accent": LURE, "method": "base", "label": LURE, "wer": 1.0, "low": 0.5, "high": 2.0, "speakers": 3}])
+    (bar,), axis = (figure := drawn(result_figures.error_rates(table))).data, figure.layout.xaxis
+    assert bar.x[0] == axis.tickvals[0] == bar.name == "&lt;a href='http://evil.example'&gt;x&lt;/a&gt; ![x](http://evil.example)"
+    assert not lured(axis.ticktext)
+    words = [SimpleNamespace(word=LURE, start=0.0, end=1.0)]
+    cells = pd.DataFrame(
+        [{"position": 0, "word": LURE, "start": 0.0, "end": 1.0, "expert": 0, "accent": LURE, "value": 1.0, "call": 0,
+          "time": 0.0, "frame": 0, "gate": 1.0}]
+    )  # fmt: skip
+    heat = drawn(utterance_figures.word_heatmap(cells, 1.0))
+    assert not any(
+        lured(part) for part in (heat.data[0].y, heat.data[0].customdata, heat.layout.xaxis.ticktext, heat.layout.yaxis.ticktext)
+    )
+    heat = drawn(utterance_figures.gate_heatmap(cells, 1.0, words=words))
+    assert not lured(heat.layout.yaxis.ticktext) and not lured(heat.layout.yaxis.tickvals) and not lured(heat.data[1].y)
+    errors = pd.DataFrame({"mine": [1], "theirs": [2], "utterances": [3]})
+    pair = drawn(result_figures.pair_scatter(errors, LURE, LURE, 1, ("#000000", "#000000")))
+    assert not lured(list(pair.layout.meta.values()))
+
+
+def test_an_accent_a_file_and_a_sentence_are_no_markdown(
+    open_app: Callable[..., AppTest], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages on which their names stand outside of figures and tables."""
+    real = utterance.samples
+    clips = [replace(clip, accent=LURE, text=LURE) for clip in real(tiny_model)]
+    monkeypatch.setattr(utterance, "samples", lambda folder: clips)
+    for page in ("home", "transcribe", "routing", "thresholds"):
+        at = open_app(page)
+        assert_no_exception(at)
+        shown = [text.value for kind in (at.markdown, at.caption, at.header, at.subheader, at.info, at.warning) for text in kind]
+        shown += [label for button in at.button for label in (button.label, button.help or "")]
+        shown += [option for pills in at.get("button_group") for option in pills.options]
+        open_links = [text for text in shown if "![x](" in text or re.search(r"(?<!\\)<a href", text)]
+        assert not open_links, page
 
 
 _PICKLES = {"torch.load", "pickle.load", "pickle.loads", "joblib.load", "load_peft_weights"}

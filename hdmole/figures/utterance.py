@@ -313,7 +313,7 @@ def gate_heatmap(
     )  # fmt: skip
     _clickable(figure, times, accents, values, "expert %{y}<br>%{x:.2f} s<br>gate %{customdata:.3f}<extra></extra>")
     colours = accent_colours(accents)
-    text = [f"{accent_label(name)} <span style='color:{colours[name]}'>■</span>" for name in accents]
+    text = [f"{escape(accent_label(name), quote=False)} <span style='color:{colours[name]}'>■</span>" for name in accents]
     figure.update_yaxes(tickmode="array", tickvals=list(accents), ticktext=text)
     return _over_time(figure, times, words, axis, span).update_layout(height=360)
 
@@ -530,7 +530,7 @@ def _clickable(figure: go.Figure, x: Sequence[Any] | np.ndarray, y: Sequence[str
 def accent_ticks(accents: Iterable[str]) -> dict[str, Any]:
     """Settings of an axis that shows the names of accents."""
     names = list(accents)
-    return dict(tickmode="array", tickvals=names, ticktext=[accent_label(name) for name in names])
+    return dict(tickmode="array", tickvals=names, ticktext=[escape(accent_label(name), quote=False) for name in names])
 
 
 def _over_time(
