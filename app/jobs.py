@@ -51,6 +51,7 @@ class Utterance:
     reference: str = ""
     accent: str = ""
     sample: str = ""  # name of the sample, if it is one of the model's
+    clip: str = ""  # the key under which `app.clips` keeps it, if it is the visitor's
 
     @property
     def stem(self) -> str:

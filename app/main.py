@@ -16,16 +16,28 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import hdmole  # noqa: E402
-from app import tour  # noqa: E402
+from app import links, tour  # noqa: E402
 from app.access import plain  # noqa: E402
 from app.model import choose_model, device_name, load_model, show_model  # noqa: E402
 from app.texts import choose_language, t  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
+# A page opened from the sidebar has an address without choices, which the page then completes. For the browser's Back and
+# Forward the two are one step.
+ONE_STEP = """<script>
+if (!window.oneStep) {
+  window.oneStep = history.pushState.bind(history);
+  history.pushState = (state, title, url) => {
+    const next = new URL(url, location);
+    (next.pathname === location.pathname && !location.search ? history.replaceState.bind(history) : window.oneStep)(state, title, url);
+  };
+}
+</script>"""
 
 st.set_page_config(page_title="HDMoLE", page_icon=str(ASSETS / "icon.svg"), layout="wide")
 st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "icon.svg"), size="large")
 st.html(ASSETS / "style.css")
+st.html(ONE_STEP, unsafe_allow_javascript=True)
 # Corpus and Report consist of controls, which a presentation hides
 working: Literal["visible", "hidden"] = "hidden" if st.session_state.get("present") else "visible"
 page = st.navigation(
@@ -42,6 +54,7 @@ page = st.navigation(
         st.Page("../pages/about.py", title=t("Model"), icon=":material/info:"),
     ]
 )
+links.read()
 with st.sidebar:
     choose_language()
     choose_model()

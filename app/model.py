@@ -56,8 +56,8 @@ def choose_model() -> None:
     if started not in CHOICES:
         return
     possible = [SMALL] if missing() else [REAL, SMALL]
-    wanted = st.query_params.get("model")
-    if wanted in possible and wanted != kept.model:  # the visitor opened this address, or went back to it
+    wanted = links.take("model")
+    if wanted is not None and wanted in possible and wanted != kept.model:
         look_at(wanted)
     if kept.model not in possible:
         look_at(started if started in possible else SMALL)
@@ -65,8 +65,9 @@ def choose_model() -> None:
 
     def chosen() -> None:
         look_at(st.session_state.model_choice)
-        # what else the address says is of the other model
-        links.write(sample=st.query_params.get("sample", ""))
+        # what else the address says is of the other model, but both may have this sample
+        links.write()
+        links.reset(sample=kept.utterance.sample if kept.utterance else "")
 
     st.radio(t("Model"), possible, key="model_choice", format_func=lambda name: t(CHOICES[name]), on_change=chosen)
 
@@ -77,10 +78,9 @@ def look_at(name: str) -> None:
     if kept.model and kept.model != name:
         for task in (*kept.jobs.values(), *kept.trials.values(), *kept.worth.values()):
             task.cancel()
-        for results in (kept.jobs, kept.trials, kept.worth, kept.thresholds, kept.linked):
+        for results in (kept.jobs, kept.trials, kept.worth, kept.thresholds):
             results.clear()
         kept.moment, kept.results, kept.stopped = None, "", ""
-        kept.link_read, kept.changes_linked = False, None
         for key in [key for key in st.session_state if str(key).startswith(_OF_A_MODEL)]:
             del st.session_state[key]
     kept.model = name

@@ -127,7 +127,7 @@ def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
     """
     found = chosen(asr, routing)
     if found is None:
-        links.write_model()
+        links.write()
     if found is None and routing and session().model == REAL:
         st.info(
             t(
@@ -152,11 +152,10 @@ def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
 
 def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
     """As `choose`, but None if there are no results."""
-    current, link = folders(asr), st.query_params.get("results", "")
+    current, link = folders(asr), links.take("results")
     known = current | archived(asr)
     widgets = st.session_state
-    # the visitor opened this address; this page did not write it
-    if link and link != session().results:
+    if link:
         widgets.results_given = "" if link in known else link
         widgets.results_name = link if link in known else None
     if not widgets.get("results_given") and widgets.get("results_name") not in known:
@@ -180,8 +179,6 @@ def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
     if not given and name is None:
         return None
     session().results = given or str(name)
-    if link != session().results:
-        links.write(results=session().results)
     try:
         folder = access.results_folder(given, asr.folder) if given else known[str(name)]
         summary = load(folder)

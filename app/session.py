@@ -27,11 +27,12 @@ class Session:
         stopped: key of the utterance whose work the visitor cancelled. It does not start again by
             itself.
         notes: warnings to show until another utterance is chosen.
-        link_read: whether the address under which the app was opened has been read.
-        linked: `adapter`, `layer` and `gate` of that address, until a page has used them.
-        changes_linked: the changes of routing in the address under which the page Thresholds was
-            opened.
-        changes_of: key of the utterance to which these changes belong.
+        written: the address that the app wrote or read last, without the language.
+        written_before: the one before it.
+        written_at: when `written` was written, as `time.monotonic()`.
+        opened: the address that the visitor opened, until another one is opened or written by a
+            choice; None if there is none.
+        used: names in `opened` that a page has used.
         thresholds: utterance key, method and name of a threshold -> the value that the visitor has
             set.
         moment: key of an utterance and the time in it, in seconds, that was clicked last.
@@ -48,10 +49,11 @@ class Session:
     worth: dict[tuple[str, str, int], Worth] = field(default_factory=dict)
     stopped: str = ""
     notes: list[str] = field(default_factory=list)
-    link_read: bool = False
-    linked: dict[str, str] = field(default_factory=dict)
-    changes_linked: dict[str, str] | None = None
-    changes_of: str = ""
+    written: dict[str, str] = field(default_factory=dict)
+    written_before: dict[str, str] = field(default_factory=dict)
+    written_at: float = 0.0
+    opened: dict[str, str] | None = None
+    used: set[str] = field(default_factory=set)
     thresholds: dict[tuple[str, str, str], float] = field(default_factory=dict)
     moment: tuple[str, float] | None = None
     results: str = ""

@@ -53,16 +53,12 @@ def language() -> Language:
 
 
 def choose_language() -> None:
-    """Show the switch between the languages. An address in Chinese says so."""
-    chosen = st.session_state.setdefault("language", language())
+    """Show the switch between the languages. `app.links.write` puts the choice into the address."""
+    st.session_state.setdefault("language", language())
     st.segmented_control(
         t("Language"), list(LANGUAGES), key="language", format_func=LANGUAGES.__getitem__, required=True,
         label_visibility="collapsed", persist_state="session",
     )  # fmt: skip
-    if chosen == "en":
-        st.query_params.pop("lang", None)
-    elif st.query_params.get("lang") != chosen:
-        st.query_params["lang"] = chosen
 
 
 def t(text: str | UserError, /, **values: Any) -> str:

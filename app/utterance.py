@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from app import results, texts
+from app import clips as clips_kept
+from app import links, results, texts
 from app.access import plain
 from app.jobs import Job, Utterance
 from app.model import REAL, SMALL
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import ASR, Transcript
     from hdmole.speech.decoding import Word
 
+_LONGEST_SAID = 500  # letters of a typed reference that an address holds
 UPLOADS = [
     "wav",
     "wave",
@@ -162,24 +164,41 @@ def choose_sample(sample: Sample) -> None:
 
 
 def choose_linked(clips: list[Sample], folder: Path) -> None:
-    """Choose the sample that the address names, once in a session.
+    """Choose the sample or recording that the opened address names.
 
-    The adapter, layer and gate in the address are kept for the pages that show them. If the address
-    names no sample, it is `opening_sample`, by the results in the model's `folder`.
+    If there is none, it is `opening_sample`, by the results in the model's `folder`.
     """
     kept = session()
-    if kept.link_read:
-        return
-    kept.link_read = True
     names = {clip.name: clip for clip in clips}
-    wanted = st.query_params.get("sample", "")
-    if clips and kept.utterance is None:
-        choose_sample(names.get(wanted) or opening_sample(clips, results.summary_of(folder / "results")))
-    if wanted and wanted not in names:
+    wanted, key, said = (links.take(name) for name in ("sample", "clip", "said"))
+    recording = clips_kept.find(key) if key else None
+    if recording is not None:
+        choose(recording)
+        st.session_state.way = "Upload"
+    elif wanted in names:
+        choose_sample(names[wanted])
+        st.session_state.way = "Sample"
+    lost = wanted and wanted not in names
+    if clips and (lost or kept.utterance is None):
+        choose_sample(opening_sample(clips, results.summary_of(folder / "results")))
+    if lost:
         kept.notes.append(
             t("This link names the sample {name}, which this model does not have; here is another one.", name=plain(repr(wanted)))
         )
-    kept.linked = {name: st.query_params[name] for name in ("adapter", "layer", "gate") if name in st.query_params}
+    if key and recording is None:
+        kept.notes.append(
+            t(
+                "The recording of this link is not kept any more. Give it again: a recording is kept for an hour after its last use."
+            )
+        )
+    if said and kept.utterance is not None:
+        st.session_state[f"reference-{kept.utterance.key}"] = said
+
+
+def address(chosen: Utterance) -> dict[str, str]:
+    """What the address of a page says of an utterance: which one it is, and what was said if the visitor typed it."""
+    said = reference_of(chosen)
+    return {"sample": chosen.sample, "clip": chosen.clip, "said": said[:_LONGEST_SAID] if said != chosen.reference else ""}
 
 
 def sample_select(clips: list[Sample], label: str = "") -> None:
@@ -193,6 +212,7 @@ def sample_select(clips: list[Sample], label: str = "") -> None:
         # right after a change of language it holds the old label
         if st.session_state.sample_choice in by_name:
             choose_sample(by_name[st.session_state.sample_choice])
+            links.reset()
 
     st.selectbox(
         label or t("Sample"), list(by_name), key="sample_choice", on_change=chosen, format_func=lambda n: by_name[n].label,
@@ -207,7 +227,8 @@ def choose_utterance(clips: list[Sample]) -> None:
     def take(key: str, name: str) -> None:
         file = st.session_state[key]
         if file is not None:
-            choose(Utterance(name or file.name, file.getvalue()))
+            choose(clips_kept.keep(Utterance(name or file.name, file.getvalue())))
+            links.reset()
 
     ways = [*([Text("Sample")] if clips else []), Text("Upload"), Text("Microphone")]
     left, right = st.columns([1, 2], vertical_alignment="top")
@@ -230,8 +251,14 @@ def choose_utterance(clips: list[Sample]) -> None:
         elif way == "Upload":
             st.file_uploader(
                 t("Audio file, up to half an hour"), type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
-                help=t("It stays in this computer's memory and is forgotten when you close the page."),
+                help=t(
+                    "It stays in this computer's memory for an hour after it was last used. The address of this page opens it, also "
+                    "for others who have the address."
+                ),
             )  # fmt: skip
+            shown = session().utterance
+            if st.session_state.upload is None and shown is not None and shown.clip:
+                st.caption(t("Now shown: {name}", name=plain(shown.name)))
         else:
             st.audio_input(t("Record a sentence"), key="recording", on_change=take, args=("recording", "recording.wav"))
 

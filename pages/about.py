@@ -9,7 +9,7 @@ from app.model import load_model, model_card
 from app.texts import t
 from hdmole import __version__
 
-links.write_model()
+links.write()
 asr = load_model()
 folder = asr.folder
 summary = results.summary_of(folder / "results")

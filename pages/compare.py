@@ -11,6 +11,7 @@ from app import links, plots, results, texts
 from app.access import audio_type, plain
 from app.cards import LEGEND_DIFFERENCE, text_card
 from app.model import ROOT, load_model
+from app.session import session
 from app.texts import Text, t
 from hdmole.figures import results as result_figures
 from hdmole.figures.utterance import METHOD_COLOURS
@@ -19,7 +20,6 @@ from hdmole.study.bootstrap import accent_differences
 from hdmole.study.claims import verdict
 
 asr = load_model()
-linked = st.query_params.to_dict()  # read before the choice of results changes the address
 
 
 def kind(domain: str) -> str:
@@ -40,7 +40,7 @@ if adapted := texts.adapted(summary):
 bars, plane = st.columns([1.6, 1])
 with bars:
     domains = [d for d in summary.domains if d in DOMAIN_LABELS and d not in GENERAL_OF.values()] or ["accent"]
-    links.set_widget(linked, "speech", "speech", domains, domains[0])
+    links.set_widget("speech", "speech", domains, domains[0])
     speech = st.segmented_control(t("Word error rate by accent"), domains, required=True, key="speech", format_func=kind)
     rates = result_figures.error_rate_data(summary, str(speech))
     plots.show(
@@ -84,7 +84,7 @@ if len(curves):
         t("left, how fast a method learns the accents; right, what happens to general speech meanwhile."), "curves",
     )  # fmt: skip
 names = list(summary.methods)
-address = {"results": st.query_params.get("results", ""), "speech": str(speech) if speech != domains[0] else ""}
+address = {"results": session().results, "speech": str(speech) if speech != domains[0] else ""}
 if len(names) < 2:
     links.write(**address)
     st.stop()
@@ -93,10 +93,10 @@ st.header(t("Is the difference real?"))
 left, right, middle = st.columns(3)
 label = labels.__getitem__
 first = "hdmole" if "hdmole" in names else names[-1]
-links.set_widget(linked, "compared", "method", names, first)
+links.set_widget("compared", "method", names, first)
 method = left.selectbox(t("Method"), names, format_func=label, key="compared")
 others = [name for name in names if name != method]
-links.set_widget(linked, "against", "against", others, others[0])
+links.set_widget("against", "against", others, others[0])
 against = right.selectbox(t("Against"), others, format_func=label, key="against")
 address |= {"method": method if method != first else "", "against": against if against != others[0] else ""}
 said = []
@@ -172,7 +172,7 @@ if file.is_file():
     several = len(seeds) > 1
     spoken = table.accent.where(table.domain.isin(["accent", GENERAL]), table.domain + "/" + table.accent)
     accents = dict(sorted(zip(spoken, zip(table.accent, table.domain, strict=True), strict=True)))
-    links.set_widget(linked, "compared_accent", "accent", list(accents), None)
+    links.set_widget("compared_accent", "accent", list(accents), None)
     accent = middle.selectbox(
         t("Accent"), list(accents), index=None, placeholder=t("all"), key="compared_accent",
         format_func={

@@ -30,9 +30,11 @@ st.caption(
     )
 )
 kept = session()
-if kept.evaluation_new or "corpus_results" not in st.session_state:
+linked = links.take("results")
+if kept.evaluation_new or linked is not None or "corpus_results" not in st.session_state:
     kept.evaluation_new = False
-    st.session_state.corpus_results = "" if kept.evaluation is not None else st.query_params.get("results", "")
+    mine = kept.evaluation.key if kept.evaluation is not None else ""
+    st.session_state.corpus_results = linked if linked and linked != mine else ""
 with st.sidebar:
     earlier = st.text_input(
         t("Results of an earlier evaluation"), key="corpus_results", placeholder="results/mine", persist_state="session",
@@ -84,7 +86,7 @@ if task is not None:
             st.info(t("Cancelled before anything was heard."))
         st.stop()
 elif not earlier:
-    links.write_model()
+    links.write()
     st.stop()
 try:
     out = task.out if task is not None else access.results_folder(earlier, asr.folder)
@@ -151,7 +153,7 @@ def archive() -> bytes:
 
 
 with st.container(horizontal=True, vertical_alignment="center"):
-    link = {"results": name_of_results}
+    link = links.whole(results=name_of_results)
     st.page_link("../pages/compare.py", label=t("Compare the methods"), icon=":material/bar_chart:", query_params=link)
     if summary.routing:
         st.page_link("../pages/correspondence.py", label=t("Experts and accents"), icon=":material/grid_on:", query_params=link)

@@ -10,8 +10,10 @@ import streamlit as st
 
 from app import links, plots, results, texts
 from app.access import audio_type, plain
+from app.clips import keep
 from app.jobs import Utterance
 from app.model import load_model
+from app.session import session
 from app.texts import t
 from app.utterance import choose, samples
 from hdmole.figures import results as result_figures
@@ -20,7 +22,6 @@ from hdmole.study.results import FEW_SPEAKERS, Measure
 from hdmole.study.routing_table import ROUTERS
 
 asr = load_model()
-linked = st.query_params.to_dict()  # read before the choice of results changes the address
 
 
 def hear(folder: Path, name: str) -> None:
@@ -38,7 +39,7 @@ def hear(folder: Path, name: str) -> None:
     if sound is None and clip is None:
         st.caption(t("The audio of this utterance is not part of the results."))
         return
-    chosen = clip.utterance() if clip else Utterance(*sound, row.reference, row.accent) if sound else None
+    chosen = clip.utterance() if clip else keep(Utterance(*sound, row.reference, row.accent)) if sound else None
     assert chosen is not None
     with st.container(horizontal=True, vertical_alignment="center"):
         st.audio(chosen.data, format=audio_type(chosen.data) or "audio/wav", width=180)
@@ -47,13 +48,14 @@ def hear(folder: Path, name: str) -> None:
         ):  # fmt: skip
             if st.button(label, icon=icon, key=f"open-{page}"):
                 choose(chosen)
-                st.switch_page(f"../pages/{page}.py", query_params={"sample": clip.name} if clip else None)
+                st.switch_page(f"../pages/{page}.py")
 
 
 st.title(t("Does each expert serve its accent?"))
 folder, summary = results.choose(asr, routing=True)
 file = folder / "routing.parquet"
 if summary.routing is None or not file.is_file():
+    links.write(results=session().results)
     st.info(t("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do."))
     st.stop()
 
@@ -81,13 +83,13 @@ known = [
 ]  # fmt: skip
 st.caption(t("Routing of **{method}**", method=plain(shown)) + " · " + " · ".join(known))
 which, where = st.columns(2)
-links.set_widget(linked, "router", "router", ROUTERS, "gate")
-links.set_widget(linked, "corpus_layer", "layer", layers, None)
+links.set_widget("router", "router", ROUTERS, "gate")
+links.set_widget("corpus_layer", "layer", layers, None)
 router = which.segmented_control(
     t("Router"), list(ROUTERS), required=True, format_func=lambda name: t(ROUTERS[name]), key="router"
 )
 layer = where.selectbox(t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer")
-links.write(results=st.query_params.get("results", ""), router=str(router) if router != "gate" else "", layer=layer or "")
+links.write(results=session().results, router=str(router) if router != "gate" else "", layer=layer or "")
 left, right = st.columns(2)
 with left:
     data = result_figures.correspondence_data(routing, str(router), layers[layer] if layer else None)

@@ -14,7 +14,7 @@ from app.utterance import choose_sample, samples
 if "sample" in st.query_params:  # old links, from before there was a Home page
     st.switch_page("../pages/transcribe.py", query_params=dict(st.query_params))
 
-links.write_model()
+links.write()
 asr = load_model()
 folder = asr.folder
 clips = samples(folder)
@@ -40,7 +40,7 @@ if clips:
             clip = next(c for c in clips if c.accent == accent)
             if st.button(plain(texts.accent(accent)), key=f"go-{accent}", help=plain(clip.text)):
                 choose_sample(clip)
-                st.switch_page("../pages/transcribe.py", query_params={"sample": clip.name})
+                st.switch_page("../pages/transcribe.py")
 left, right = st.columns(2)
 with left:
     st.header(t("Show it to somebody"))

@@ -18,7 +18,6 @@ TABLES = {"I": Text("I: methods"), "II": Text("II: accent recogniser"), "III": T
 BASES = {"base": Text("the frozen base"), "full": Text("full fine-tuning")}
 SPEECH = {"accent": Text("accents"), GENERAL: Text("general speech")}
 asr = load_model()
-linked = st.query_params.to_dict()
 
 
 def change(value: float, low: float = float("nan"), high: float = float("nan")) -> str:
@@ -150,8 +149,8 @@ elif done < rows:
 if summary:
     results.verdicts(summary.claims)
 left, right = st.columns(2)
-links.set_widget(linked, "paper_table", "table", list(TABLES), "I")
-links.set_widget(linked, "paper_against", "against", list(BASES), "base")
+links.set_widget("paper_table", "table", list(TABLES), "I")
+links.set_widget("paper_against", "against", list(BASES), "base")
 table = str(
     left.segmented_control(t("Table"), list(TABLES), required=True, key="paper_table", format_func=lambda k: t(TABLES[k]))
 )

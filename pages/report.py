@@ -10,7 +10,7 @@ from app import gates, links, report, results
 from app.model import device_name, load_model
 from app.session import session
 from app.texts import t
-from app.utterance import choose_linked, chosen_utterance, reference_input, sample_select, samples
+from app.utterance import address, choose_linked, chosen_utterance, reference_input, sample_select, samples
 from app.watch import heard_job
 from hdmole.figures import utterance as figures
 from hdmole.names import layer_label
@@ -44,7 +44,7 @@ if table is not None:
     )
 folder, summary = results.chosen(asr) or (Path(), None)
 linked = gates.linked_adapter(asr, method) if method else ""
-links.write(sample=chosen.sample, adapter=linked, layer=layer_label(layer), results=session().results if summary else "")
+links.write(**address(chosen), adapter=linked, layer=layer_label(layer), results=session().results if summary else "")
 about = {"model": asr.folder.name, "device": device_name(asr), "methods": ", ".join(job.methods)}
 note = results.other_base(asr, folder, summary) if summary else ""
 written = report.html(job, reference, method, layer, summary, about, note)

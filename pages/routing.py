@@ -11,7 +11,7 @@ from app.model import load_model
 from app.moment import choose_word, clicked_moment, remember_click, show_moment
 from app.session import session
 from app.texts import Text, t
-from app.utterance import choose_linked, choose_stretch, routed_utterance, sample_select, samples
+from app.utterance import address, choose_linked, choose_stretch, routed_utterance, sample_select, samples
 from hdmole.figures import utterance as figures
 from hdmole.names import layer_label
 
@@ -54,7 +54,7 @@ with gate_box:
         persist_state="session",
     )
 which = picked or "gate"
-links.write(sample=chosen.sample, adapter=gates.linked_adapter(asr, method), layer=layer_label(layer), gate=which)
+links.write(**address(chosen), adapter=gates.linked_adapter(asr, method), layer=layer_label(layer), gate=which)
 links.show_notes()
 warn_if_outside(job)
 

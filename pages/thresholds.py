@@ -13,7 +13,7 @@ from app.cards import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card, warn_if_out
 from app.model import load_model
 from app.session import session
 from app.texts import Text, t
-from app.utterance import choose_linked, reference_of, routed_utterance, sample_select, samples
+from app.utterance import address, choose_linked, reference_of, routed_utterance, sample_select, samples
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.names import SHARED, layer_label
@@ -57,38 +57,41 @@ layers = {layer_label(entry["name"]): entry for entry in untouched.layers}
 experts = asr.accents[1:]
 switchable = [*experts, SHARED] if config.shared_expert_rank else experts
 kept = session()
-if kept.changes_linked is None:
-    kept.changes_linked, kept.changes_of = st.query_params.to_dict(), chosen.key
-# if they differ, the address was of another utterance
-linked = kept.changes_linked if kept.changes_of == chosen.key else {}
 
 
-def named(name: str, options: list[str]) -> list[str]:
-    """The options that the address names under `name`."""
-    return [value for value in links.names_in(linked.get(name, "")) if value in options]
+def set_names(key: str, name: str, options: list[str]) -> None:
+    """Set the list `key` to the options that the opened address has under `name`."""
+    if (linked := links.take(name)) is not None or key not in st.session_state:
+        st.session_state[key] = [value for value in links.names_in(linked or "") if value in options]
 
 
-def number(name: str, default: float, low: float, high: float) -> float:
-    """The number that the address has under `name`, or else the default."""
-    return links.number_in(linked.get(name), default, low, high)
+def set_number(key: str, name: str, default: float, low: float, high: float, before: float | None = None) -> None:
+    """Set the slider `key` to the number that the opened address has under `name`. A new slider gets the value `before`."""
+    linked = links.take(name)
+    if linked is not None or key not in st.session_state:
+        value = default if linked is not None or before is None else before
+        st.session_state[key] = type(default)(links.number_in(linked or None, value, low, high))
 
 
 with controls:
+    links.set_widget("choose", "choose", list(CHOICES), "dynamic")
     how = st.segmented_control(
-        t("Experts chosen by"), list(CHOICES), default=(named("choose", list(CHOICES)) or ["dynamic"])[0], required=True,
-        format_func=lambda choice: t(CHOICES[choice]), key="choose", persist_state="session",
+        t("Experts chosen by"), list(CHOICES), required=True, format_func=lambda choice: t(CHOICES[choice]), key="choose",
+        persist_state="session",
     )  # fmt: skip
+    set_names("change_layers", "layers", list(layers))
     change: dict[str, Any] = {}
     link: dict[str, str | list[str]] = {}
     where = st.session_state.get("change_layers") or list(layers)
     if how == "dynamic":
         for name, label in (("tau_global", t("Global threshold τ")), ("tau_local", t("Local threshold τ"))):
-            trained = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
+            trained: float = round(2 * sum(layers[layer][name] for layer in where if layer in layers) / max(1, len(where)), 2) / 2
             # a value that was set stays when other layers are chosen
             most, place = max(0.5, trained), (chosen.key, method, name)
+            key = f"{name}-{chosen.key}-{method}-{'-'.join(where)}"
+            set_number(key, name, trained, 0, most, kept.thresholds.get(place))
             value = st.slider(
-                label, 0.0, most, min(most, kept.thresholds.get(place, number(name, trained, 0, most))), 0.005, format="%.3f",
-                key=f"{name}-{chosen.key}-{method}-{'-'.join(where)}", persist_state="session",
+                label, 0.0, most, step=0.005, format="%.3f", key=key, persist_state="session",
                 help=t(MEANING[config.thresholds == "dynamic"], trained=f"{trained:.3f}"),
             )  # fmt: skip
             kept.thresholds.pop(place, None)
@@ -99,31 +102,30 @@ with controls:
     else:
         change["thresholds"], link["choose"] = how, str(how)
         if how == "top_k":
+            set_number("k", "k", 2, 1, len(experts))
             change["top_k"] = 1 if len(experts) == 1 else st.slider(
-                t("Experts kept"), 1, len(experts), int(number("k", 2, 1, len(experts))), key="k", persist_state="session"
+                t("Experts kept"), 1, len(experts), key="k", persist_state="session"
             )  # fmt: skip
             link["k"] = str(change["top_k"])
         elif how == "top_p":
-            change["top_p"] = st.slider(
-                t("Weight kept"), 0.05, 1.0, number("p", 0.9, 0.05, 1), 0.05, key="p", persist_state="session"
-            )
+            set_number("p", "p", 0.9, 0.05, 1)
+            change["top_p"] = st.slider(t("Weight kept"), 0.05, 1.0, step=0.05, key="p", persist_state="session")
             link["p"] = f"{change['top_p']:g}"
-    heard = next(iter(named("accent", asr.accents)), None)
+    links.set_widget("change_accent", "accent", asr.accents, None)
     accent = st.selectbox(
-        t("Route as if the accent were"), asr.accents, index=asr.accents.index(heard) if heard else None,
-        placeholder=t("as it is heard"), format_func={name: texts.accent(name) for name in asr.accents}.__getitem__,
+        t("Route as if the accent were"), asr.accents, index=None, placeholder=t("as it is heard"), format_func={name: texts.accent(name) for name in asr.accents}.__getitem__,
         key="change_accent", persist_state="session",
     )  # fmt: skip
     picked: dict[str, list[str]] = {}
     for name, label in (("mask", t("Switch off")), ("force", t("Use only"))):
+        set_names(f"change_{name}-{method}", name, switchable)
         picked[name] = st.multiselect(
-            label, switchable, named(name, switchable), format_func=texts.accent, placeholder=t("no expert"),
+            label, switchable, format_func=texts.accent, placeholder=t("no expert"),
             key=f"change_{name}-{method}", persist_state="session",
             help=t("The shared expert works in every frame, whatever the accent.") if SHARED in switchable else None,
         )  # fmt: skip
     only = st.multiselect(
-        t("At layers"), list(layers), named("layers", list(layers)), placeholder=t("all"), key="change_layers",
-        persist_state="session",
+        t("At layers"), list(layers), placeholder=t("all"), key="change_layers", persist_state="session",
     )  # fmt: skip
 
 change |= {name: value for name, value in (("accent", accent), *picked.items()) if value}
@@ -131,7 +133,7 @@ link |= {name: value for name, value in picked.items() if value} | ({"accent": a
 if only and change:
     change["layers"] = [layers[layer]["name"] for layer in only]
     link["layers"] = only
-links.write(sample=chosen.sample, adapter=gates.linked_adapter(asr, method), **link)
+links.write(**address(chosen), adapter=gates.linked_adapter(asr, method), **link)
 
 with outcome:
     links.show_notes()

@@ -13,7 +13,7 @@ from app.cards import show_cards, show_legend
 from app.model import REAL, load_model
 from app.session import session
 from app.texts import Text, t
-from app.utterance import choose_linked, choose_stretch, choose_utterance, reference_input, samples
+from app.utterance import address, choose_linked, choose_stretch, choose_utterance, reference_input, samples
 from hdmole.figures import utterance as figures
 from hdmole.speech.audio import SAMPLE_RATE
 
@@ -33,10 +33,9 @@ st.caption(
 choose_utterance(clips)
 chosen = session().utterance
 if chosen is None:
-    links.write_model()
+    links.write()
     st.info(t("Upload a file or record a sentence: it is then transcribed by every method this model has."))
     st.stop()
-links.write(sample=chosen.sample)
 
 job = watch.job_of(asr, chosen)
 job.wait(0.3)  # most samples are done by then, so that the page does not flicker
@@ -48,6 +47,7 @@ player.audio(chosen.data, format=audio_type(chosen.data) or "audio/wav")
 with text:
     reference = reference_input(chosen)
 
+links.write(**address(chosen))
 links.show_notes()
 if job.running:
     watch.watch(job, reference)
