@@ -17,7 +17,7 @@ from transformers import WhisperForConditionalGeneration
 
 from hdmole import HDMoLEConfig, route, trace
 from hdmole.models import pretrained
-from hdmole.models.pretrained import PretrainedError, convert, digest, read_ct2
+from hdmole.models.pretrained import PretrainedError, _mended, convert, digest, read_ct2
 from hdmole.models.speech_llm import encode_all
 from hdmole.models.whisper import ClipExtractor, Whisper, layer_statistics, repeated, said_before, token_times
 
@@ -92,6 +92,17 @@ def test_converted_tensors_are_where_transformers_has_them(folder: Path) -> None
     )
     assert loaded.config.vocab_size == VOCABULARY and loaded.config.eos_token_id == END
     assert loaded.generation_config.alignment_heads == [[1, 0], [1, 1]] and loaded.generation_config.suppress_tokens == [7]
+
+
+@pytest.mark.parametrize("form", ["pairs", "lines"])
+def test_the_merge_that_the_packages_lack_is_put_back(form: str) -> None:
+    vocabulary = {**{chr(0x100 + i): i for i in range(256)}, "\u0120t": 256, "\u0120a": 257, "\u0120th": 258}
+    whole: list[Any] = [["\u0120", "t"], ["\u0120", "a"], ["\u0120t", "h"]]
+    if form == "lines":
+        whole = [" ".join(pair) for pair in whole]
+    for merges in (whole[1:], whole):
+        found = _mended({"model": {"vocab": vocabulary, "merges": list(merges)}})
+        assert found["model"]["merges"] == whole
 
 
 def test_the_digest_is_that_of_the_values(folder: Path, tmp_path: Path) -> None:

@@ -269,6 +269,20 @@ def _layers(arrays: Mapping[str, np.ndarray], side: str) -> int:
     return len({name.split("/")[1] for name in arrays if name.startswith(f"{side}/layer_") and "norm" not in name.split("/")[1]})
 
 
+def _mended(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer with all its merges.
+
+    Byte-level BPE numbers its tokens in the order of the merges, after the 256 bytes. The file in
+    the two packages lacks the first merge, a space and "t", so that " the" would become two tokens.
+    """
+    model = tokenizer["model"]
+    ids, merges = model["vocab"], model["merges"]
+    first = next((token for token, number in ids.items() if number == 256), "")
+    if merges and len(first) == 2 and [*first] not in merges and " ".join(first) not in merges:
+        merges.insert(0, [*first] if isinstance(merges[0], list) else " ".join(first))
+    return tokenizer
+
+
 def convert(source: Path, out: Path) -> None:
     """Write a CTranslate2 folder of a multilingual Whisper model as a folder of transformers.
 
@@ -287,8 +301,8 @@ def convert(source: Path, out: Path) -> None:
         sentence = "{file} is not a Whisper model of CTranslate2 in version 6 ({reason})."
         raise PretrainedError("pretrained.not_ct2", sentence, file=source / "model.bin", reason=error) from None
     vocabulary, width = state["model.decoder.embed_tokens.weight"].shape
-    end = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    ids = {token["content"]: token["id"] for token in end}
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     tokens = dict(bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|endoftext|>"], pad_token_id=ids["<|endoftext|>"])
     start = ids["<|startoftranscript|>"]
     config = WhisperConfig(
@@ -314,7 +328,7 @@ def convert(source: Path, out: Path) -> None:
         alignment_heads=own["alignment_heads"], **tokens,
     )  # fmt: skip
     model.half().save_pretrained(out)
-    shutil.copy(source / "tokenizer.json", out)
+    (out / "tokenizer.json").write_text(json.dumps(_mended(tokenizer), ensure_ascii=False), encoding="utf-8")
     special = dict(bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
     (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "WhisperTokenizer", **special}, indent=1) + "\n")
     WhisperFeatureExtractor(feature_size=mels).save_pretrained(out)
