@@ -68,6 +68,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         walk(module, ())
 
 
+@pytest.mark.timeout(450)
 def test_judging_speech_and_opening_the_app_import_no_trainer() -> None:
     """In one process, because importing torch and transformers takes long."""
     code = (
@@ -76,7 +77,7 @@ def test_judging_speech_and_opening_the_app_import_no_trainer() -> None:
         "    print(module, [m for m in ('transformers.trainer', 'hdmole.training.loop') if m in sys.modules])\n"
     )
     modules = ["hdmole.speech.asr", "hdmole.study.results", "hdmole.study.evaluate", "hdmole.figures.results", "app.main"]
-    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, timeout=150)
+    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0 and done.stdout.splitlines()[-5:] == [f"{module} []" for module in modules], done.stderr[-500:]
 
 
