@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdmole.speech.segments import cut, framed, heard_whole, pauses, spoken
+from hdmole.speech.segments import _loudness, cut, framed, heard_whole, pauses, spoken
 
 RATE = 16_000
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "demo" / "samples"
@@ -86,6 +87,29 @@ def test_noise_silence_and_clicks_are_no_speech(level: float) -> None:
     sound[RATE : RATE + 800] = 0.9  # 50 ms
     sound[2 * RATE] = 1.0
     assert spoken(sound) == [] and spoken(sound[:1600]) == []
+
+
+def test_speech_is_looked_for_in_pieces_and_can_be_stopped_between_them() -> None:
+    """75 s are three pieces; a sentence that begins before the edge of two of them, at 30.016 s, stays one stretch."""
+    speech, edge = said("general_1"), 938 * 512
+    before = edge - len(speech) // 2
+    sound = np.concatenate([quiet(before / RATE), speech, quiet(75 - (before + len(speech)) / RATE)])
+    seen: list[int] = []
+    (span,) = spoken(sound, lambda: seen.append(1))
+    assert span == pytest.approx((before, before + len(speech)), abs=0.1 * RATE) and len(seen) == 2
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spoken(sound, stop)
+
+
+@pytest.mark.parametrize("samples", [1_599, 1_600, 30 * RATE - 1, 30 * RATE + 199, 30 * RATE + 200, 61 * RATE])
+def test_loudness_in_pieces_is_that_of_the_whole(samples: int) -> None:
+    sound = loud(samples / RATE)
+    whole = librosa.feature.rms(y=sound, frame_length=400, hop_length=160)[0]
+    np.testing.assert_array_equal(_loudness(sound), whole)
 
 
 def test_a_pop_before_quiet_speech_is_left_out() -> None:

