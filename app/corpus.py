@@ -6,9 +6,12 @@ import atexit
 import contextlib
 import shutil
 import stat
+import threading
+import time
 import unicodedata
 import zipfile
 import zlib
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING
 
@@ -26,6 +29,8 @@ MOST_UNPACKED = 4e9  # bytes that a ZIP may unpack to
 MOST_FILES = 20_000  # in a ZIP
 # A file in a ZIP that is larger than so many bytes and so many times what is packed holds no speech.
 LARGE, MOST_PACKED = 20e6, 100
+KEPT = 3600.0  # seconds after its tab was closed for which the recordings of an ended evaluation are kept
+_evaluations: list[Evaluation] = []  # whose recordings are on the disk
 
 
 class Evaluation(Task):
@@ -44,11 +49,20 @@ class Evaluation(Task):
         self.within = access.open_folders(asr.folder) if isinstance(source, Path) else [folder / "speech"]
         self.summary: Results | None = None
         atexit.register(shutil.rmtree, folder / "speech", ignore_errors=True)
+        _evaluations.append(self)
         super().__init__(asr, Path(str(getattr(source, "name", source))).name)
+
+    def of(self, asr: ASR) -> bool:
+        """Whether it judges this model."""
+        return self._asr.folder == asr.folder
 
     def forget(self) -> None:
         """Remove the unpacked recordings. The results stay."""
         shutil.rmtree(self.folder / "speech", ignore_errors=True)
+
+    def outlived(self) -> bool:
+        """Whether it has ended, and its tab has been closed for longer than recordings are kept."""
+        return not self.running and self._closed_for() > KEPT
 
     def _progress(self, done: int, total: int) -> None:
         self.step = Text("{done} of {total} recordings heard", done=done, total=total)
@@ -69,6 +83,25 @@ class Evaluation(Task):
             self.summary = evaluate(self._asr, self.source, self.methods, self.out, within=self.within, progress=self._progress)
         except Cancelled:
             raise Stopped from None
+
+
+def forget_closed() -> None:
+    """Remove the recordings of evaluations whose tabs were closed long ago."""
+    for task in [task for task in _evaluations if task.outlived()]:
+        _evaluations.remove(task)
+        task.forget()
+
+
+@cache
+def keep_forgetting() -> None:
+    """Call `forget_closed` every half minute from now on."""
+
+    def run() -> None:
+        while True:
+            time.sleep(30)
+            forget_closed()
+
+    threading.Thread(target=run, name="forget-closed", daemon=True).start()
 
 
 def unpack(file: IO[bytes], folder: Path) -> Path:

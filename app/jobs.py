@@ -78,7 +78,7 @@ class Task:
         step: what is being done.
     """
 
-    patience = 10.0
+    patience = 4.0
 
     def __init__(self, asr: ASR, name: str) -> None:
         self.name = name
@@ -149,11 +149,15 @@ class Task:
 
     def _closed(self) -> bool:
         """Whether the visitor's tab has been closed for longer than a page takes to load again."""
+        return self._closed_for() > self.patience
+
+    def _closed_for(self) -> float:
+        """Seconds since it was first seen that the visitor's tab is closed; 0 if it is open."""
         if session_open(self._visitor):
             self._gone_since = 0.0
         elif not self._gone_since:
             self._gone_since = time.monotonic()
-        return bool(self._gone_since) and time.monotonic() - self._gone_since > self.patience
+        return time.monotonic() - self._gone_since if self._gone_since else 0.0
 
     def _run(self) -> None:
         self._take_turn()

@@ -250,7 +250,7 @@ def choose_utterance(clips: list[Sample]) -> None:
                 st.caption(t("These samples are synthetic voices. This model is for people: record yourself or upload a file."))
         elif way == "Upload":
             st.file_uploader(
-                t("Audio file, up to half an hour"), type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
+                t("Audio file, up to half an hour and 100 MB"), type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
                 help=t(
                     "It stays in this computer's memory for an hour after it was last used. The address of this page opens it, also "
                     "for others who have the address."

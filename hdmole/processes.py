@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -92,6 +93,21 @@ def others(arguments: Sequence[str], count: int) -> Iterator[None]:
             process.terminate()
         for process in started:
             process.wait(60)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this process end within a second of its parent, also where the parent is killed.
+
+    It would otherwise go on to write where the parent's command, run again, writes too. `parent` is
+    the parent's process id, which changes when it ends.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def rank_and_count() -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import access, links, plots, results, texts, watch
+from app import access, corpus, links, plots, results, texts, watch
 from app.cards import LEGEND_DIFFERENCE, text_card
 from app.corpus import Evaluation
 from app.model import REAL, load_model
@@ -33,7 +33,7 @@ kept = session()
 linked = links.take("results")
 if kept.evaluation_new or linked is not None or "corpus_results" not in st.session_state:
     kept.evaluation_new = False
-    mine = kept.evaluation.key if kept.evaluation is not None else ""
+    mine = kept.evaluation.key if kept.evaluation is not None and kept.evaluation.of(asr) else ""
     st.session_state.corpus_results = linked if linked and linked != mine else ""
 with st.sidebar:
     earlier = st.text_input(
@@ -43,7 +43,10 @@ with st.sidebar:
             "page, as its address names them."
         ),
     ).strip()  # fmt: skip
-task = None if earlier else kept.evaluation
+corpus.keep_forgetting()
+task = None if earlier or kept.evaluation is None or not kept.evaluation.of(asr) else kept.evaluation
+if kept.evaluation is not None and kept.evaluation.running and not kept.evaluation.of(asr):
+    st.info(t("An evaluation of the other model goes on; choose that model to see it. Starting one here ends it."))
 with st.expander(t("The recordings"), expanded=not (earlier or (task and not task.error)), icon=":material/folder_open:"):
     st.markdown(
         t(

@@ -15,7 +15,7 @@ from driver import assert_no_exception, session, settle
 from streamlit.testing.v1 import AppTest
 from tiny import METHODS
 
-from app import jobs
+from app import corpus, jobs
 from app.corpus import Evaluation, unpack
 from app.turns import Ticket
 from hdmole.speech import manifest as manifests
@@ -56,6 +56,40 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
     (tmp_path / "running" / "unfinished").mkdir(parents=True)  # as a reload finds it while the work goes on
     other.text_input(key="corpus_results").set_value(str(tmp_path / "running")).run()
     assert "not finished yet" in other.info[0].value and not other.error and not other.exception
+
+
+def test_recordings_go_when_their_tab_has_been_closed_for_long(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, tabs = io.BytesIO(), {"open"}
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in (tiny_model / "samples").iterdir():
+            archive.write(file, file.name)
+    monkeypatch.setattr(jobs, "session_open", lambda name: name in tabs)
+    asr, tasks = ASR.load(tiny_model), {}
+    for name in ("open", "closed"):
+        monkeypatch.setattr(jobs, "session_id", lambda name=name: name)
+        tasks[name] = Evaluation(asr, packed, ["base"], tmp_path / name)
+        tasks[name].wait(60)
+        assert (tmp_path / name / "speech" / "manifest.jsonl").is_file()
+    corpus.forget_closed()
+    assert (tmp_path / "closed" / "speech").is_dir()  # it was closed just now
+    monkeypatch.setattr(corpus, "KEPT", 0.0)
+    corpus.forget_closed()
+    assert not (tmp_path / "closed" / "speech").exists() and (tmp_path / "closed" / "results" / "summary.json").is_file()
+    assert (tmp_path / "open" / "speech" / "manifest.jsonl").is_file()
+
+
+def test_an_evaluation_is_shown_with_its_own_model(
+    open_app: Callable[..., AppTest], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = open_app("corpus")
+    settle(at.button(key="corpus_samples").click().run())
+    assert at.dataframe and session(at).evaluation.of(ASR.load(tiny_model))
+    monkeypatch.setattr(Evaluation, "of", lambda task, asr: False)  # as if the visitor had chosen another one
+    assert not at.run().dataframe and not at.exception
+    monkeypatch.setattr(Evaluation, "running", True)
+    assert "of the other model goes on" in at.run().info[0].value
 
 
 def test_results_without_base_and_hdmole_are_compared_too(

@@ -6,6 +6,7 @@ import errno
 import json
 import random
 import signal
+import subprocess
 import sys
 import time
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from driver import wait_until
 from tiny import speech_like
 
 from hdmole.files import OutputError, alone, disk_space, write_json, write_text, written
@@ -96,6 +98,17 @@ def test_an_unfinished_checkpoint_is_passed_over(tmp_path: Path, state: str | No
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-4"]
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_process_ends_with_its_parent_even_if_that_is_killed() -> None:
+    child = "import os, time; from hdmole.processes import end_with_parent; end_with_parent(os.getppid()); print(os.getpid(), flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], timeout=60)"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+        process.wait(10)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists() or "(zombie)" in Path(f"/proc/{pid}/status").read_text(), 10)
 
 
 def judge(model: Path, manifest: Path, out: Path, ready: Event) -> None:

@@ -11,6 +11,7 @@ is written to `out`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -19,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from hdmole.files import alone, written
 from hdmole.method.recogniser import AccentRecogniser
 from hdmole.models.speech_llm import SpeechLLM, SpeechLLMConfig
 from hdmole.names import GENERAL
+from hdmole.processes import end_with_parent
 from hdmole.speech.asr import ASR
 from hdmole.speech.loading import ModelError
 from hdmole.study.results import Results
@@ -362,8 +363,8 @@ class Build:
             "recogniser": "recogniser/posteriors.npy",
         }
         missing = [[name for name in lane if not (self.work / products.get(name, name)).exists()] for lane in lanes]
-        if self.device == "cpu" and (cpu_count() or 1) > 1 and all(missing):
-            with ProcessPoolExecutor(len(lanes), get_context("spawn")) as pool:
+        if self.device == "cpu" and (os.cpu_count() or 1) > 1 and all(missing):
+            with ProcessPoolExecutor(len(lanes), get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
                 arguments = self.work, self.real_speech, self.seed, self.recipe, self._start
                 for lane in [pool.submit(_lane, *arguments, names) for names in missing]:
                     lane.result()
