@@ -39,6 +39,12 @@ def find(key: str) -> Utterance | None:
         return clip
 
 
+def forget_old() -> None:
+    """Forget the recordings that were used long ago, also while nobody gives or asks for one."""
+    with _lock:
+        _forget()
+
+
 def _forget() -> None:
     now = time.monotonic()
     for key in [key for key, (_, used) in _clips.items() if now - used > KEPT]:

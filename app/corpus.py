@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING
 
-from app import access
+from app import access, clips
 from app.jobs import Stopped, Task
 from app.texts import Text
 from hdmole.speech.manifest import ManifestError
@@ -94,12 +94,13 @@ def forget_closed() -> None:
 
 @cache
 def keep_forgetting() -> None:
-    """Call `forget_closed` every half minute from now on."""
+    """Forget what visitors left behind, every half minute from now on."""
 
     def run() -> None:
         while True:
             time.sleep(30)
             forget_closed()
+            clips.forget_old()
 
     threading.Thread(target=run, name="forget-closed", daemon=True).start()
 

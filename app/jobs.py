@@ -85,6 +85,7 @@ class Task:
         self.error: str = ""
         self.step: str = Text("Waiting for a free turn on the model")
         self.long = False  # whether it is long work
+        self._since = time.monotonic()  # by which short work has its place in the queue
         self._visitor, self._gone_since = session_id(), 0.0
         self._asr, self._stop = asr, threading.Event()
         self._share = 0.0  # share of the running step that is done
@@ -133,7 +134,7 @@ class Task:
 
     def _take_turn(self) -> None:
         """Wait for a turn on the model, or until the task is cancelled."""
-        ticket = Ticket(self._visitor, self.long)
+        ticket = Ticket(self._visitor, self.long, time.monotonic() if self.long else self._since)
         if TURNS.take(ticket, lambda: self.cancelled or self._closed(), self._told):
             self._ticket, self._began = ticket, time.monotonic()
         else:
@@ -234,6 +235,7 @@ class Job(Task):
         self.step = Text("Reading the audio")
         self.audio = audio = self.audio or decode(self.utterance.data, self.utterance.name, max_seconds=LONGEST)
         self.long = audio.seconds > LONG
+        self._since += audio.seconds  # a shorter clip that came a little later goes first
         for method in (m for m in self.methods if m not in self.transcripts):
             self._advance(0.0)
             self.step = Text("{method} is listening", method=Text(plain(method_label(method))))

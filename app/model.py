@@ -100,8 +100,10 @@ def show_model() -> None:
 
 @st.cache_resource(show_spinner=False)
 def _load(model: str) -> ASR:
+    from app.corpus import keep_forgetting  # slow to import
     from hdmole.speech.asr import ASR
 
+    keep_forgetting()
     asr = ASR.load(model)
     noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
     # first calls compile and cache; without this, the first visitor would wait

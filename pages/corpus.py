@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import access, corpus, links, plots, results, texts, watch
+from app import access, links, plots, results, texts, watch
 from app.cards import LEGEND_DIFFERENCE, text_card
 from app.corpus import Evaluation
 from app.model import REAL, load_model
@@ -43,7 +43,6 @@ with st.sidebar:
             "page, as its address names them."
         ),
     ).strip()  # fmt: skip
-corpus.keep_forgetting()
 task = None if earlier or kept.evaluation is None or not kept.evaluation.of(asr) else kept.evaluation
 if kept.evaluation is not None and kept.evaluation.running and not kept.evaluation.of(asr):
     st.info(t("An evaluation of the other model goes on; choose that model to see it. Starting one here ends it."))

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from driver import wait_until
 
 from hdmole.speech import audio
 from hdmole.speech.audio import SAMPLE_RATE, Audio, AudioError, decode
@@ -373,10 +374,7 @@ def test_no_process_and_no_descriptor_is_left() -> None:
     with pytest.raises(AudioError, match="within"):
         decode(encode(tone(60, 16_000), 16_000, "flac", "flac"), timeout=0.01)
     assert len(os.listdir("/proc/self/fd")) == before
-    deadline = time.monotonic() + 10  # the one that waits ends just after its answer
-    while children.read_text() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not children.read_text()
+    wait_until(lambda: not children.read_text(), 10)  # the one that waits ends just after its answer
 
 
 def test_mutated_files_never_hang_and_never_raise_anything_else() -> None:

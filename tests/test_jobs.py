@@ -12,8 +12,11 @@ import pytest
 from driver import cards, session, settle, wait_until, wav
 from streamlit.testing.v1 import AppTest
 
+from app import jobs
 from app.jobs import Job, Utterance
+from app.turns import Turns
 from hdmole.speech.asr import ASR
+from hdmole.speech.audio import Audio
 
 
 class SlowASR:
@@ -44,6 +47,29 @@ def test_a_cancelled_job_stops_and_keeps_what_is_done() -> None:
     further = job.again()
     further.wait(20)
     assert len(further.transcripts) == 4 and all(further.transcripts[m] is done for m, done in job.transcripts.items())
+
+
+def test_who_came_first_is_done_first_and_a_long_clip_lets_a_short_one_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three visitors, one turn: the first two give clips of two seconds, the third came before them with one of twenty."""
+    ended: list[str] = []
+
+    class Counting(SlowASR):
+        def transcribe(self, audio: Audio, method: str, **options: object) -> SimpleNamespace:
+            time.sleep(0.05)
+            if method == "hdmole":
+                ended.append(audio.source)
+            return SimpleNamespace(text=method, trace=None, encoded=[])
+
+    monkeypatch.setattr(jobs, "TURNS", Turns(1))
+    monkeypatch.setattr(jobs, "session_id", lambda: f"visitor {len(tasks)}")
+    monkeypatch.setattr(jobs, "session_open", lambda name: True)
+    tasks: list[Job] = []
+    for name, seconds in (("long", 20.0), ("first", 2.0), ("second", 2.0)):
+        tasks.append(Job(Counting(), Utterance(name, wav(seconds))))
+        wait_until(lambda: tasks[-1].audio is not None)
+    for task in tasks:
+        task.wait(60)
+    assert ended == ["first", "second", "long"]
 
 
 def test_cancelling_on_the_page_says_so_and_can_be_taken_back(
