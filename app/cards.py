@@ -57,7 +57,7 @@ def word_html(word: Word, kind: str = "") -> str:
     mark = "sure" if word.confidence >= SURE else "unsure" if word.confidence >= UNSURE else "doubtful"
     sure, start, end = (f"{number:.2f}" for number in (word.confidence, word.start, word.end))
     hint = t("confidence {sure}, {start} to {end} s", sure=sure, start=start, end=end)
-    title = f"title='{hint}'" if word.end else ""
+    title = f"title='{hint}'" if word.end > 0 else ""
     return f"<span class='word {mark} {kind}' {title}>{escape(word.word)}</span>"
 
 

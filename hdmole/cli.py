@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 demo = typer.Typer(help="The built-in demo model.", no_args_is_help=True)
 app.add_typer(demo, name="demo")
-models = typer.Typer(help="Pretrained weights that models build on.", no_args_is_help=True)
+models = typer.Typer(help="The families of models, and pretrained weights that models build on.", invoke_without_command=True)
 app.add_typer(models, name="models")
 bench = typer.Typer(help="Speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
@@ -42,7 +42,14 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 _TASK = TaskID(0)  # the one task of `_progress`
 
 Model = Annotated[str, typer.Option(help="demo, real, a model folder, or the name of a repository on the Hugging Face hub.")]
-Method = Annotated[str, typer.Option(help="base, lora, full, hdmole, or another adapter of the model, such as hdmole-extended.")]
+Adapters = Annotated[
+    list[Path] | None, typer.Option("--adapter", help="Folder of a PEFT adapter, a method under the folder's name; repeatable.")
+]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of the repository on the hub.")]
+Method = Annotated[
+    str,
+    typer.Option(help="base, lora, full, hdmole, or another adapter; by default hdmole, another HDMoLE adapter, or the last."),
+]
 AccentOption = Annotated[str, typer.Option(help="auto, or the name of an accent to route by.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
@@ -80,7 +87,7 @@ def _progress(what: str, total: int | None = None) -> Iterator[Progress]:
         yield progress
 
 
-def _load(model: str) -> ASR:
+def _load(model: str, adapters: list[Path] | None = None, revision: str = "") -> ASR:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers warns about itself
     with errors.status(f"Loading the model {escape(model)} ...") as status:
@@ -91,8 +98,8 @@ def _load(model: str) -> ASR:
 
         logging.disable_progress_bar()
         try:
-            fetch_base(model, lambda text: status.update(escape(text)))
-            asr = ASR.load(model)
+            fetch_base(model, lambda text: status.update(escape(text)), revision or None)
+            asr = ASR.load(model, adapters=adapters or [], revision=revision or None)
         except (ValueError, OSError) as error:
             _fail(error)
     errors.print(f"Model {model} on {asr.device}", style="dim", markup=False)
@@ -103,7 +110,9 @@ def _load(model: str) -> ASR:
 def transcribe(
     audio: Annotated[list[Path], typer.Argument(help="Audio files: wav, flac, mp3, ogg/opus, m4a, mp4, webm.")],
     model: Model = "demo",
-    method: Method = "hdmole",
+    adapter: Adapters = None,
+    revision: Revision = "",
+    method: Method = "",
     accent: AccentOption = "auto",
     as_json: Json = False,
 ) -> None:
@@ -114,7 +123,8 @@ def transcribe(
     """
     from hdmole.speech.audio import decode
 
-    asr = _load(model)
+    asr = _load(model, adapter, revision)
+    method = method or asr.default
     try:
         asr.check_method(method)
         asr.check_accent(accent)
@@ -154,7 +164,9 @@ def trace_command(
     audio: Annotated[Path, typer.Argument(help="An audio file.")],
     out: Annotated[Path, typer.Option(help="Where to write the trace, a parquet file.")],
     model: Model = "demo",
-    method: Annotated[str, typer.Option(help="An HDMoLE adapter of the model: hdmole, or hdmole-extended, say.")] = "hdmole",
+    adapter: Adapters = None,
+    revision: Revision = "",
+    method: Annotated[str, typer.Option(help="An HDMoLE adapter of the model; by default hdmole, or the first.")] = "",
     accent: AccentOption = "auto",
 ) -> None:
     """Write the routing of one recording, frame by frame and layer by layer, as a tidy table."""
@@ -163,9 +175,10 @@ def trace_command(
     if out.is_dir():
         _fail(f"{out} is a folder; give the name of a parquet file to write.")
     _make_folder(out.parent)
-    asr = _load(model)
+    asr = _load(model, adapter, revision)
     with errors.status("Tracing ..."):
         try:
+            method = method or asr.default
             asr.gate(method)
             heard = asr.transcribe(decode(audio), method, accent, want_trace=True)
             assert heard.trace is not None
@@ -186,6 +199,8 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for utterances.parquet and summary.json.")],
     methods: Annotated[str, typer.Option(help="Comma-separated; by default all that the model has.")] = "",
     model: Model = "demo",
+    adapter: Adapters = None,
+    revision: Revision = "",
     accent: AccentOption = "auto",
     as_json: Json = False,
 ) -> None:
@@ -195,7 +210,7 @@ def evaluate(
     continues.
     """
     _make_folder(out)
-    asr = _load(model)
+    asr = _load(model, adapter, revision)
     from hdmole.study.evaluate import evaluate as run
     from hdmole.study.tables import accent_table, markdown_table
 
@@ -262,11 +277,13 @@ def verdicts(
 @bench.command("decode")
 def bench_decode(
     model: Model = "demo",
+    adapter: Adapters = None,
+    revision: Revision = "",
     rounds: Annotated[int, typer.Option(help="How often everything is timed.", min=1)] = 20,
     as_json: Json = False,
 ) -> None:
     """Time decoding a sample by every method of a model, on this machine."""
-    asr = _load(model)
+    asr = _load(model, adapter, revision)
     from hdmole.study.bench import bench as time_decoding
 
     with errors.status("Timing ..."):
@@ -300,6 +317,19 @@ def bench_one_layer(
             write_between(docs, "speed", speed_tables(file.parent))
     except (RuntimeError, OSError, UserError) as error:
         _fail(error)
+
+
+@models.callback()
+def models_table(context: typer.Context) -> None:
+    """The families of speech models that can be used, and what was tested with them."""
+    if context.invoked_subcommand is None:
+        from hdmole.models.family import FAMILIES
+
+        rows = [(entry.name, kind, f"hdmole/models/{entry.file}.py", entry.tested) for kind, entry in FAMILIES.items()]
+        heads = ("Family", "model_type", "File", "Tested")
+        widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(3)]
+        for row in [heads, *rows]:
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)))
 
 
 @models.command("get")

@@ -18,7 +18,6 @@ from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.names import SHARED, layer_label
 from hdmole.speech.words import count_errors, normalise
-from hdmole.training.adapt import PLACES
 
 MEANING = {  # of a threshold, by whether the gate is the paper's
     True: Text(
@@ -170,7 +169,9 @@ with outcome:
     words.metric(t("Words that changed"), differing)
     work.metric(t("Experts at work, mean"), f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
     time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
-    adapted = next((place for place, names in PLACES.items() if re.search(names, untouched.layers[0]["name"])), "")
+    adapted = next(
+        (place for place, names in asr.models["base"].places.items() if re.search(names, untouched.layers[0]["name"])), ""
+    )
     # a comparison's curve is that of the method hdmole
     shown = results.folders(asr) if method == "hdmole" else {}
     found = {name: results.summary_of(folder) for name, folder in shown.items()}

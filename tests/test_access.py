@@ -313,9 +313,9 @@ _PICKLES = {"torch.load", "pickle.load", "pickle.loads", "joblib.load", "load_pe
 
 def test_every_call_that_reads_a_model_runs_no_code_and_opens_no_pickle() -> None:
     """All calls in library, app and scripts. `PeftModel.from_pretrained` is called in one place, which looks first."""
-    models = {"SpeechLLM", "Whisper", "family", "AutoModelForCTC", "AutoModelForCausalLM"}
-    read = {"AutoTokenizer", "PreTrainedTokenizerFast", "AutoFeatureExtractor", "ClipExtractor"}
-    json_only = {"PeftConfig", "LoraConfig"}
+    models = {"SpeechLLM", "Whisper", "family", "kind", "super()", "AutoModelForCTC", "AutoModelForCausalLM"}
+    read = {"AutoTokenizer", "PreTrainedTokenizerFast", "AutoFeatureExtractor", "AutoProcessor", "ClipExtractor"}
+    json_only = {"PeftConfig", "LoraConfig", "GenerationConfig"}
     found: list[str] = []
     for file in sorted(f for part in ("hdmole", "app", "pages", "runs") for f in (ROOT / part).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):

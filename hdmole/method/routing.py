@@ -67,6 +67,19 @@ class Routing:
             value = value[self.of_rows(x, layer)]
         return value.reshape(*value.shape[:-1], *[1] * (x.dim() - value.dim()), value.shape[-1])
 
+    def _given(self, layer: str) -> Tensor | None:
+        """The index that was given for a layer; None if there is none."""
+        if not isinstance(self.rows, Mapping):
+            return self.rows
+        fitting = [part for part in self.rows if part in layer]
+        return self.rows[max(fitting, key=len)] if fitting else None
+
+    def copies(self, x: Tensor, layer: str) -> int:
+        """How many beams of an utterance stand one after the other in `x` (B, ..., d); 1 without beams."""
+        rows = self._given(layer)
+        single = len(self.posterior) if rows is None else len(rows) if rows.dim() == 1 else x.shape[0]
+        return self.beams if x.shape[0] == single * self.beams else 1
+
     def of_rows(self, x: Tensor, layer: str) -> Tensor:
         """Utterance of each row of `x` (B, ..., d), as a LongTensor.
 
@@ -74,14 +87,9 @@ class Routing:
         fit the input; nothing is guessed.
         """
         utterances, batch = len(self.posterior), x.shape[0]
-        rows = self.rows
-        if isinstance(rows, Mapping):
-            fitting = [prefix for prefix in rows if prefix in layer]
-            rows = rows[max(fitting, key=len)] if fitting else None
+        rows = self._given(layer)
         if rows is not None:
-            rows = rows.to(x.device)
-            if self.beams > 1 and rows.dim() == 1 and batch == len(rows) * self.beams:
-                rows = rows.repeat_interleave(self.beams)
+            rows = rows.to(x.device).repeat_interleave(self.copies(x, layer), 0)
             if rows.shape != x.shape[: rows.dim()] or rows.dim() >= x.dim():
                 raise RoutingError(
                     f"The row-to-utterance index of shape {tuple(rows.shape)} does not fit layer {layer!r}, whose input is "
@@ -151,6 +159,19 @@ def route(posterior: Tensor, rows: Tensor | Mapping[str, Tensor] | None = None, 
         block, the index does not fit
     """
     with use(replace(current(), routing=Routing(posterior.detach(), rows, beams))):
+        yield
+
+
+@contextmanager
+def rows_are(rows: Tensor) -> Iterator[None]:
+    """In the block, row i of every layer's input belongs to utterance `rows[i]` (a LongTensor).
+
+    For a model's own code, where it packs utterances or runs them one at a time. The accent
+    posterior stays that of the block around; without any, nothing happens.
+    """
+    context = current()
+    routing = context.routing
+    with use(context if routing is None else replace(context, routing=replace(routing, rows=rows, beams=1))):
         yield
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Trace:
     | `call` | () | number of the layer's call in this trace, from 0 |
     | `layer`, `layer_index` | () | name, and place among the model's HDMoLE layers |
     | `utterance` | (F,) | utterance of the batch, from 0 |
-    | `row` | (F,) | row of the layer's input: an utterance, or one of its beams |
+    | `row` | (F,) | an utterance of the batch, or one of its beams, from 0 |
     | `frame` | (F,) | frame of audio, or position of the token in an LLM layer, from 0 |
     | `time` | (F,) | start of the frame in seconds; NaN if the layer sees no frames of audio |
     | `posterior` | (F, N) | accent posterior pi_1..N of the utterance |
@@ -205,23 +205,24 @@ class Recorder:
         experts: Iterable[str],
         frames: slice | None,
         aggregate: str | None,
-        lengths: np.ndarray | None,
+        lengths: Mapping[str, np.ndarray] | None,
         seconds_per_frame: float | Mapping[str, float] | None,
     ) -> None:
         self.adapter, self.layers, self.trace = adapter, layers, Trace(list(experts))
         self.frames, self.aggregate, self.lengths, self.seconds_per_frame = frames, aggregate, lengths, seconds_per_frame
         self._calls: dict[str, int] = {}
-        # frames of a layer in earlier calls, which is its position with a KV cache
-        self._seen: dict[str, int] = {}
+        # by layer and utterance: frames in earlier calls, which is its position with a KV cache
+        self._seen: dict[tuple[str, int], int] = {}
 
     def begin(self) -> None:
         """Called when a new `forward` or `generate` starts. Frames then count from 0 again."""
         self._seen.clear()
 
-    def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor) -> None:
+    def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor, beams: int = 1) -> None:
         """Called by a layer with its `id` and gates, and the utterance of each row of its input.
 
-        The input `x` is (B, ..., d).
+        The input `x` is (B, ..., d). An utterance has `beams` copies in it, one after the other.
+        Frames of the same copy follow each other: those of several windows are counted on.
         """
         name, order = self.layers[layer]
         call = self._calls[name] = self._calls.get(name, -1) + 1
@@ -232,14 +233,12 @@ class Recorder:
             return value.detach().float().expand(*shape, *tail).reshape(-1, *tail).cpu().numpy()
 
         utterance = rows.reshape(*rows.shape, *[1] * (len(shape) - rows.dim())).expand(shape).reshape(-1).cpu().numpy()
-        width = shape[-1] if len(shape) > 1 else 1
-        start = self._seen.get(name, 0) if len(shape) > 1 else 0
-        self._seen[name] = start + width
-        if len(shape) > 1:
-            count = int(np.prod(shape[:-1]))
-            frame, row = np.tile(np.arange(start, start + width), count), np.repeat(np.arange(count), width)
-        else:  # packed frames: count within each utterance
-            frame, row = _count_within(utterance), utterance
+        copy = np.repeat(np.arange(shape[0]) % beams, len(utterance) // shape[0])
+        row = utterance * beams + copy
+        frame = _count_within(row)
+        for u, count in zip(*np.unique(utterance, return_counts=True), strict=True):
+            frame[utterance == u] += self._seen.get((name, u), 0)
+            self._seen[name, u] = self._seen.get((name, u), 0) + count // beams
         arrays = dict(
             utterance=utterance, row=row, frame=frame, posterior=flat(gates.posterior[..., 1:], n),
             local_probability=flat(gates.probabilities, n), global_gate=flat(gates.global_gate, n),
@@ -247,8 +246,9 @@ class Recorder:
             tau_local=flat(gates.tau_local), lambda_=flat(gates.mixing), mass=flat(gates.mass),
         )  # fmt: skip
         keep = np.ones(len(frame), bool)
-        if self.lengths is not None:
-            keep &= frame < self.lengths[utterance]
+        lengths = self._of(self.lengths, name)
+        if lengths is not None:
+            keep &= frame < lengths[utterance]
         if self.frames is not None:
             keep &= np.isin(frame, range(*self.frames.indices(int(frame.max(initial=-1)) + 1)))
         if not keep.any():
@@ -267,11 +267,17 @@ class Recorder:
     def _seconds(self, layer: str) -> float:
         if not isinstance(self.seconds_per_frame, Mapping):
             return np.nan if self.seconds_per_frame is None else self.seconds_per_frame
-        return next((seconds for part, seconds in self.seconds_per_frame.items() if part in layer), np.nan)
+        found = self._of(self.seconds_per_frame, layer)
+        return np.nan if found is None else float(found)
+
+    @staticmethod
+    def _of(values: Mapping[str, Any] | None, layer: str) -> Any:
+        """The value under the first part of a layer's name that is among the keys; None if none is."""
+        return next((value for part, value in (values or {}).items() if part in layer), None)
 
 
 def _count_within(utterance: np.ndarray) -> np.ndarray:
-    """For each element (F,), how many earlier elements belong to the same utterance."""
+    """For each element (F,), how many earlier elements are the same."""
     order = np.argsort(utterance, kind="stable")
     _, first, counts = np.unique(utterance[order], return_index=True, return_counts=True)
     frame = np.empty(len(utterance), np.int64)
@@ -292,7 +298,7 @@ def trace(
     *,
     frames: slice | None = None,
     aggregate: str | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Tensor | Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     seconds_per_frame: float | Mapping[str, float] | None = None,
 ) -> Iterator[Trace]:
     """Record the HDMoLE layers of `model`'s active adapter that run in the block.
@@ -307,7 +313,8 @@ def trace(
     layers : a regular expression searched in the names of layers, a list of names, None for all
     frames : only these frames (or tokens) of each row
     aggregate : "mean" keeps one mean per row, layer and call in place of every frame
-    lengths : (U,) valid frames of each utterance; later ones are padding and left out
+    lengths : (U,) valid frames of each utterance; later ones are padding and left out. A mapping
+        gives them by a part of the layer's name, where layers have frames of different lengths.
     seconds_per_frame : length of a frame in seconds, for the `time` column: one number for all
         recorded layers, or a mapping from a part of the layer's name, such as {"projector": 0.08},
         which leaves the time of other layers NaN
@@ -319,7 +326,8 @@ def trace(
     if aggregate not in (None, "mean"):
         raise ValueError(f"aggregate is 'mean' or None; not {aggregate!r}.")
     adapter, config = adapter_of(model)
-    valid = None if lengths is None else torch.as_tensor(lengths).cpu().numpy()
+    parts = lengths if isinstance(lengths, Mapping) else {} if lengths is None else {"": lengths}
+    valid = {part: torch.as_tensor(of).cpu().numpy() for part, of in parts.items()}
     recorder = Recorder(adapter, layers_of(model, layers), config.accents, frames, aggregate, valid, seconds_per_frame)
     context = current()
     with use(replace(context, recorders=(*context.recorders, recorder))):

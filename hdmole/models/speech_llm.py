@@ -34,6 +34,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from hdmole.method.routing import route
+from hdmole.models.training import keep_norms
 
 
 class SpeechLLMConfig(PreTrainedConfig):
@@ -170,8 +171,14 @@ class SpeechLLM(PreTrainedModel):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()  # type: ignore[no-untyped-call]
 
-    # -- what `hdmole.speech.asr.ASR` asks of a model; see docs/architecture.md -----------------------
+    # -- what `hdmole.models.family.Family` asks of a model -------------------------------------------
 
+    projector = "multi_modal_projector"
+    places = {  # noqa: RUF012
+        "projector": r"multi_modal_projector\..*(linear_1|linear_2|q_proj|k_proj|v_proj|o_proj|fc1|fc2)",
+        "encoder": r"audio_tower\.encoder\.layers\..*(linear1|linear2|q_proj|k_proj|v_proj|o_proj)",
+        "llm": r"language_model\.model\.layers\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+    }
     whole_recordings = False  # it was trained on single sentences
     silent_frames = 0  # encoder frames of silence that the extractor adds after a sound
 
@@ -192,8 +199,13 @@ class SpeechLLM(PreTrainedModel):
 
         The layers for relative positions see no frames of audio, so their value is NaN.
         """
-        step = float(self.config.seconds_per_frame)
+        step = self.seconds_per_state
         return {"multi_modal_projector": step, "relative_k_proj": float("nan"), "audio_tower": step}
+
+    @property
+    def seconds_per_state(self) -> float:
+        """Seconds between two encoder states."""
+        return float(self.config.seconds_per_frame)
 
     @property
     def longest_segment(self) -> float:
@@ -223,9 +235,7 @@ class SpeechLLM(PreTrainedModel):
         Batch norms that are frozen keep the statistics they were trained with.
         """
         super().train(mode)
-        for module in self.audio_tower.modules():
-            if isinstance(module, nn.BatchNorm1d) and not module.weight.requires_grad:
-                module.eval()
+        keep_norms(self.audio_tower)
         return self
 
     def encode(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

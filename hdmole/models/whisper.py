@@ -7,7 +7,6 @@
   itself ends there. Where the model hears no speech, the text is empty.
 * Words get their times from the cross-attention, by dynamic time warping as in Whisper's own
   `timing.py`.
-* The interface is that of `SpeechLLM`, so that `hdmole.speech.asr.ASR` knows no difference.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
+
+from hdmole.models.training import text_loss
 
 SILENCE = 1.0  # seconds of silence after a clip; with less, Whisper tends to say things twice
 STEP = 0.02  # seconds between two frames of the encoder
@@ -56,6 +57,12 @@ class Whisper(WhisperForConditionalGeneration):
     whole_recordings = True  # it was trained on 30 s of whatever is said
     silent_frames = round(SILENCE / STEP)
     blank = None  # it has no CTC head
+    projector = None
+    seconds_per_state = STEP
+    places = {  # noqa: RUF012
+        "encoder": r"model\.encoder\.layers\..*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
+        "llm": r"model\.decoder\.layers\..*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
+    }
     longest_segment = LONGEST
     longest_utterance = LONGEST
     seconds_per_frame = {"model.encoder": STEP, "model.decoder": float("nan")}  # noqa: RUF012
@@ -144,6 +151,7 @@ class Whisper(WhisperForConditionalGeneration):
         labels: Tensor | None = None,
         encoder_states: Tensor | None = None,
         encoder_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Logits (B, L + 1, vocabulary): those before each label, and those after the last.
@@ -161,8 +169,7 @@ class Whisper(WhisperForConditionalGeneration):
         ids = torch.cat([prompt, labels.masked_fill(labels < 0, self.end)], 1)
         hidden, _ = self._decoder(ids, encoder_states, _bias(encoder_mask, encoder_states.dtype))
         logits = self.proj_out(hidden[:, prompt.shape[1] - 1 :])
-        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
-        return Seq2SeqLMOutput(loss=loss, logits=logits)
+        return Seq2SeqLMOutput(loss=text_loss(logits[:, :-1], labels, num_items_in_batch), logits=logits)
 
     @torch.no_grad()
     def english(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import LayerRecogniser
@@ -38,7 +37,7 @@ from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
 from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_features, domain_features, flags, verdict_of_all
-from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, weights_folder
+from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_tokenizer, weights_folder
 from hdmole.speech.mel import mel_features
 from hdmole.speech.segments import LONG_PAUSE, cut, framed, heard_whole, pauses, spoken
 
@@ -59,7 +58,8 @@ class Transcript:
     method: str
     ctc_text: str
     layers: list[dict[str, Any]] = field(default_factory=list)
-    # where the words' times come from: ctc or attention; "uniform" if a segment's tokens do not fit into its frames
+    # where the words' times come from: ctc, attention, or "none" if nothing aligns words; "uniform" if a
+    # segment's tokens do not fit into the frames of the CTC head
     timing: str = "ctc"
     # what looks wrong with the text: loops, echoes, invention
     flags: list[str] = field(default_factory=list)
@@ -68,20 +68,21 @@ class Transcript:
     encoded: list[Encoded] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
+        """Plain numbers and strings, for JSON. Words without times have None there."""
         kept = {k: v for k, v in vars(self).items() if k not in ("trace", "encoded")}
-        return {**kept, "words": [asdict(word) for word in self.words]}
+        words = [{k: None if v != v else v for k, v in asdict(word).items()} for word in self.words]
+        return {**kept, "words": words}
 
 
 class ASR:
     """A loaded model with all its methods. Several threads may use it at once."""
 
-    def __init__(self, folder: Path, device: str | None = None) -> None:
+    def __init__(self, folder: Path, device: str | None = None, adapters: Sequence[Path] = ()) -> None:
         self.folder = folder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.models = load_models(folder, self.device)
+        self.models = load_models(folder, self.device, adapters)
         base, weights = self.models["base"], weights_folder(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
+        self.tokenizer = load_tokenizer(weights)
         self.extractor = base.extractor(weights)
         # it reads the layers of the frozen encoder; other models have one in their HDMoLE adapter
         self.recogniser = LayerRecogniser.load(folder / ACCENTS).to(self.device) if (folder / ACCENTS).is_dir() else None
@@ -93,19 +94,24 @@ class ASR:
         self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
 
     @classmethod
-    def load(cls, model: str | Path = "demo", device: str | None = None) -> ASR:
+    def load(
+        cls, model: str | Path = "demo", device: str | None = None, adapters: Sequence[Path] = (), revision: str | None = None
+    ) -> ASR:
         """Load a model onto the GPU, or onto the CPU if there is none.
 
         Args:
             model: "demo", "real", a folder, or the name of a repository on the Hugging Face hub.
             device: a torch device in place of the default.
+            adapters: folders of PEFT adapters. Each is a method under the name of its folder, beside
+                those in the model's folder.
+            revision: branch, tag or commit of the repository on the hub.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
         """
-        folder = find_model(model)
+        folder = find_model(model, revision)
         try:
-            return cls(folder, device)
+            return cls(folder, device, adapters)
         except ModelError:
             raise
         # each library that reads a part of the folder has error classes of its own
@@ -120,6 +126,11 @@ class ASR:
     def methods(self) -> list[str]:
         """The methods this model has: those of `METHOD_NAMES` in their order, then others."""
         return sorted(self.models, key=lambda name: ([*METHOD_NAMES, name].index(name), name))
+
+    @property
+    def default(self) -> str:
+        """The method that is used if none is named: hdmole, else another HDMoLE adapter, else the last."""
+        return "hdmole" if "hdmole" in self.models else next(iter(self.routed), self.methods[-1])
 
     @property
     def routed(self) -> list[str]:
@@ -233,8 +244,7 @@ class ASR:
             states, posterior = layers[-1], self.recogniser.posterior(layer_statistics(layers, states_mask))[0]
         else:
             states, states_mask = base.encode(features, mask)
-            given = {"input_features": features, "attention_mask": mask}
-            posteriors = {method: self.models[method].base_model.recognise((), given)[0] for method in self.routed}
+            posteriors = {method: self._recognised(method, features, mask) for method in self.routed}
         states = states[0][states_mask[0]]
         return Encoded(
             samples=sound,
@@ -246,6 +256,14 @@ class ASR:
             until=min(length, start + len(sound)) / SAMPLE_RATE,
             features=features[0][mask[0].bool()] if self.own_encoder else None,
         )
+
+    def _recognised(self, method: str, features: Tensor, mask: Tensor) -> Tensor:
+        """Posterior (N + 1,) of mel features (1, T, n_mels), by the recogniser of a method's adapter."""
+        tuner = self.models[method].base_model
+        if tuner.hdmole_recogniser["default"].arguments["feature_layout"] == "mel_first":
+            features = features.transpose(1, 2)
+        posterior: Tensor = tuner.recognise((), {"input_features": features, "attention_mask": mask})[0]
+        return posterior
 
     def posterior_of(self, segment: Encoded, accent: str, method: str = "hdmole") -> Tensor:
         """The posterior (N + 1,) by which a `method` with routing is routed.
@@ -300,7 +318,7 @@ class ASR:
         return ctc_text(segment.ctc, self.tokenizer, self.blank)
 
     def _words(self, segment: Encoded, heard: Decoded) -> tuple[list[Word], str]:
-        step = self.seconds_per_frame.get("multi_modal_projector", float("nan"))
+        step = self.seconds_per_frame.get("multi_modal_projector", float("nan"))  # the CTC head's frames are the projector's
         return timed_words(segment, heard, self.tokenizer, self.blank, step)
 
     def transcribe(

@@ -59,7 +59,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Word:
-    """A word, its start and end in seconds, and the LLM's probability of its tokens."""
+    """A word, its start and end in seconds, and the LLM's probability of its tokens.
+
+    Start and end are NaN where nothing says when the word was said.
+    """
 
     word: str
     start: float
@@ -130,16 +133,20 @@ def timed_words(segment: Encoded, heard: Decoded, tokenizer: Any, blank: int | N
     Returns:
         The words, and where their times come from. "attention" stands for the model's own
         cross-attention, "ctc" for an alignment to the CTC head. "uniform" means that the tokens do
-        not fit into its frames, so that each token gets an equal share of the segment.
+        not fit into its frames, so that each token gets an equal share of the segment. "none" means
+        that the model has neither, so that words have no times.
     """
     tokens, groups = word_tokens(heard.ids, tokenizer)
+    aligned, spans = None, []
+    known = segment.ctc is not None and blank is not None
     if not groups:
-        return [], "ctc" if heard.times is None else "attention"
-    aligned = None
+        return [], "attention" if heard.times is not None else "ctc" if known else "none"
     if segment.ctc is not None and blank is not None:
         aligned = align(segment.ctc, [heard.ids[k] for k in tokens], blank)
     if heard.times is not None:
         spans, timing = heard.times, "attention"
+    elif not known:
+        timing = "none"
     elif aligned is None:
         width = segment.seconds / len(tokens)
         spans, timing = [(k * width, (k + 1) * width) for k in range(len(tokens))], "uniform"
@@ -147,8 +154,11 @@ def timed_words(segment: Encoded, heard: Decoded, tokenizer: Any, blank: int | N
         spans, timing = [(a * step, (b + 1) * step) for a, b in aligned[0]], "ctc"
     words = []
     for word, found in groups:
+        confidence = round(float(np.exp(sum(heard.log_probs[tokens[n]] for n in found))), 4)
+        if timing == "none":
+            words.append(Word(word, math.nan, math.nan, confidence))
+            continue
         times = spans[found[0]][0] + segment.offset, spans[found[-1]][1] + segment.offset
         start, end = (min(max(0.0, t), segment.until) for t in times)
-        confidence = float(np.exp(sum(heard.log_probs[tokens[n]] for n in found)))
-        words.append(Word(word, round(start, 3), round(end, 3), round(confidence, 4)))
+        words.append(Word(word, round(start, 3), round(end, 3), confidence))
     return words, timing

@@ -7,30 +7,29 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from hdmole.errors import UserError
 from hdmole.files import write_text
 from hdmole.method.tuner import HDMoLEModel  # the import makes PEFT know HDMoLE
 from hdmole.models import pretrained
-from hdmole.models.speech_llm import SpeechLLM
-from hdmole.models.whisper import Whisper
+from hdmole.models.family import FAMILIES, family
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"  # of the repository
 # in a model's folder: weights changed by full fine-tuning
 FULL = Path("adapters", "full", "model.safetensors")
 ACCENTS = "accents"  # in a model's folder: the accent recogniser that reads the layers of the encoder
-FAMILIES: dict[str, Any] = {"speech_llm": SpeechLLM, "whisper": Whisper}  # by `model_type`
 PROJECTOR = "multi_modal_projector"
 # folder of a method -> PEFT's name of the kind of adapter that it holds
 KINDS = {"lora": "LORA", "hdmole": "HDMOLE", "hdmole-extended": "HDMOLE"}
@@ -39,8 +38,10 @@ SUMS = "SHA256SUMS"  # in a released folder: the SHA-256 sums of the files that 
 NEEDED = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("preprocessor_config.json", "processor_config.json"),
-    ("tokenizer.json", "tokenizer.model", "vocab.json"),
+    ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json"),
 )
+# what is downloaded of a repository on the hub: no pickles, no code, and no second copy of the weights
+FROM_HUB = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors", "adapters/**/*.safetensors", "accents/*"]
 
 _INCOMPLETE = "The model folder {folder} has no {files}; copy the whole folder."
 
@@ -49,10 +50,13 @@ class ModelError(UserError):
     """A model that cannot be used, or lacks a method or accent. The codes begin with `model.`."""
 
 
-def find_model(model: str | Path) -> Path:
+def find_model(model: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: "demo", "real", a path, or the name of a repository on the Hugging Face hub.
 
-    Raises ModelError if there is none.
+    Of a repository, config.json is read first, and nothing else is downloaded if its family is not
+    known. `revision` is a branch, tag or commit of the repository.
+
+    Raises ModelError if there is no such model, or if its family is not known.
     """
     if str(model) == "real":
         folder = ASSETS / "real"
@@ -69,11 +73,14 @@ def find_model(model: str | Path) -> Path:
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            sentence = "The folder {folder} holds no config.json, so it is not a model; give the folder of a SpeechLLM."
+            sentence = "The folder {folder} holds no config.json, so it is not a model; give the folder of a model."
             raise ModelError("model.no_config", sentence, folder=folder)
         return folder
     try:
-        return Path(snapshot_download(str(model)))
+        read_config(Path(hf_hub_download(str(model), "config.json", revision=revision)).parent)
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=FROM_HUB))
+    except ModelError:
+        raise
     except Exception as error:  # offline, not found, no access: the hub has an error class for each
         raise ModelError(
             "model.not_found",
@@ -125,10 +132,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") not in FAMILIES:
         raise ModelError(
             "model.other_type",
-            "{folder} holds a {type} model; this tool transcribes with 'speech_llm' models "
-            "(hdmole.models.speech_llm.SpeechLLM) and 'whisper' models. Other models can be adapted in Python with get_peft_model.",
+            "{folder} holds a {type} model; the families that are known are {families}. To add one, copy "
+            "hdmole/models/glm_asr.py, change it, and name it in hdmole/models/family.py. In Python, get_peft_model adapts "
+            "any model.",
             folder=folder,
             type=repr(config.get("model_type")),
+            families=", ".join(FAMILIES),
         )
     return dict(config)
 
@@ -148,28 +157,28 @@ def weights_folder(folder: Path) -> Path:
     return found
 
 
-def fetch_base(model: str | Path, report: Callable[[str], None]) -> None:
+def fetch_base(model: str | Path, report: Callable[[str], None], revision: str | None = None) -> None:
     """Download the pretrained base that a model builds on, if it is not on this machine.
 
     Args:
-        model: as in `find_model`.
+        model, revision: as in `find_model`.
         report: called with a sentence before each step that takes long.
 
     Raises:
         ModelError: there is no such model.
         PretrainedError: the base is nowhere to be had.
     """
-    name = read_config(find_model(model)).get("pretrained")
+    name = read_config(find_model(model, revision)).get("pretrained")
     if name is not None:
         pretrained.get(name, report=report)
 
 
-def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
+def load_models(folder: Path, device: torch.device, adapters: Sequence[Path] = ()) -> dict[str, Any]:
     """Load the models of all methods in a folder, ready to decode on `device`, by method name.
 
-    The methods are the frozen base, full fine-tuning, and one for each PEFT adapter in `adapters`,
-    under the name of its folder. Each has a copy of the parts that it changes, and shares the rest.
-    Methods and threads therefore do not interfere.
+    The methods are the frozen base, full fine-tuning, and one for each PEFT adapter in the folder's
+    `adapters` and in the list `adapters`, under the name of its folder. Each has a copy of the
+    parts that it changes, and shares the rest. Methods and threads therefore do not interfere.
 
     Raises:
         ModelError: the folder holds another kind of model, or one whose parts do not fit each
@@ -177,7 +186,7 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
     """
     config, weights = read_config(folder), weights_folder(folder)
     sizes = [config.get(part, {}).get("vocab_size") for part in ("audio_config", "text_config")]
-    if None not in sizes and sizes[0] != sizes[1]:
+    if config["model_type"] == "speech_llm" and None not in sizes and sizes[0] != sizes[1]:
         raise ModelError(
             "model.two_vocabularies",
             "The CTC head of {folder} writes {ctc} tokens and its LLM {llm}; both need one vocabulary, as the words' "
@@ -202,15 +211,17 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
             stacklevel=2,
         )
     check_sums(folder)
-    base = _base(weights, FAMILIES[config["model_type"]]).to(device)
+    base = _base(weights, family(config["model_type"])).to(device)
     models: dict[str, Any] = {"base": base}
     if (folder / FULL).is_file():
         models["full"] = _changed(base, folder / FULL)
     experts: set[tuple[str, ...]] = set()
-    for adapter in sorted((folder / "adapters").glob("[!.]*/")):
-        if adapter.name in ("base", "full"):
-            continue
-        models[adapter.name] = adapted = _adapted(base, adapter, KINDS.get(adapter.name))
+    inside = [adapter for adapter in sorted((folder / "adapters").glob("[!.]*/")) if adapter.name not in ("base", "full")]
+    for adapter in [*inside, *(Path(adapter).resolve() for adapter in adapters)]:
+        if adapter.name in models:
+            sentence = "Two adapters have the name {name}; rename the folder {folder}, as the name is that of the method."
+            raise ModelError("model.adapter_twice", sentence, name=repr(adapter.name), folder=adapter)
+        models[adapter.name] = adapted = _adapted(base, adapter, KINDS.get(adapter.name) if adapter in inside else None)
         if not isinstance(adapted.base_model, HDMoLEModel):
             continue
         if not adapted.base_model.hdmole_recogniser and not (folder / ACCENTS).is_dir():
@@ -229,6 +240,15 @@ def load_models(folder: Path, device: torch.device) -> dict[str, Any]:
             folder=folder,
         )
     return models
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder of weights. It has an end token, if only the model's configuration names one."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        end = GenerationConfig.from_pretrained(folder).eos_token_id
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+    return tokenizer
 
 
 def _base(folder: Path, family: Any) -> Any:

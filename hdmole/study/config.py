@@ -12,6 +12,8 @@ from peft import LoraConfig
 
 from hdmole.errors import UserError
 from hdmole.method.tuner import HDMoLEConfig
+from hdmole.models.family import family
+from hdmole.speech.loading import read_config as read_model
 from hdmole.training.adapt import MIXTURES, Adaptation, AdaptationError, mixture_config
 
 
@@ -166,7 +168,7 @@ def read_config(path: Path) -> Comparison:
             name=path.name,
         )
     try:
-        place = values.get("place", "projector")
+        place = values.get("place") or _first_place(_path(values.get("model"), path.parent))
         methods = known_methods(_table(values, "hdmole", path), place, _table(values, "extended", path))
         for name, entry in _table(values, "method", path).items():
             methods[name] = Adaptation(**{"label": name, "place": place, **entry})
@@ -248,6 +250,13 @@ def read_config(path: Path) -> Comparison:
         trial_epochs=_positive(values.get("trial_epochs", 0.5), "trial_epochs", path),
         watched=[n for n in watched if n in chosen], text=text,
     )  # fmt: skip
+
+
+def _first_place(model: Path | None) -> str:
+    """Where methods are put if the configuration does not say it: the projector, or the encoder without one."""
+    if model is None or not (model / "config.json").is_file():
+        return "projector"
+    return next(iter(family(read_model(model)["model_type"]).places))
 
 
 def _expect(right: bool, path: Path, line: str, value: Any, code: str, wanted: str) -> None:

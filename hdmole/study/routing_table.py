@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -86,11 +87,19 @@ def in_llm(model: Any) -> bool:
 
 
 def routing_trace(model: Any, lengths: Sequence[int]) -> AbstractContextManager[Trace]:
-    """A trace for `routing_table`, of a batch of utterances with `lengths` (U,) frames.
+    """A trace for `routing_table`, of a batch of utterances with `lengths` (U,) encoder states.
 
     If layers lie in the LLM (`in_llm`), the batch must be one utterance.
     """
-    return trace(model) if in_llm(model) else trace(model, aggregate="mean", lengths=lengths)
+    if in_llm(model):
+        return trace(model)
+    step = model.seconds_per_state
+    parts = {
+        part: [math.ceil(count * step / seconds) for count in lengths]
+        for part, seconds in model.seconds_per_frame.items()
+        if seconds == seconds  # layers without frames have NaN
+    }
+    return trace(model, aggregate="mean", lengths=parts)
 
 
 def routing_table(traced: Trace, about: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
 from hdmole.errors import UserError
 from hdmole.files import written
@@ -28,18 +28,15 @@ from hdmole.method.recogniser import AccentRecogniser
 from hdmole.method.routing import auxiliary_losses
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.method.tuner.layer import HDMoLELinear
-from hdmole.models.speech_llm import SpeechLLM, encode_all
+from hdmole.models.family import family
+from hdmole.models.speech_llm import encode_all
 from hdmole.names import GENERAL
 from hdmole.speech.decoding import greedy
-from hdmole.speech.loading import load_adapter
+from hdmole.speech.loading import load_adapter, load_tokenizer, read_config, weights_folder
 from hdmole.training.data import Batches, Corpus, States
 from hdmole.training.loop import ATTENTION, fit, smoothed_objective
 
-PLACES = {
-    "projector": r"multi_modal_projector\..*(linear_1|linear_2|q_proj|k_proj|v_proj|o_proj|fc1|fc2)",
-    "encoder": r"audio_tower\.encoder\.layers\..*(linear1|linear2|q_proj|k_proj|v_proj|o_proj)",
-    "llm": r"language_model\.model\.layers\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-}
+PLACES = ("projector", "encoder", "llm")
 # A function that takes the rows of a batch and their lengths in frames. It returns the context
 # manager in which the batch is decoded.
 Around = Callable[[list[int], list[int]], AbstractContextManager[None]]
@@ -163,7 +160,7 @@ class Speech:
         return cls(
             corpus=Corpus(folder / "corpus"),
             states=States.load(folder / "states"),
-            tokenizer=AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False),
+            tokenizer=load_tokenizer(tokenizer),
             base=base,
             recogniser=AccentRecogniser.load(folder / "recogniser"),
             posteriors=np.load(folder / "recogniser" / "posteriors.npy"),
@@ -242,14 +239,17 @@ def pad(ids: list[list[int]]) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(i) for i in ids], batch_first=True, padding_value=-100)
 
 
-def load_base(folder: Path, device: str | torch.device = "cpu") -> SpeechLLM:
-    """Load the base in float32, without gradients."""
-    model: Any = SpeechLLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    base: SpeechLLM = model.to(device).eval().requires_grad_(False)
-    return base
+def load_base(folder: Path, device: str | torch.device = "cpu") -> Any:
+    """Load the base of any family in float32, without gradients.
+
+    Raises ModelError if its family is not known.
+    """
+    kind = family(read_config(folder)["model_type"])
+    model = kind.from_pretrained(weights_folder(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    return model.to(device).eval().requires_grad_(False)
 
 
-def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentRecogniser | None) -> Any:
+def with_adapter(base: Any, adaptation: Adaptation, recogniser: AccentRecogniser | None) -> Any:
     """Add to the base what `adaptation` trains. Only those parameters require a gradient.
 
     Returns:
@@ -260,7 +260,7 @@ def with_adapter(base: SpeechLLM, adaptation: Adaptation, recogniser: AccentReco
         for module in _targets(base, adaptation.place) if adaptation.kind == "full" else ():
             module.requires_grad_(True)
         return base
-    shared: dict[str, Any] = {"target_modules": PLACES[adaptation.place]}
+    shared: dict[str, Any] = {"target_modules": _names(base, adaptation.place)}
     if adaptation.kind == "lora":
         rank = options.pop("r")
         config: Any = LoraConfig(r=rank, lora_alpha=2 * rank, **shared, **options)
@@ -288,18 +288,30 @@ def mixture_config(adaptation: Adaptation, accents: list[str], **more: Any) -> H
     return HDMoLEConfig(accents=accents, **{"alpha": options.get("r", HDMoLEConfig.r), **options}, **more)
 
 
-def _targets(base: SpeechLLM, place: str) -> list[nn.Module]:
+def _names(base: Any, place: str) -> str:
+    """A regular expression of the linear layers in a part of the model.
+
+    Raises AdaptationError if the model has no such part.
+    """
+    if place not in base.places:
+        sentence = "This model has no {place}; give place, one of {places}."
+        raise AdaptationError("adaptation.place_not_here", sentence, place=place, places=", ".join(base.places))
+    names: str = base.places[place]
+    return names
+
+
+def _targets(base: Any, place: str) -> list[nn.Module]:
     """The modules that full fine-tuning trains.
 
     These are the whole projector, or the linear layers of encoder or LLM.
     """
-    if place == "projector":
-        return [base.multi_modal_projector]
+    if place == "projector" and base.projector:
+        return [base.get_submodule(base.projector)]
     return [*_linears(base, place)]
 
 
-def _linears(base: SpeechLLM, place: str) -> list[nn.Linear]:
-    return [m for n, m in base.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(PLACES[place], n)]
+def _linears(base: Any, place: str) -> list[nn.Linear]:
+    return [m for n, m in base.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(_names(base, place), n)]
 
 
 def trainable(model: nn.Module) -> int:
@@ -307,7 +319,7 @@ def trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def equal_rank(base: SpeechLLM, parameters: int, place: str) -> int:
+def equal_rank(base: Any, parameters: int, place: str) -> int:
     """The rank (at least 1) at which LoRA in `place` trains about `parameters` parameters."""
     linears = _linears(base, place)
     return max(1, round(parameters / sum(m.in_features + m.out_features for m in linears)))
@@ -399,8 +411,10 @@ def adapt(
     if folder.is_dir():
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         return model.eval()
-    attention = base.language_model.config._attn_implementation
-    base.language_model.set_attn_implementation(ATTENTION)
+    llm = getattr(base, "language_model", None)  # other families keep the attention that they were loaded with
+    attention = llm.config._attn_implementation if llm else ""
+    if llm:
+        llm.set_attn_implementation(ATTENTION)
     report(f"{folder.name}: {trainable(model):,} trainable parameters")
     rows = training_rows(speech.corpus, adaptation, seed)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -430,7 +444,8 @@ def adapt(
             run(replace(adaptation, true_accent=True), "warming", adaptation.warm_share)
     by_accent = adaptation.true_accent or adaptation.train_with == "accent"
     run(replace(adaptation, true_accent=by_accent), "training", 1 - adaptation.warm_share)
-    base.language_model.set_attn_implementation(attention)
+    if llm:
+        llm.set_attn_implementation(attention)
     with written(folder) as part:
         if adaptation.kind == "full":
             part.mkdir()

@@ -26,6 +26,7 @@ from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
+from hdmole.speech.loading import weights_folder
 from hdmole.speech.manifest import Line, fingerprint, read_manifest
 from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed, spoken
@@ -57,7 +58,7 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
 
     Args:
         corpus: the speech.
-        encoder: the encoder of a CTC model.
+        encoder: a model of a family (`hdmole.models.family`), or the encoder of a CTC model.
         folder: where the encoder outputs are kept.
         train: training utterances to encode, each in two SpecAugment views. Other training
             utterances are left out. Dev and test utterances are encoded without masks.
@@ -68,6 +69,13 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
         return States.load(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(encoder.parameters()).device
+
+    def encode(mels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if hasattr(encoder, "encode"):
+            return encoder.encode(mels, mask)  # type: ignore[no-any-return]
+        out = encoder(input_features=mels, attention_mask=mask)
+        return out.last_hidden_state, out.attention_mask
+
     spans = np.zeros((2, len(corpus.index), 2), np.int64)
     parts, offset = [], 0
     rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
@@ -77,11 +85,8 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
         for n in range(len(batches) if rows else 0):
             batch = batches[n]
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=BF16):
-                out = encoder(
-                    input_features=batch["input_features"].to(device), attention_mask=batch["attention_mask"].to(device)
-                )
-            lengths = out.attention_mask.sum(1).tolist()
-            for i, state, length in zip(batch["rows"].tolist(), out.last_hidden_state, lengths, strict=True):
+                states, valid = encode(batch["input_features"].to(device), batch["attention_mask"].to(device))
+            for i, state, length in zip(batch["rows"].tolist(), states, valid.sum(1).tolist(), strict=True):
                 parts.append(state[:length].half().cpu().numpy())
                 spans[view, i] = offset, length
                 offset += length
@@ -370,7 +375,7 @@ def speech_of(
     while not (done.is_file() and known.is_file() and known.read_text() == asked):
         report("waiting for the first process to encode the speech")
         time.sleep(10)
-    return Speech.load(folder, asr.folder, asr.folder), {}
+    return Speech.load(folder, asr.folder, weights_folder(asr.folder)), {}
 
 
 def speech_digest(speech: Speech, extra: dict[str, Speech]) -> str:
@@ -467,7 +472,7 @@ def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, re
         write_corpus(folder / "corpus", pd.DataFrame(rows), mels)
     corpus = Corpus(folder / "corpus")
     train = corpus.select("train")
-    encode_corpus(corpus, asr.models["base"].audio_tower.encoder, folder / "states", train, 0, report)
+    encode_corpus(corpus, asr.models["base"], folder / "states", train, 0, report)
     train_recogniser(
         corpus, [GENERAL, *accents], recogniser_stages(train), folder / "recogniser",
         rate=1.5e-3, seed=0, report=report, device=str(asr.device),

@@ -217,7 +217,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         for recorder in context.recorders:
             if recorder.adapter == adapter and id(self) in recorder.layers:
                 assert context.routing is not None
-                recorder.record(id(self), result, context.routing.of_rows(x, self.layer_name), x)
+                rows, beams = context.routing.of_rows(x, self.layer_name), context.routing.copies(x, self.layer_name)
+                recorder.record(id(self), result, rows, x, beams)
         # the scale goes into the gate, which is small (torch.compile of torch 2.13 loses the alpha of torch.add)
         weight = result.gate if config.scale == 1 else config.scale * result.gate
         each = ax.view(*ax.shape[:-1], config.experts, config.r) * weight.unsqueeze(-1).to(ax.dtype)  # (..., N, r)
