@@ -299,7 +299,8 @@ class Build:
                 )  # fmt: skip
             with written(folder) as part:
                 model.save_pretrained(part)
-        return load_base(folder, self.device)
+        base: SpeechLLM = load_base(folder, self.device)
+        return base
 
     def recogniser(self, corpus: Corpus) -> tuple[AccentRecogniser, np.ndarray]:
         """The accent recogniser, and its posteriors (utterances, N + 1) for every utterance.
