@@ -346,11 +346,13 @@ class Runner:
         return float(json.loads(step.done.read_text()))
 
     def tasks(self) -> list[Task]:
-        """All tasks in their order: of each method the trials of its learning rates, then a run."""
+        """All tasks in their order: of each method the trials of its learning rates, then a run.
+
+        The first HDMoLE run is analysed at once.
+        """
         tasks: list[Task] = []
         tried: set[str] = set()
-        jobs, first = self.comparison.jobs(), len(self.comparison.methods)
-        for number, (name, seed) in enumerate(jobs):
+        for name, seed in self.comparison.jobs():
             family = self.family(name)
             rates = self.comparison.rates.get(family, [])
             for rate in rates if family not in tried and len(rates) > 1 else []:
@@ -363,10 +365,9 @@ class Runner:
             tasks.append(
                 Task(f"{name}-{seed}", partial(self._ready, *job), partial(self.finished, *job), partial(self.run, *job))
             )
-            if number + 1 == first:
-                for kind in self.kinds:
-                    ready = partial(self.finished, "hdmole", self.comparison.seeds["hdmole"][0])
-                    tasks.append(Task(kind, ready, partial(self._is_analysed, kind), partial(self.analyse, kind)))
+            if job == ("hdmole", self.comparison.seeds[name][0]):
+                ready = partial(self.finished, *job)
+                tasks += [Task(kind, ready, partial(self._is_analysed, kind), partial(self.analyse, kind)) for kind in self.kinds]
         return tasks
 
     @property
