@@ -36,6 +36,7 @@ LEGEND_CONFIDENCE = Text(
     sure=SURE,
     unsure=UNSURE,
 )
+WER = Text("<b>WER</b> is the word error rate: words heard wrong, added or missing, per word that was said.")
 LEGEND_DIFFERENCE = Text(
     "Against the reference: <span><span class='said'>said</span><span class='wrong'>heard</span></span> substituted · "
     "<span class='extra'>heard</span> inserted · <span class='missing'>said</span> deleted"
@@ -47,8 +48,8 @@ LEGEND_CHANGE = Text(
 
 
 def legend_html(reference: str = "") -> str:
-    """What the marks on words mean. Marks of differences are explained only with a reference."""
-    difference = f"<div>{t(LEGEND_DIFFERENCE)}</div>" if reference.strip() else ""
+    """What the marks on words mean. Error rates and marks of differences are explained only with a reference."""
+    difference = f"<div>{t(LEGEND_DIFFERENCE)}</div><div>{t(WER)}</div>" if reference.strip() else ""
     return f"<div class='legend'>{difference}<div>{t(LEGEND_CONFIDENCE)}</div></div>"
 
 

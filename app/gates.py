@@ -8,6 +8,7 @@ import pandas as pd
 from streamlit.delta_generator import DeltaGenerator
 
 from app import links, texts
+from app.access import plain
 from app.texts import Text, t
 
 if TYPE_CHECKING:
@@ -86,3 +87,24 @@ def largest_weight(gate: HDMoLEConfig, table: pd.DataFrame, which: str) -> float
     else:
         sums = tau_global + tau_local if gate.combination == "sum" else pd.concat([tau_global, tau_local])
     return max(0.01, float(sums.max()))
+
+
+def even_weight(gate: HDMoLEConfig, layer: pd.DataFrame, which: str) -> float:
+    """The weight of each expert if all experts of a layer shared its gate evenly.
+
+    Args:
+        gate: the adapter's configuration.
+        layer: the rows of one layer in a routing table of the adapter.
+        which: one of `hdmole.figures.utterance.GATES`.
+    """
+    mass = float(layer.mass.mean()) if gate.general_class and which == "gate" else 1.0
+    return mass * largest_weight(gate, layer, which) / gate.experts
+
+
+def carriers(carried: pd.DataFrame) -> str:
+    """The two experts that carry most of the change, with their shares in percent (`carried_data`)."""
+    most = carried.sort_values("carried", ascending=False, kind="stable").head(2)
+    return t(", then ").join(
+        t("{expert} ({share} %)", expert=plain(texts.accent(accent)), share=f"{share:.0f}")
+        for accent, share in zip(most.accent, most.carried, strict=True)
+    )

@@ -252,11 +252,13 @@ class Job(Task):
 class Trial(Task):
     """Transcribes a finished job's utterance once more by an HDMoLE adapter with changed routing.
 
-    `change` holds keywords of `hdmole.intervene`.
+    `change` holds keywords of `hdmole.intervene`. `words` is how likely the words as trained are under
+    the change (`ASR.likelihoods`), for audio of up to `LONG` seconds; None for longer audio.
     """
 
     def __init__(self, asr: ASR, job: Job, method: str, change: dict[str, Any]) -> None:
         self.transcript: Transcript | None = None
+        self.words: list[dict[str, Any]] | None = None
         self._job, self._method, self._change, self.utterance = job, method, change, job.utterance
         super().__init__(asr, job.utterance.name)
 
@@ -264,9 +266,16 @@ class Trial(Task):
         assert self._job.audio is not None
         self.step = Text("{method} is listening again", method=Text(plain(method_label(self._method))))
         self._advance(0.0)
-        self.transcript = self._asr.transcribe(
+        transcript = self._asr.transcribe(
             self._job.audio, method=self._method, intervention=self._change, encoded=self._job.encoded, progress=self._advance
         )
+        if self._job.audio.seconds <= LONG:
+            self.words = [
+                word
+                for segment in self._job.encoded or []
+                for word in self._asr.likelihoods(segment, [self._change], method=self._method)
+            ]
+        self.transcript = transcript
 
 
 class Worth(Task):

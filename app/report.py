@@ -57,20 +57,24 @@ def pictures(job: Job, method: str, layer: str) -> dict[str, tuple[str, go.Figur
     table, config = job.routing(method), job.gate(method)
     if table is not None and config is not None:
         name, most = layer_label(layer), gates.largest_weight(config, table, "gate")
-        combined, active = figures.gate_data(table, layer), figures.active_data(table)
+        combined, working = figures.gate_data(table, layer), figures.effective_data(table)
         cut, overview = figures.threshold_data(table, layer), figures.overview_data(table)
         heat = figures.gate_heatmap(combined, most, words=words)
         gate = t(figures.GATES["gate"])
-        found["gates"] = t("{gate} of {layer}: which expert worked when", gate=gate, layer=name), heat, combined
+        found["gates"] = (
+            t("{gate} of {layer}: which expert worked when", gate=gate, layer=f"{texts.layer(name)} ({name})"),
+            heat,
+            combined,
+        )
         found["thresholds"] = (
-            t("Thresholds of {layer} and what they cut", layer=name),
+            t("Thresholds and what they cut: {layer}", layer=f"{texts.layer(name)} ({name})"),
             figures.threshold_bars(cut, config.learned),
             cut,
         )
         mean = t("All layers: {gate}, mean", gate=gate.lower())
         found["layers"] = mean, figures.layer_overview(overview, most), overview
-        dense = figures.active_heatmap(active, table.expert.nunique(), words)
-        found["active"] = t("All layers: experts at work, over time"), dense, active
+        dense = figures.effective_heatmap(working, table.expert.nunique(), words)
+        found["effective"] = t("All layers: experts at work, over time"), dense, working
     if len(job.segments) > 1:
         where = t(" (the first stretch, {start} to {end} s)", start=f"{start:.1f}", end=f"{end:.1f}")
         found = {name: (title + where, plot, data) for name, (title, plot, data) in found.items()}

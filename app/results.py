@@ -18,7 +18,7 @@ from app.texts import Text, t
 from hdmole.figures import results as result_figures
 from hdmole.names import GENERAL_OF
 from hdmole.speech.audio import SAMPLE_RATE
-from hdmole.study.claims import claim_line
+from hdmole.study.claims import answer, claim_line, plain_line
 from hdmole.study.results import COLUMNS, Claim, RecogniserResult, Results, ResultsError, base_digest, load
 
 if TYPE_CHECKING:
@@ -207,34 +207,61 @@ digest_of = st.cache_data(show_spinner=False, max_entries=2)(base_digest)
 
 
 HEADLINES = {
-    "accent": Text("WER on accents, HDMoLE"),
-    "general": Text("WER on general speech, HDMoLE"),
-    "real_adults": Text("WER of real adults, HDMoLE"),
-    "real_general": Text("WER on general speech of real people, HDMoLE"),
-    "synthetic_accents": Text("WER on synthetic accents, HDMoLE"),
-    "synthetic_general": Text("WER on synthetic general speech, HDMoLE"),
+    "accent": Text("Word errors, accents"),
+    "general": Text("Word errors, general speech"),
+    "real_adults": Text("Word errors, real adults"),
+    "real_general": Text("Word errors, real general speech"),
+    "synthetic_accents": Text("Word errors, synthetic accents"),
+    "synthetic_general": Text("Word errors, synthetic general speech"),
 }
 
 
 def headline(summary: Results) -> None:
-    """Show the main numbers of the results, as far as they have them."""
-    numbers: list[tuple[str, str, str | None]] = []
+    """Show the main numbers of the results, as far as they have them.
+
+    A change has a colour only if its interval says that there is one.
+    """
+    numbers: list[tuple[str, str, str | None, bool]] = []
     domains = {method: entry.domains for method, entry in summary.methods.items()}
     for domain in filter(HEADLINES.__contains__, (summary.target, GENERAL_OF.get(summary.target, ""))):
         rates = [domains.get(method, {}).get(domain) for method in ("hdmole", "base")]
         found = [rate.mean_over_accents if domain == "accent" else rate.wer for rate in rates if rate]
         if len(found) == 2:
-            change = t("{points} points against the base", points=f"{found[0] - found[1]:+z.1f}")
-            numbers.append((t(HEADLINES[domain]), f"{found[0]:.1f} %", change))
+            sure = summary.established("hdmole", "base", domain)
+            points = f"{found[0] - found[1]:+z.1f}"
+            change = (
+                t("{points} points against the base", points=points)
+                if sure
+                else t("{points} points against the base, not established", points=points)
+            )
+            numbers.append((t(HEADLINES[domain]), f"{found[0]:.1f} %", change, sure))
     trained = {method: entry.trainable for method, entry in summary.methods.items()}
     if mine := trained.get("hdmole"):
         full = trained.get("full")
         count = t("{share} % of full", share=f"{100 * mine / full:.1f}") if full else f"{mine:,}"
-        numbers.append((t("Parameters HDMoLE trains"), count, None))
+        numbers.append((t("Parameters HDMoLE trains"), count, None, False))
     if summary.accent_recogniser:
-        numbers.append((t("Accent recogniser, right"), f"{100 * summary.accent_recogniser.balanced_accuracy:.0f} %", None))
-    for column, (label, value, delta) in zip(st.columns(max(1, len(numbers))), numbers, strict=False):
-        column.metric(label, value, delta, delta_color="inverse")
+        numbers.append((t("Accent recogniser, right"), f"{100 * summary.accent_recogniser.balanced_accuracy:.0f} %", None, False))
+    for column, (label, value, delta, sure) in zip(st.columns(max(1, len(numbers))), numbers, strict=False):
+        column.metric(label, value, delta, delta_color="inverse" if sure else "off")
+    st.caption(t("Word errors are those of HDMoLE, in percent of the words that were said (word error rate)."))
+
+
+def trained_anew(asr: ASR, folder: Path, summary: Results) -> str:
+    """A note if the HDMoLE of these results is not the one that the app lets hear, with the rates of both."""
+    own_folder = asr.folder / "results"
+    own = summary_of(own_folder)
+    mine, theirs = (
+        s.methods["hdmole"].domains.get(summary.target) if s and "hdmole" in s.methods else None for s in (own, summary)
+    )
+    if folder == own_folder or mine is None or theirs is None:
+        return ""
+    rates = [rate.mean_over_accents if summary.target == "accent" else rate.wer for rate in (theirs, mine)]
+    return t(
+        "**Not the model that you hear:** the HDMoLE of these results was trained anew for them, with a word error rate of {theirs} %. "
+        "The one on the other pages has {mine} %.",
+        theirs=f"{rates[0]:.1f}", mine=f"{rates[1]:.1f}",
+    )  # fmt: skip
 
 
 # the marks differ in shape, not only in colour
@@ -242,13 +269,12 @@ MARKS = {"established": ":material/check_circle:", "not established": ":material
 
 
 def verdicts(claims: Sequence[Claim], first: int = 3) -> None:
-    """Show claims with their two verdicts, all after the `first` ones folded. The mark is that against zero."""
-    lines = [f"{MARKS[claim.verdict]} {t(claim_line(claim))}" for claim in claims]
-    for line in lines[:first]:
-        st.markdown(line)
-    if lines[first:]:
-        with st.expander(t("All {count} claims", count=len(lines))):
-            st.markdown("\n\n".join(lines[first:]))
+    """Show the `first` claims in plain words; all of them, with their numbers and both verdicts, are folded."""
+    for claim in claims[:first]:
+        st.markdown(f"{MARKS[answer(claim)]} {t(plain_line(claim))}")
+    if claims:
+        with st.expander(t("All {count} claims with their numbers", count=len(claims))):
+            st.markdown("\n\n".join(f"{MARKS[claim.verdict]} {t(claim_line(claim))}" for claim in claims))
 
 
 def confusion(recogniser: RecogniserResult) -> None:

@@ -10,6 +10,7 @@ from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 if TYPE_CHECKING:
+    from app.changes import Pin
     from app.corpus import Evaluation
     from app.jobs import Job, Trial, Utterance, Worth
 
@@ -33,6 +34,9 @@ class Session:
         opened: the address that the visitor opened, until another one is opened or written by a
             choice; None if there is none.
         used: names in `opened` that a page has used.
+        changes: changes of routing on the page Thresholds, the present one last, each as its address.
+        changes_in: utterance key and method that these changes belong to.
+        pins: changes that are kept to compare.
         thresholds: utterance key, method and name of a threshold -> the value that the visitor has
             set.
         moment: key of an utterance and the time in it, in seconds, that was clicked last.
@@ -54,6 +58,9 @@ class Session:
     written_at: float = 0.0
     opened: dict[str, str] | None = None
     used: set[str] = field(default_factory=set)
+    changes: list[dict[str, str]] = field(default_factory=list)
+    changes_in: tuple[str, str] = ("", "")
+    pins: list[Pin] = field(default_factory=list)
     thresholds: dict[tuple[str, str, str], float] = field(default_factory=dict)
     moment: tuple[str, float] | None = None
     results: str = ""

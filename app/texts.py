@@ -23,7 +23,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from app.access import hide_folders, plain
 from hdmole.errors import UserError
-from hdmole.names import accent_label, method_label
+from hdmole.names import accent_label, layer_name, layer_words, method_label
 from hdmole.study.results import Results
 from hdmole.study.tables import markdown_table
 from hdmole.texts import Text as Text
@@ -115,6 +115,14 @@ def accent_name(name: str) -> str:
     return name if language() == "en" else accent(name)
 
 
+def layer(label: str) -> str:
+    """A layer's name in plain words (`hdmole.names.layer_name`), translated."""
+    place, number, part = layer_name(label)
+    name, _, block = part.rpartition(" ") if part[-1:].isdigit() else (part, "", "")
+    said = t(name) + (f" {block}" if block else "")
+    return t("{place} {number}: {part}", place=t(place), number=number, part=said) if place else said
+
+
 def table(summary: Results, labels: dict[str, str]) -> str:
     """`hdmole.study.tables.markdown_table` with translated column names."""
     head, _, rows = markdown_table(
@@ -168,7 +176,13 @@ def drawn(plot: go.Figure) -> go.Figure:
         # these are names; words stand at numbers
         if axis.ticktext and isinstance(axis.tickvals[0], str):
             names = (text.partition(" <") for text in axis.ticktext)
-            axis.ticktext = [t(name) + sign + colour for name, sign, colour in names]
+            axis.ticktext = [
+                (layer(value) if name == layer_words(value) else t(name)) + sign + colour
+                for value, (name, sign, colour) in zip(axis.tickvals, names, strict=True)
+            ]
+    for trace in plot.data:
+        if "colorbar" in trace and trace.colorbar.ticktext:
+            trace.colorbar.ticktext = [t(text) for text in trace.colorbar.ticktext]
     for note in plot.layout.annotations:
         note.text = t(note.text)
     for trace in plot.data:

@@ -71,19 +71,31 @@ UPLOADS = [
     "nist",
 ]
 
+REASONS = {  # for choosing a sample, by `Sample.because`
+    "better": Text("HDMoLE makes fewer errors here than the frozen base: {mine} against {theirs}"),
+    "worse": Text("HDMoLE makes more errors here than the frozen base: {mine} against {theirs}"),
+    "everywhere": Text(
+        "this sentence is spoken in all accents, and in {count} of {all} some method makes more or fewer errors than the frozen base"
+    ),
+}
+
 
 # -- the model's samples ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip that comes with the model. One that is `borrowed` comes with the small model, and is synthetic."""
+    """A clip that comes with the model. One that is `borrowed` comes with the small model, and is synthetic.
+
+    `because` says why it was chosen (`hdmole.demo.samples`); it may be empty.
+    """
 
     name: str
     path: Path
     text: str
     accent: str
     speaker: str
+    because: str = ""
     borrowed: bool = False
 
     @property
@@ -124,6 +136,7 @@ def _samples(manifest: Path, borrowed: bool) -> list[Sample]:
             text=row["text"],
             accent=row.get("accent", ""),
             speaker=row.get("speaker", ""),
+            because=row.get("because", ""),
             borrowed=borrowed,
         )
         for _, row in manifest_rows(manifest, ("audio", "text"))
@@ -132,12 +145,37 @@ def _samples(manifest: Path, borrowed: bool) -> list[Sample]:
 
 
 def opening_sample(clips: list[Sample], summary: Results | None) -> Sample:
-    """The clip on which HDMoLE improves most on the base, by the model's own results.
+    """The clip on which HDMoLE improves most on the base, by the results of the model it comes with.
 
-    Without results it is the first clip.
+    If there are several, it is one on which some method differs. Without results it is the first.
     """
     errors = {clip.name: summary.samples.get(clip.name, {}) if summary else {} for clip in clips}
-    return max(clips, key=lambda clip: errors[clip.name].get("base", 0) - errors[clip.name].get("hdmole", 0))
+
+    def seen(clip: Sample) -> tuple[int, bool]:
+        found = errors[clip.name]
+        return found.get("base", 0) - found.get("hdmole", 0), len(set(found.values())) > 1
+
+    return max(clips, key=seen)
+
+
+def sample_results(clips: list[Sample]) -> Results | None:
+    """The results of the model that these clips come with; None if it has none."""
+    return results.summary_of(clips[0].path.parent.parent / "results") if clips else None
+
+
+def chosen_because(sample: Sample, clips: list[Sample]) -> str:
+    """Why a sample was chosen, with the errors that the results of its model count; empty if that is not known."""
+    summary = sample_results(clips)
+    errors = summary.samples if summary else {}
+    found = errors.get(sample.name, {})
+    if sample.because not in REASONS or not {"base", "hdmole"} <= set(found):
+        return ""
+    alike = [errors.get(clip.name, {}) for clip in clips if clip.text == sample.text and clip.because == sample.because]
+    reason = t(
+        REASONS[sample.because], mine=found["hdmole"], theirs=found["base"], all=len(alike),
+        count=sum(len(set(each.values())) > 1 for each in alike),
+    )  # fmt: skip
+    return t("**Chosen because** {reason}{model}.", reason=reason, model=t(" (by the small model)") if sample.borrowed else "")
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -163,10 +201,10 @@ def choose_sample(sample: Sample) -> None:
     choose(sample.utterance())
 
 
-def choose_linked(clips: list[Sample], folder: Path) -> None:
+def choose_linked(clips: list[Sample]) -> None:
     """Choose the sample or recording that the opened address names.
 
-    If there is none, it is `opening_sample`, by the results in the model's `folder`.
+    If there is none, it is `opening_sample`, by the results of the model that the clips come with.
     """
     kept = session()
     names = {clip.name: clip for clip in clips}
@@ -180,7 +218,7 @@ def choose_linked(clips: list[Sample], folder: Path) -> None:
         st.session_state.way = "Sample"
     lost = wanted and wanted not in names
     if clips and (lost or kept.utterance is None):
-        choose_sample(opening_sample(clips, results.summary_of(folder / "results")))
+        choose_sample(opening_sample(clips, sample_results(clips)))
     if lost:
         kept.notes.append(
             t("This link names the sample {name}, which this model does not have; here is another one.", name=plain(repr(wanted)))
@@ -246,6 +284,9 @@ def choose_utterance(clips: list[Sample]) -> None:
     with right:
         if way == "Sample":
             sample_select(clips)
+            current = session().utterance
+            name = current.sample if current is not None else ""
+            st.caption(next((chosen_because(clip, clips) for clip in clips if clip.name == name), ""))
             if any(clip.borrowed for clip in clips):
                 st.caption(t("These samples are synthetic voices. This model is for people: record yourself or upload a file."))
         elif way == "Upload":

@@ -420,6 +420,26 @@ def demo_sums(model: Annotated[Path, typer.Option(help="Folder of a model.")] = 
         _fail(error)
 
 
+@demo.command("samples")
+def demo_samples(
+    model: Annotated[Path, typer.Option(help="Folder of a demo model with its results.")] = Path("assets/demo"),
+) -> None:
+    """Choose the model's samples anew, from the test speech of its results, so that methods differ on them."""
+    import pandas as pd
+
+    from hdmole.demo.samples import write_samples
+    from hdmole.files import write_text
+    from hdmole.speech.asr import ASR
+    from hdmole.study.results import SUMMARY, UTTERANCES, load
+
+    try:
+        results, rows = load(model / "results"), pd.read_parquet(model / "results" / UTTERANCES)
+        results.samples = write_samples(ASR.load(model), rows, model / "samples", results.provenance.seed, typer.echo)
+        write_text(model / "results" / SUMMARY, results.to_json() + "\n")
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
 @demo.command("conflicts")
 def demo_conflicts(
     out: Annotated[Path, typer.Option(help="Folder of the speech, for the data of a comparison.")] = Path("build/conflicts"),

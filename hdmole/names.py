@@ -38,6 +38,36 @@ def layer_label(name: str) -> str:
     return name
 
 
+_PLACES = {"layers": "Layer", "encoder": "Encoder", "decoder": "Decoder", "llm": "LLM"}
+_PARTS = {
+    "q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "attention output", "out_proj": "attention output",
+    "relative_k_proj": "position", "fc1": "feed-forward, in", "fc2": "feed-forward, out", "linear1": "feed-forward, in",
+    "linear2": "feed-forward, out", "gate_proj": "feed-forward, gate", "up_proj": "feed-forward, in", "down_proj": "feed-forward, out",
+    "linear_1": "first layer", "linear_2": "last layer",
+}  # fmt: skip
+
+
+def layer_name(label: str) -> tuple[str, int, str]:
+    """A layer in plain words: its place, its number in it from 1, and its part.
+
+    `label` is that of `layer_label`. "layers.0.fc1" is ("Layer", 1, "feed-forward, in"). The place is
+    empty, and the number 0, for layers outside of a stack. Parts without a plain name stay as they are.
+    """
+    place, _, rest = label.partition(".")
+    number, _, part = rest.partition(".")
+    if place in _PLACES and number.isdigit() and part:
+        last = part.rpartition(".")[2]
+        more = f" {part[2]}" if part[:2] == "ff" and part[2:3].isdigit() else ""  # one of two feed-forward blocks
+        return _PLACES[place], int(number) + 1, _PARTS.get(last, part) + more
+    return "", 0, _PARTS.get(label, label)
+
+
+def layer_words(label: str) -> str:
+    """`layer_name` as one text: "Layer 1: feed-forward, in"."""
+    place, number, part = layer_name(label)
+    return f"{place} {number}: {part}" if place else part
+
+
 def accent_label(name: str) -> str:
     """An accent's name as it is shown: with capital letters and without underscores.
 

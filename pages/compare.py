@@ -27,6 +27,13 @@ def kind(domain: str) -> str:
     return t("Accents" if domain == "accent" else DOMAIN_LABELS.get(domain, plain(domain)))
 
 
+def spoken_name(accent: str, domain: str) -> str:
+    """The name of an accent in a kind of speech; that of the kind alone where it says all."""
+    if domain in ("accent", accent):
+        return texts.accent(accent)
+    return kind(domain) if domain in GENERAL_OF.values() else f"{texts.accent(accent)} · {kind(domain)}"
+
+
 st.title(t("Is HDMoLE better, by how much, and how sure are we?"))
 folder, summary = results.choose(asr)
 ours = folder.resolve().is_relative_to(ROOT / "assets")
@@ -34,6 +41,8 @@ labels = {name: texts.label(label) for name, label in summary.labels.items()}
 plain_labels = {name: plain(label) for name, label in labels.items()}
 
 results.headline(summary)
+if note := results.trained_anew(asr, folder, summary):
+    st.info(note)
 results.verdicts(summary.claims)
 if adapted := texts.adapted(summary):
     st.caption(adapted)
@@ -63,7 +72,10 @@ with plane:
         if against_what == "general":
             plots.show(
                 result_figures.forgetting(named, against_general), "accents-against-general", cost,
-                t("down is better on accents, right of the dotted line the general domain was forgotten."), "forgetting",
+                t(
+                    "down is better on accents; right of the dotted line a method makes more errors on general speech than the frozen base. "
+                    "Whether that is more than chance is said below."
+                ), "forgetting",
             )  # fmt: skip
         else:
             plots.show(
@@ -117,7 +129,7 @@ accent_rates = {name: summary.methods[name].domains.get("accent") for name in (s
 by_seed = {name: rate.per_seed or {} if rate else {} for name, rate in accent_rates.items()}
 if all(len(rates) > 1 for rates in by_seed.values()):
     each = "; ".join(f"{plain(label(name))} {', '.join(f'{v:.1f}' for v in rates.values())}" for name, rates in by_seed.items())
-    st.markdown(t("- **By training seed**, WER on accents in %: {rates}.", rates=each))
+    st.markdown(t("- **By training seed**, word error rate on accents in %: {rates}.", rates=each))
 st.caption(
     t(
         "Points of word error rate with 95 % intervals from a bootstrap over speakers, both methods on the same speech; "
@@ -134,9 +146,9 @@ def by_accent(file: Path, method: str, against: str, changed: int) -> pd.DataFra
 file = folder / "utterances.parquet"
 if file.is_file():
     where = by_accent(file, str(method), against, file.stat().st_mtime_ns)
-    kinds = [f" · {kind(d)}" if d not in ("accent", a) else "" for d, a in zip(where.domain, where.accent, strict=True)]
+    names_of = [spoken_name(a, d) for a, d in zip(where.accent, where.domain, strict=True)]
     plots.show(
-        result_figures.accent_differences(where.assign(label=where.accent.map(texts.accent) + kinds), str(method)),
+        result_figures.accent_differences(where.assign(label=names_of), str(method)),
         f"{method}-{against}-by-accent", where,
         t(
             "left of zero {method} is better than {against}; a ring says that no difference is established, one without a line "
@@ -152,11 +164,23 @@ if len(names) > len(main):
         t("left of zero a method is better than {method}; a ring says that no difference is established.", method=plain(label(method))),
         "variants",
     )  # fmt: skip
+if summary.frontier:
+    st.header(t("More experts or fewer"))
+    frontier = result_figures.frontier_data(summary)
+    plots.show(
+        result_figures.frontier(frontier), "threshold-frontier", frontier,
+        t("HDMoLE's word error rate on accents when its thresholds are scaled, or replaced by another way of choosing experts."),
+        "frontier",
+    )  # fmt: skip
 trials = pd.DataFrame([trial.to_dict() for trial in summary.trials])
 if len(trials):
     with st.expander(t("Learning rates tried on dev speech")):
         trials = trials.rename(
-            columns={"accent": "accents, WER (%)", "general": "general, WER (%)", "learning_rate": "learning rate"}
+            columns={
+                "accent": "accents, word error rate (%)",
+                "general": "general, word error rate (%)",
+                "learning_rate": "learning rate",
+            }
         )
         st.dataframe(trials, hide_index=True, column_config={name: t(name) for name in trials.columns})
 
@@ -176,7 +200,7 @@ if file.is_file():
     accent = middle.selectbox(
         t("Accent"), list(accents), index=None, placeholder=t("all"), key="compared_accent",
         format_func={
-            key: texts.accent_name(name) + (f" · {kind(domain)}" if domain != name else "") for key, (name, domain) in accents.items()
+            key: spoken_name(name, domain) for key, (name, domain) in accents.items()
         }.__getitem__,
     )  # fmt: skip
     address["accent"] = accent or ""

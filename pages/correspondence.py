@@ -21,6 +21,8 @@ from hdmole.names import layer_label
 from hdmole.study.results import FEW_SPEAKERS, Measure
 from hdmole.study.routing_table import ROUTERS
 
+KINDS = {"purity": "match", "nmi": "agreement"}  # the measures' plain names
+
 asr = load_model()
 
 
@@ -76,7 +78,7 @@ def number(measure: Measure) -> str:
 
 known = [
     t(
-        "**{router}**: purity {purity}, mutual information {information}", router=t(label),
+        "**{router}**: match {purity}, agreement {information}", router=t(label),
         purity=number(measured.routers[name].all.purity), information=number(measured.routers[name].all.nmi),
     )
     for name, label in ROUTERS.items()
@@ -88,7 +90,10 @@ links.set_widget("corpus_layer", "layer", layers, None)
 router = which.segmented_control(
     t("Router"), list(ROUTERS), required=True, format_func=lambda name: t(ROUTERS[name]), key="router"
 )
-layer = where.selectbox(t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer")
+layer = where.selectbox(
+    t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer",
+    format_func=lambda label: f"{texts.layer(label)} ({label})",
+)  # fmt: skip
 links.write(results=session().results, router=str(router) if router != "gate" else "", layer=layer or "")
 left, right = st.columns(2)
 with left:
@@ -97,9 +102,10 @@ with left:
     plots.show(
         result_figures.correspondence(data), "correspondence", data,
         t(
-            "a row is an accent as spoken, a column an expert; a bright diagonal means that each expert serves its own accent. The "
-            "scale ends where one expert has all the weight of a row, {most}; shared evenly, each has {even}.",
-            most=f"{most:.2f}", even=f"{most / data.expert.nunique():.3f}",
+            "a row is an accent as spoken, a column an expert; a bright diagonal means that each expert has most weight where its own "
+            "accent is spoken. The scale ends at {most}, all the weight of the row with the most; shared evenly, each has {even} in it. "
+            "Here {count} of {all} experts have their accent's largest weight.",
+            most=f"{most:.2f}", even=f"{most / data.expert.nunique():.3f}", **result_figures.on_the_diagonal(data),
         ),
         "matrix",
     )  # fmt: skip
@@ -131,9 +137,9 @@ with right:
             hear(folder, unescape(marks[0]["customdata"][0]) if marks else str(named))
 st.caption(
     t(
-        "Purity: the share of utterances whose strongest expert serves mostly their accent; mutual information, normalised: 1 where "
-        "expert and accent tell each other, 0 where they know nothing of each other. The global router is given the accent by its "
-        "recogniser, so its correspondence is no discovery; the local router's would be."
+        "Match: the share of utterances whose strongest expert is mostly that of their accent. Agreement: 1 where expert and accent tell "
+        "each other, 0 where they know nothing of each other (normalised mutual information). The global router is given the accent by "
+        "its recogniser, so its correspondence is no discovery; the local router's would be."
     )
 )
 
@@ -151,20 +157,22 @@ if len(worth):
         result_figures.attribution(worth), "attribution", worth,
         t(
             "leave one expert out and score the right words again: below zero they become less likely, so the expert helped. "
-            "Cells without colour are not established."
+            "Cells without colour are not established. Of {all} cells {count} are established."
+            ,
+            all=len(worth), count=int(((worth.low > 0) | (worth.high < 0)).sum()),
         ),
         "worth",
     )  # fmt: skip
 per_layer = pd.DataFrame(
     [
         {
-            "layer": layer_label(name),
+            "layer": texts.layer(layer_label(name)),
             **{
-                f"{label}: {kind}": number(measure)
+                f"{label}: {KINDS[kind]}": number(measure)
                 for router, label in ROUTERS.items()
                 for kind, measure in measured.routers[router].layers[name]
             },
-            **{f"experts at work, {domain}": active[name] for domain, active in measured.active.items()},
+            **{f"experts with any weight, {domain}": active[name] for domain, active in measured.active.items()},
         }
         for name in layers.values()
     ]
@@ -172,10 +180,10 @@ per_layer = pd.DataFrame(
 with st.expander(t("Layer by layer")):
     heads = {"layer": t("layer")}
     for router in ROUTERS.values():
-        heads[f"{router}: purity"] = t("{router}: purity", router=t(router))
-        heads[f"{router}: nmi"] = t("{router}: nmi", router=t(router))
+        heads[f"{router}: match"] = t("{router}: match", router=t(router))
+        heads[f"{router}: agreement"] = t("{router}: agreement", router=t(router))
     for domain in measured.active:
-        heads[f"experts at work, {domain}"] = t("experts at work, {speech}", speech=t(domain))
+        heads[f"experts with any weight, {domain}"] = t("experts with any weight, {speech}", speech=t(domain))
     st.dataframe(per_layer, hide_index=True, column_config=heads)
     st.download_button(t("Layers (CSV)"), per_layer.to_csv(index=False), "layers.csv", "text/csv", on_click="ignore")
 results.origin(summary)

@@ -9,7 +9,7 @@ from app.access import plain
 from app.model import REAL, ROOT, device_name, load_model
 from app.session import session
 from app.texts import t
-from app.utterance import choose_sample, samples
+from app.utterance import choose_sample, chosen_because, opening_sample, sample_results, samples
 
 if "sample" in st.query_params:  # old links, from before there was a Home page
     st.switch_page("../pages/transcribe.py", query_params=dict(st.query_params))
@@ -37,8 +37,8 @@ if clips:
     st.markdown(t("**Or start with a synthetic voice:**") if real else t("**Start with somebody speaking:**"))
     with st.container(horizontal=True):
         for accent in dict.fromkeys(clip.accent for clip in clips):
-            clip = next(c for c in clips if c.accent == accent)
-            if st.button(plain(texts.accent(accent)), key=f"go-{accent}", help=plain(clip.text)):
+            clip = opening_sample([c for c in clips if c.accent == accent], sample_results(clips))
+            if st.button(plain(texts.accent(accent)), key=f"go-{accent}", help=chosen_because(clip, clips) or plain(clip.text)):
                 choose_sample(clip)
                 st.switch_page("../pages/transcribe.py")
 left, right = st.columns(2)

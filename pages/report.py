@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import gates, links, report, results
+from app import gates, links, report, results, texts
 from app.model import device_name, load_model
 from app.session import session
 from app.texts import t
@@ -17,7 +17,7 @@ from hdmole.names import layer_label
 
 asr = load_model()
 clips = samples(asr.folder)
-choose_linked(clips, asr.folder)
+choose_linked(clips)
 
 st.title(t("Take it away"))
 st.caption(
@@ -39,7 +39,11 @@ if table is not None:
     links.set_once("layer", layers)
     layer = str(
         layer_box.selectbox(
-            t("Layer whose routing is shown"), layers, key="layer", format_func=layer_label, persist_state="session"
+            t("Layer whose routing is shown"),
+            layers,
+            key="layer",
+            format_func=lambda name: f"{texts.layer(layer_label(name))} ({layer_label(name)})",
+            persist_state="session",
         )
     )
 folder, summary = results.chosen(asr) or (Path(), None)

@@ -12,6 +12,7 @@ from app.moment import choose_word, clicked_moment, remember_click, show_moment
 from app.session import session
 from app.texts import Text, t
 from app.utterance import address, choose_linked, choose_stretch, routed_utterance, sample_select, samples
+from hdmole.figures import effect
 from hdmole.figures import utterance as figures
 from hdmole.names import layer_label
 
@@ -19,7 +20,7 @@ SHORT = {"gate": Text("Combined"), "global_gate": Text("Global"), "local_gate": 
 
 asr = load_model()
 clips = samples(asr.folder)
-choose_linked(clips, asr.folder)
+choose_linked(clips)
 
 st.title(t("Which expert worked when"))
 chosen = routed_utterance(asr)
@@ -43,7 +44,13 @@ layers = figures.layer_names(table)
 links.set_once("layer", layers)
 links.set_once("gate", list(figures.GATES))
 with layer_box:
-    layer = st.selectbox(t("Layer"), layers, key="layer", format_func=layer_label, persist_state="session")
+    layer = st.selectbox(
+        t("Layer"),
+        layers,
+        key="layer",
+        format_func=lambda name: f"{texts.layer(layer_label(name))} ({layer_label(name)})",
+        persist_state="session",
+    )
 with gate_box:
     picked = st.segmented_control(
         t("Gate"),
@@ -65,7 +72,19 @@ moment = clicked_moment(chosen.key, words, stretch.start, stretch.end) if timed 
 show_moment(moment, job.audio, table, layer, which)
 span = (moment.start, moment.end) if moment else None
 label, gate = layer_label(layer), t(figures.GATES[which])
-st.header(t("{gate} of {layer}, over time", gate=gate, layer=plain(label)))
+carried = effect.carried_data(table)
+if carried.carried.any():
+    mean = table.drop_duplicates(["layer_index", "call", "frame"]).n_effective.mean()
+    st.markdown(
+        t(
+            "**{count} of {all} experts are at work here**, each weighed by its share of the weights. Most of what they change is "
+            "carried by {carriers}.",
+            count=f"{mean:.1f}", all=table.expert.nunique(), carriers=gates.carriers(carried),
+        )
+    )  # fmt: skip
+else:
+    st.markdown(t("**No expert is at work here:** this is what the frozen base hears."))
+st.header(t("{gate} over time: {layer}", gate=gate, layer=plain(texts.layer(label))))
 if not timed:
     st.caption(
         t("This layer sees the distances between frames, not the frames.")
@@ -81,17 +100,28 @@ most = gates.largest_weight(config, table, which)
 plots.show(
     figures.gate_heatmap(data, most, which, words, span, tau), f"{chosen.stem}-{label}-{which}", data,
     t(
-        "each row is an accent's expert; the brighter a cell, the more weight it has; empty cells are off; click one to hear it. The "
-        "scale ends at {most}, all the weight for one expert; shared evenly, each has {even}. The global router is told the accent, so "
-        "its rows match the accent by construction; only the local router can show a pattern of its own.",
-        most=f"{most:.2f}", even=f"{most / config.experts:.3f}",
+        "each row is an accent's expert; the brighter a cell, the more weight it has; empty cells are off; click one to hear it. All "
+        "layers have one scale, which ends at {most}, the most that one expert could weigh alone; shared evenly, each weighs {even} in "
+        "this layer. The global router follows the accent that was heard; only the local router can find a pattern of its own.",
+        most=f"{most:.2f}", even=f"{gates.even_weight(config, table[table.layer == layer], which):.3f}",
     ),
     f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, words) if timed else "ignore",
 )  # fmt: skip
 
+st.header(t("What each expert carries, in all layers"))
+plots.show(
+    effect.carried_bars(carried), f"{chosen.stem}-carried", carried,
+    t(
+        "hatched, an expert's share of the weights; full, its share of what all experts together change in the layers' outputs. The two "
+        "can differ: an expert with much weight may change little. Below zero an expert works against the others."
+    )
+    + (t(" The shared expert has no weight to compare: it works in every frame.") if config.shared_expert_rank else ""),
+    f"carried-{chosen.key}-{method}-{stretch.number}",
+)  # fmt: skip
+
 left, right = st.columns(2)
 with left:
-    st.header(t("Thresholds of {layer} and what they cut", layer=plain(label)))
+    st.header(t("Thresholds and what they cut: {layer}", layer=plain(texts.layer(label))))
     at = moment.time if moment else None
     cut = figures.threshold_data(table, layer, at)
     when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
@@ -119,13 +149,17 @@ with right:
     )  # fmt: skip
 
 st.header(t("All layers: experts at work, over time"))
-active = figures.active_data(table)
-count = figures.ACTIVE[which]
+working = figures.effective_data(table)
+count = figures.EFFECTIVE[which]
 plots.show(
-    figures.active_heatmap(active, table.expert.nunique(), words, count, span), f"{chosen.stem}-active", active,
-    t("how many experts are on at each layer and moment ({gate}); dark is none. Click a cell to hear it.", gate=gate.lower()),
-    f"active-{key}",
-    on_select=remember_click(f"active-{key}", chosen.key, words) if table.time.notna().any() else "ignore",
+    figures.effective_heatmap(working, table.expert.nunique(), words, count, span), f"{chosen.stem}-effective", working,
+    t(
+        "how many experts work at each layer and moment ({gate}), weighed: two of even weight count as 2, one with nearly all the "
+        "weight as little more than 1, however many others have some; dark is none. Click a cell to hear it.",
+        gate=gate.lower(),
+    ),
+    f"effective-{key}",
+    on_select=remember_click(f"effective-{key}", chosen.key, words) if table.time.notna().any() else "ignore",
 )  # fmt: skip
 if table.time.notna().any() and table.time.isna().any():
     st.caption(t("Layers that see no frames of audio are left out here."))

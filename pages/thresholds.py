@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import streamlit as st
 
-from app import gates, links, plots, results, texts, watch
+from app import changes, gates, links, plots, texts, watch
 from app.access import plain
-from app.cards import LEGEND_CHANGE, LEGEND_DIFFERENCE, method_card, warn_if_outside
+from app.cards import LEGEND_CHANGE, LEGEND_DIFFERENCE, WER, method_card, warn_if_outside
+from app.changes import CHOICES
+from app.jobs import LONG
 from app.model import load_model
 from app.session import session
 from app.texts import Text, t
 from app.utterance import address, choose_linked, reference_of, routed_utterance, sample_select, samples
-from hdmole.figures import results as result_figures
-from hdmole.figures import utterance as figures
+from hdmole.figures import effect
 from hdmole.names import SHARED, layer_label
 from hdmole.speech.words import count_errors, normalise
 
@@ -28,11 +28,17 @@ MEANING = {  # of a threshold, by whether the gate is the paper's
         "As trained: {trained} on average. An expert works where its weight exceeds it: 0 lets all work, 0.5 one at most."
     ),
 }
-CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
+EFFECTS = {  # by `effect.effect_size`
+    "none": Text("**No effect:** every word is as sure as before."),
+    "small": Text("**A small effect:** “{word}” changed most, from {before} to {after} % sure."),
+    "large": Text(
+        "**“{word}” changed most:** from {before} to {after} % sure. On average each word as trained became {times} times as likely."
+    ),
+}
 
 asr = load_model()
 clips = samples(asr.folder)
-choose_linked(clips, asr.folder)
+choose_linked(clips)
 
 st.title(t("What if the routing were different?"))
 st.caption(
@@ -44,6 +50,7 @@ controls, outcome = st.columns([1, 1.9], gap="medium")
 with controls:
     sample_select(clips, t("Utterance"))
     method = gates.choose_adapter(asr, st.container())
+    buttons = st.container(horizontal=True)
 config = asr.gate(method)
 explained.caption(f"**{plain(texts.method(method))}**{t(': ')}{gates.in_words(config)}")
 with outcome:
@@ -124,7 +131,7 @@ with controls:
             help=t("The shared expert works in every frame, whatever the accent.") if SHARED in switchable else None,
         )  # fmt: skip
     only = st.multiselect(
-        t("At layers"), list(layers), placeholder=t("all"), key="change_layers", persist_state="session",
+        t("At layers"), list(layers), placeholder=t("all"), key="change_layers", format_func=texts.layer, persist_state="session",
     )  # fmt: skip
 
 change |= {name: value for name, value in (("accent", accent), *picked.items()) if value}
@@ -132,12 +139,20 @@ link |= {name: value for name, value in picked.items() if value} | ({"accent": a
 if only and change:
     change["layers"] = [layers[layer]["name"] for layer in only]
     link["layers"] = only
-links.write(**address(chosen), adapter=gates.linked_adapter(asr, method), **link)
+shown = {**address(chosen), "adapter": gates.linked_adapter(asr, method)}
+changes.remember(links.whole(**shown, **link), (chosen.key, method))
+with buttons:
+    st.button(t("Undo"), icon=":material/undo:", disabled=len(kept.changes) < 2, on_click=changes.undo, key="undo_change")
+    st.button(
+        t("Reset"), icon=":material/restart_alt:", disabled=not link, on_click=changes.apply, args=(links.whole(**shown),),
+        key="reset_change",
+    )  # fmt: skip
+links.write(**shown, **link)
 
 with outcome:
     links.show_notes()
     warn_if_outside(job)
-    after, reference = untouched, reference_of(chosen)
+    after, reference, sure = untouched, reference_of(chosen), effect.word_effect_data([])
     if change:
         trial = watch.trial_of(asr, job, method, change)
         watch.ended(trial, 1.0)
@@ -150,6 +165,8 @@ with outcome:
                 st.rerun()
             st.stop()
         after = trial.transcript
+        sure = effect.word_effect_data(trial.words or [])
+    times = effect.times_as_likely(sure)
     st.html(
         "<div class='cards'>"
         + method_card(method, untouched, reference, title=t("As trained"))
@@ -157,45 +174,48 @@ with outcome:
         + "</div>"
     )
     if reference.strip():
-        st.html(f"<div class='legend'>{t(LEGEND_DIFFERENCE)}</div>")
+        st.html(f"<div class='legend'><div>{t(LEGEND_DIFFERENCE)}</div><div>{t(WER)}</div></div>")
     elif after.text != untouched.text:
         st.html(f"<div class='legend'>{t(LEGEND_CHANGE)}</div>")
     if set(switchable) <= set(picked["mask"]) and not only:
         st.caption(t("Every expert is off, so this is what the frozen base hears."))
     differing, _ = count_errors(normalise(untouched.text), normalise(after.text))
-    active = [sum(entry["active_experts"] for entry in t.layers) / max(1, len(t.layers)) for t in (untouched, after)]
+    working = [sum(entry["effective_experts"] for entry in t.layers) / max(1, len(t.layers)) for t in (untouched, after)]
     seconds = [t.rtf * t.seconds for t in (untouched, after)]
+    if len(sure):
+        most = sure.sort_values("change", key=abs).iloc[-1]
+        said = {
+            "word": plain(str(most.word)), "before": f"{100 * most.before:.0f}", "after": f"{100 * most.after:.0f}", "times": f"{times:.2f}",
+        }  # fmt: skip
+        st.markdown(t(EFFECTS[effect.effect_size(sure)], **said))
+        plots.show(
+            effect.word_effect(sure, method), f"{chosen.stem}-words", sure,
+            t("how sure the model is of each word that it heard as trained: the ring as trained, the disc after your change."), "words",
+        )  # fmt: skip
+        kept_now = changes.Pin(links.address(link), after, times)
+        st.button(t("Pin this change"), icon=":material/keep:", on_click=changes.pin, args=(kept_now,), key="pin_change")
+    elif change and job.audio is not None and job.audio.seconds > LONG:
+        st.caption(t("How sure the model is of each word is shown for recordings of up to {seconds} s.", seconds=f"{LONG:.0f}"))
+    if kept.pins:
+        st.subheader(t("Pinned"))
+        titles = [t("{change}: × {times}", change=changes.described(p.change), times=f"{p.times:.2f}") for p in kept.pins]
+        pinned = zip(kept.pins, titles, strict=True)
+        st.html(
+            "<div class='cards'>"
+            + "".join(method_card(method, p.transcript, reference, title=title, before=untouched.text) for p, title in pinned)
+            + "</div>"
+        )
+        st.caption(t("The number says how many times as likely each word as trained became on average."))
     words, work, time = st.columns(3)
     words.metric(t("Words that changed"), differing)
-    work.metric(t("Experts at work, mean"), f"{active[1]:.2f}", f"{active[1] - active[0]:+.2f}", delta_color="off")
+    work.metric(
+        t("Experts at work, weighed"), f"{working[1]:.2f}", f"{working[1] - working[0]:+.2f}", delta_color="off",
+        help=t("Two experts of even weight count as 2; one with nearly all the weight counts as little more than 1."),
+    )  # fmt: skip
     time.metric(t("Time to decode"), f"{seconds[1]:.2f} s", f"{seconds[1] - seconds[0]:+.2f} s", delta_color="off")
-    adapted = next(
-        (place for place, names in asr.models["base"].places.items() if re.search(names, untouched.layers[0]["name"])), ""
-    )
-    # a comparison's curve is that of the method hdmole
-    shown = results.folders(asr) if method == "hdmole" else {}
-    found = {name: results.summary_of(folder) for name, folder in shown.items()}
-    alike = {
-        name: summary
-        for name, summary in found.items()
-        if summary and summary.frontier and (summary.methods["hdmole"].place or "projector") == adapted
-    }
-    if alike:  # results of layers in the same place, with the most seeds
-        name, summary = max(alike.items(), key=lambda item: len(item[1].methods["hdmole"].seeds or []))
-        st.header(t("More experts or fewer: what it does over a corpus"))
-        points = result_figures.frontier_data(summary)
-        plots.show(
-            result_figures.frontier(points, active[1]), "threshold-frontier", points,
-            t(
-                "word error rate on accents when thresholds are scaled, or replaced, in the results “{name}”; the dashed line is where "
-                "this utterance stands now.",
-                name=name,
-            ),
-            "frontier",
-        )  # fmt: skip
     st.header(t("Experts at work, layer by layer"))
-    data = figures.change_data(untouched.layers, after.layers)
+    data = effect.change_data(untouched.layers, after.layers)
     plots.show(
-        figures.change_dots(data, len(experts), method), f"{chosen.stem}-change", data,
+        effect.change_dots(data, len(experts), method), f"{chosen.stem}-change", data,
         t("each row is a layer; the ring is the model as trained, the disc is your change."), "change",
     )  # fmt: skip

@@ -19,7 +19,7 @@ from hdmole.speech.audio import SAMPLE_RATE
 
 asr = load_model()
 clips = samples(asr.folder)
-choose_linked(clips, asr.folder)
+choose_linked(clips)
 
 st.title(t("What each method hears in accented speech"))
 st.caption(

@@ -156,8 +156,8 @@ def test_routing_opens_from_a_deep_link(open_app: Callable[..., AppTest]) -> Non
     assert session(at).utterance.sample == "indian_1"
     assert at.selectbox(key="layer").value.endswith("layers.0.fc1")
     assert at.segmented_control(key="gate").value == "local_gate"
-    assert len(at.get("plotly_chart")) == 5
-    assert "by construction" in " ".join(caption.value for caption in at.caption)
+    assert len(at.get("plotly_chart")) == 6
+    assert "follows the accent that was heard" in " ".join(caption.value for caption in at.caption)
     assert (at.query_params["layer"], at.query_params["gate"]) == ("layers.0.fc1", "local_gate")
 
 
@@ -216,11 +216,13 @@ def test_a_change_of_routing_is_heard_next_to_the_untouched_run(
     settle(at.multiselect(key=mask).set_value([]).run())
     settle(at.slider[0].set_value(0.5).run())
     settle(at.slider[1].set_value(0.5).run())
-    trained = sum(layer["active_experts"] for layer in untouched.layers) / len(untouched.layers)
+    trained = sum(layer["effective_experts"] for layer in untouched.layers) / len(untouched.layers)
     assert float(at.metric[1].value) <= 1 < trained  # above a half there is one expert at most
     settle(at.segmented_control(key="choose").set_value("dense").run())
     assert_no_exception(at)
-    assert at.metric[1].value == "3.00"
+    dense = next(reversed(session(at).trials.values())).transcript.layers
+    assert all(layer["active_experts"] == 3 for layer in dense)  # all have weight, some of them little
+    assert at.metric[1].value == f"{sum(layer['effective_experts'] for layer in dense) / len(dense):.2f}" < "3.00"
 
 
 def test_a_link_restores_a_change_of_routing(open_app: Callable[..., AppTest]) -> None:
@@ -235,6 +237,42 @@ def test_a_link_restores_a_change_of_routing(open_app: Callable[..., AppTest]) -
     asr = ASR.load(os.environ["HDMOLE_MODEL"])
     assert trial.transcript.layers == asr.transcribe(job.audio, intervention=change, encoded=job.encoded).layers
     assert "mask" not in at.query_params
+
+
+def html(at: AppTest) -> str:
+    """All HTML on a page, that of cards too."""
+    return " ".join(part.proto.body for part in at.get("html"))
+
+
+def test_changes_are_undone_reset_and_pinned(open_app: Callable[..., AppTest]) -> None:
+    at = open_app("thresholds", sample="indian_1")
+    assert at.button(key="undo_change").disabled and at.button(key="reset_change").disabled
+    settle(at.multiselect(key="change_mask-hdmole").set_value(["indian", "german"]).run())
+    words = session(at).trials[next(reversed(session(at).trials))].words
+    assert [word["word"] for word in words] == [
+        word.word for word in session(at).jobs[session(at).utterance.key].transcripts["hdmole"].words
+    ]
+    said = " ".join(markdown.value for markdown in at.markdown)
+    assert "effect" in said or "changed most" in said
+    settle(at.button(key="pin_change").click().run())
+    assert "without Indian, German: ×" in html(at)
+    settle(at.selectbox(key="change_accent").set_value("german").run())
+    assert at.query_params["mask"] == "indian,german" and at.query_params["accent"] == "german"
+    settle(at.button(key="undo_change").click().run())
+    assert_no_exception(at)
+    assert at.selectbox(key="change_accent").value is None and at.multiselect(key="change_mask-hdmole").value == [
+        "indian",
+        "german",
+    ]
+    assert "accent" not in at.query_params and at.query_params["mask"] == "indian,german"
+    settle(at.slider[0].set_value(0.5).run())
+    assert at.query_params["tau_global"] == "0.5"
+    settle(at.button(key="reset_change").click().run())
+    assert_no_exception(at)
+    assert at.multiselect(key="change_mask-hdmole").value == [] and at.slider[0].value != 0.5
+    assert "mask" not in at.query_params and "Changed: nothing yet" in cards(at) and "without Indian, German: ×" in html(at)
+    settle(at.button(key="undo_change").click().run())
+    assert at.slider[0].value == 0.5 and at.multiselect(key="change_mask-hdmole").value == ["indian", "german"]
 
 
 def test_comparison_is_read_from_the_results(open_app: Callable[..., AppTest], tiny_model: Path) -> None:
@@ -371,7 +409,7 @@ def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[...
     assert len(box.options) == len(job.segments)
     box.set_value(2).run()
     assert_no_exception(at)
-    assert len(at.get("plotly_chart")) == 5
+    assert len(at.get("plotly_chart")) == 6
 
 
 def test_a_results_folder_and_the_list_of_results_do_not_contradict(open_app: Callable[..., AppTest], tiny_model: Path) -> None:

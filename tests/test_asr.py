@@ -65,6 +65,12 @@ def test_layers_of_the_json_agree_with_the_trace(asr: ASR) -> None:
     for layer in heard.layers:
         mine = table[table.layer == layer["name"]]
         assert layer["active_experts"] == pytest.approx(mine.active.mean() * 3, abs=1e-3)
+        assert layer["effective_experts"] == pytest.approx(mine.n_effective.mean(), abs=1e-3)
+        assert layer["effective_experts"] <= layer["active_experts"]
+        for accent, share in layer["share"].items():  # frames of a large change count more
+            of = mine[mine.accent == accent]
+            assert share == pytest.approx((of.share * of.change**2).sum() / (of.change**2).sum(), abs=1e-3)
+        assert sum(layer["share"].values()) == pytest.approx(1, abs=1e-3)
         for accent, gate in layer["gate"].items():
             assert gate == pytest.approx(mine[mine.accent == accent].gate.mean(), abs=1e-3)
         assert layer["tau_local"] == pytest.approx(mine.tau_local.mean(), abs=1e-4)
@@ -359,9 +365,10 @@ def test_the_demo_hears_sentences_in_a_row_as_it_hears_each_alone() -> None:
     demo, folder = ASR.load("demo"), find_model("demo") / "samples"
     lines = read_manifest(folder / "manifest.jsonl")[:8]
     quiet = np.zeros(8_000, np.float32)
-    whole = np.concatenate([part for line in lines for part in (decode(line.audio).samples, quiet)])
+    clips = [decode(line.audio).samples for line in lines]
+    whole = np.concatenate([part for clip in clips for part in (clip, quiet)])
     heard = demo.transcribe(whole)
-    found = score([" ".join(line.text for line in lines)], [heard.text])
+    found = score([" ".join(demo.transcribe(clip).text for clip in clips)], [heard.text])
     assert len(whole) > 15 * 16_000 and found["errors"][0] / found["words"][0] < 0.15
 
 
@@ -531,6 +538,20 @@ def test_attribution_in_words_is_the_change_of_their_log_probability(asr: ASR) -
         attribution_is_the_change(asr, segment, method)
     general = asr.attribution(segment, "general", "hdmole-extended")
     assert all(c == 0 for w in general for c in w["change"].values())  # nothing works there, so nothing is missed
+
+
+def test_the_words_as_trained_are_scored_under_a_change(asr: ASR) -> None:
+    """With no change they are as likely as they were; one is as likely as its confidence says."""
+    segment = asr.segment(speech_like(3.0, 2))[0]
+    words = asr.likelihoods(segment, [{}, {"mask": asr.accents[1:]}])
+    heard = asr.transcribe(segment.samples, encoded=[segment]).words
+    assert [word["word"] for word in words] == [word.word for word in heard] and words
+    for word, confidence in zip(words, (word.confidence for word in heard), strict=True):
+        same, off = word["after"]
+        assert same == pytest.approx(word["before"], abs=1e-5) and np.exp(word["before"]) == pytest.approx(confidence, abs=2e-3)
+        assert off != word["before"]
+    with pytest.raises(ModelError, match="is no HDMoLE adapter"):
+        asr.likelihoods(segment, [], method="lora")
 
 
 def test_a_ctc_head_of_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from rows import ORIGIN, row, table
 
 from hdmole.study import paper
 from hdmole.study.bootstrap import summarise
-from hdmole.study.claims import claim_line, claim_text, claims, judge, verdict
-from hdmole.study.results import Claim, Difference, MethodResult, Relative, Results, ResultsError, load, save
+from hdmole.study.claims import answer, claim_line, claim_text, claims, judge, plain_line, verdict
+from hdmole.study.results import Claim, Difference, DomainRate, MethodResult, Relative, Results, ResultsError, load, save
 
 LABELS = {"hdmole": "HDMoLE", "lora": "LoRA", "base": "Frozen base"}
 MADE_BY_HAND = {  # claim -> its two methods, the domain, and the paper's difference, worked out from the paper's tables by hand
@@ -207,6 +207,23 @@ def test_a_claim_as_a_line() -> None:
     )
 
 
+def test_a_claim_in_plain_words() -> None:
+    """That two are equally good is answered by the paper's margin, that one is better by zero."""
+    [claim] = judged("accents_full", 5.84, 2.85, 5.94, hdmole=96, full=1000)
+    assert (claim.verdict, claim.paper_verdict, answer(claim)) == ("refuted", "established", "established")
+    share = "As good on accents as full fine-tuning with 9.6 % of its trainable parameters"
+    assert plain_line(claim) == f"{share}: **yes**. Measured: 6 % more errors."
+    [claim] = judged("general_base", 0.8, -0.1, 1.5)
+    assert answer(claim) == "not established"  # neither equal nor worse
+    assert plain_line(claim).endswith("**not known**. Measured: a word error rate 0.8 points higher.")
+    [claim] = judged("accents_lora", -9.0, -11.0, -7.0)
+    assert plain_line(claim) == "Better on accents than LoRA: **yes**. Measured: 9 % fewer errors."
+    [claim] = judged("general_full", 10.9, -1.9, 23.3)
+    assert (claim.paper_verdict, answer(claim)) == ("refuted", "not established")
+    [claim] = judged("general_base", -0.004, -0.126, 0.12)
+    assert plain_line(claim).endswith("**yes**. Measured: no difference.")
+
+
 def difference(points: float, low: float, high: float) -> Difference:
     return Difference(domain="accent", method="hdmole", against="lora", points=points, interval=(low, high))
 
@@ -274,3 +291,18 @@ def test_claims_about_few_speakers_are_read_back_as_they_were_written(tmp_path: 
     assert [(claim.name, claim.interval) for claim in results.claims] == [("general_base", None)]
     save(tmp_path, results, rows)
     assert load(tmp_path).claims == results.claims
+
+
+@pytest.mark.parametrize(("low", "high", "sure"), [(-2.0, -0.1, True), (0.1, 2.0, True), (-0.5, 1.5, False), (0.0, 1.5, False)])
+def test_a_difference_is_established_if_its_interval_leaves_out_zero(low: float, high: float, sure: bool) -> None:
+    """+0.8 [+0.0, +1.5] is none."""
+    rate = DomainRate(
+        wer=1.0, interval=(0.5, 1.5), errors=1, words=100, utterances=20, speakers=9, accents={}, mean_over_accents=1.0,
+        mean_interval=(0.5, 1.5),
+    )  # fmt: skip
+    methods = {name: MethodResult(domains={"accent": rate}) for name in ("hdmole", "lora")}
+    results = Results(methods=methods, differences=[difference(0.8, low, high)], provenance=ORIGIN)
+    assert results.established("hdmole", "lora", "accent") is sure
+    assert not results.established("hdmole", "base", "accent")
+    rate.speakers = 2
+    assert not results.established("hdmole", "lora", "accent")

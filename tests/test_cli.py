@@ -90,7 +90,10 @@ def test_transcribe_json_has_the_documented_shape_and_one_bad_file_spoils_only_i
         assert set(result["accent"]) == {"general", *ACCENTS}
         assert set(result["in_domain"]) == {"score", "verdict", "reasons"}
         assert all(set(w) == {"word", "start", "end", "confidence"} for w in result["words"])
-        assert all({"name", "active_experts", "gate", "tau_global", "tau_local"} == set(layer) for layer in result["layers"])
+        assert all(
+            {"name", "effective_experts", "active_experts", "gate", "share", "tau_global", "tau_local"} == set(layer)
+            for layer in result["layers"]
+        )
         assert set(result["layers"][0]["gate"]) == set(ACCENTS)
     assert [result["seconds"] for result in (results[0], results[2])] == [1.5, 2.0]
     assert 0 < sum(result["rtf"] * result["seconds"] for result in (results[0], results[2])) < lasted

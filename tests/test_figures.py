@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from hdmole.figures import effect
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.method.gate import dynamic, relu
+from hdmole.names import layer_words
 from hdmole.study.results import (
     Attribution,
     Difference,
@@ -56,7 +58,8 @@ def table(frames: int = 10, seed: int = 0, timed: bool = True) -> pd.DataFrame:
                         expert=expert, accent=accent, posterior=posterior[expert], local_probability=local[expert],
                         global_gate=float(posterior[expert] > 0.1), local_gate=gate[expert], gate=gate[expert],
                         tau_global=0.05, tau_local=0.1, n_active=float((gate > 0).sum()), n_active_global=3.0,
-                        n_active_local=float((gate > 0).sum()),
+                        n_active_local=float((gate > 0).sum()), n_effective=1.5, n_effective_global=2.0, n_effective_local=1.5,
+                        share=gate[expert] / max(gate.sum(), 1e-9), shared_share=0.0, change=1.0 + frame,
                     )
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -116,7 +119,9 @@ def test_a_gates_scale_is_that_of_the_gate_and_not_of_its_values() -> None:
         ).colorscale
     worth = pd.DataFrame([dict(position=0, word="set", start=0.0, end=0.4, expert=0, accent="indian", value=-0.01)])
     shown = heatmap(figures.worth_heatmap(worth))
-    assert (shown.zmin, shown.zmax) == pytest.approx((-0.693147, 0.693147))  # half and twice as likely, in nats
+    assert (shown.zmin, shown.zmax) == pytest.approx((-0.693147, 0.693147))  # half and twice as likely
+    assert list(shown.colorbar.ticktext) == ["half as likely", "as likely", "twice as likely"]
+    np.testing.assert_allclose(shown.text, [[0.99005]], rtol=1e-5)  # exp(-0.01)
 
 
 def test_experts_of_negative_weight_are_drawn() -> None:
@@ -178,11 +183,11 @@ def test_without_times_the_axis_counts_positions() -> None:
 
 
 def test_layers_without_times_are_left_out_beside_others() -> None:
-    data = figures.active_data(table())
+    data = figures.effective_data(table())
     untimed = data.assign(
         layer="base_model.model.audio_tower.encoder.layers.0.self_attn.relative_k_proj", layer_index=9, time=np.nan
     )
-    shown = heatmap(figures.active_heatmap(pd.concat([data, untimed]), len(ACCENTS)))
+    shown = heatmap(figures.effective_heatmap(pd.concat([data, untimed]), len(ACCENTS)))
     assert list(shown.y) == ["linear_1", "layers.0.q_proj"] and shown.z.shape == (2, 10)
 
 
@@ -197,13 +202,71 @@ def test_layers_have_short_names() -> None:
     assert [figures.layer_label(f"base_model.model.{n}") for n in names] == labels
 
 
-def test_active_experts_are_counted_per_layer_and_frame() -> None:
-    data = figures.active_data(table())
+def test_layers_have_plain_names() -> None:
+    """Numbers are from 1, as people count."""
+    said = {
+        "layers.0.fc1": "Layer 1: feed-forward, in", "encoder.5.q_proj": "Encoder 6: query", "llm.0.up_proj": "LLM 1: feed-forward, in",
+        "encoder.1.ff2.linear1": "Encoder 2: feed-forward, in 2", "linear_1": "first layer", "decoder.0.encoder_attn.k_proj": "Decoder 1: key",
+        "layers.1.unknown": "Layer 2: unknown", "other": "other",
+    }  # fmt: skip
+    assert {label: layer_words(label) for label in said} == said
+
+
+def test_the_effective_number_of_experts_is_drawn_per_layer_and_frame() -> None:
+    data = figures.effective_data(table())
     assert len(data) == 10 * len(LAYERS)
-    shown = heatmap(figures.active_heatmap(data, len(ACCENTS)))
+    shown = heatmap(figures.effective_heatmap(data, len(ACCENTS)))
     assert list(shown.y) == ["linear_1", "layers.0.q_proj"]
-    np.testing.assert_allclose(shown.z[1], data[data.layer_index == 1].n_active)
+    np.testing.assert_allclose(shown.z[1], data[data.layer_index == 1].n_effective)
     assert (shown.zmin, shown.zmax) == (0, len(ACCENTS))
+
+
+def test_what_an_expert_carries_counts_frames_by_their_change_and_layers_alike() -> None:
+    """Two layers of two frames and two experts, and a shared one.
+
+    In the first layer the changes are 1 and 3, so that their squares weigh 1 to 9: expert a carries
+    (1 * 1.0 + 9 * 0.2) / 10 = 28 %, b (1 * 0.0 + 9 * 0.5) / 10 = 45 %, the shared one the rest, 27 %.
+    In the second, with equal changes, a carries 50 %, b -10 %, the shared one 60 %.
+    """
+    rows = pd.DataFrame(
+        [
+            dict(layer_index=layer, frame=frame, expert=expert, accent="ab"[expert], gate=gate, share=share, shared_share=rest, change=change)
+            for layer, frame, change, gates, shares, rest in (
+                (0, 0, 1.0, (0.3, 0.1), (1.0, 0.0), 0.0), (0, 1, 3.0, (0.3, 0.1), (0.2, 0.5), 0.3),
+                (1, 0, 2.0, (0.0, 0.2), (0.4, 0.0), 0.6), (1, 1, 2.0, (0.2, 0.0), (0.6, -0.2), 0.6),
+            )
+            for expert, (gate, share) in enumerate(zip(gates, shares, strict=True))
+        ]
+    )  # fmt: skip
+    data = effect.carried_data(rows)
+    assert list(data.accent) == ["a", "b", "shared"]
+    np.testing.assert_allclose(data.carried, [39, 17.5, 43.5])  # means over the two layers
+    np.testing.assert_allclose(data.weight, [62.5, 37.5, np.nan])  # 75 and 25 %, 50 and 50 %
+    bars = effect.carried_bars(data)
+    assert [bar.name for bar in bars.data] == ["share of the weights", "share of the change"]
+    assert bars.layout.xaxis.range[0] == -1 and effect.carried_bars(data.assign(carried=-5.0)).layout.xaxis.range[0] == -6
+    alone = effect.carried_data(rows.assign(shared_share=0.0))
+    assert list(alone.accent) == ["a", "b"]
+    still = effect.carried_data(rows.assign(change=0.0, gate=0.0, share=0.0, shared_share=0.0))
+    assert not still.carried.any() and not still.weight.any()
+
+
+def test_the_effect_on_words_shows_before_another_word_is_heard() -> None:
+    """From 0.8 to 0.4 is half as likely, from 0.5 to 0.55 is 1.1 times; on average 0.55 ** 0.5 = 0.7416 times."""
+    probabilities = (("turn", 0.8, 0.4), ("on", 0.5, 0.55))
+    words = [{"word": word, "before": np.log(before), "after": [np.log(after)]} for word, before, after in probabilities]
+    data = effect.word_effect_data(words)
+    np.testing.assert_allclose(data.times, [0.5, 1.1])
+    assert effect.times_as_likely(data) == pytest.approx(0.74162, abs=1e-5)
+    assert [effect.effect_size(of) for of in (data, data[1:], data.assign(change=-0.004))] == [
+        "large",
+        "small",
+        "none",
+    ]
+    rings, discs = effect.word_effect(data).data[-2:]
+    assert (rings.name, list(rings.y), discs.name, list(discs.y)) == ("as trained", [80, 50], "changed", pytest.approx([40, 55]))
+    nothing = effect.word_effect_data([])
+    assert effect.times_as_likely(nothing) == 1 and effect.effect_size(nothing) == "none"
 
 
 def test_thresholds_are_compared_with_the_numbers_the_routers_compare() -> None:
@@ -487,13 +550,22 @@ def test_a_matrix_of_even_weights_looks_even() -> None:
     assert heatmap(result_figures.correspondence(unheard)).zmax == pytest.approx(0.49)  # one scale for all rows
 
 
+def test_the_diagonal_is_counted_where_an_accent_has_an_expert() -> None:
+    rows = [("a", (0.5, 0.4)), ("b", (0.3, 0.2)), ("unseen", (0.1, 0.9))]
+    data = pd.DataFrame([dict(spoken=s, accent=a, weight=w) for s, weights in rows for a, w in zip("ab", weights, strict=True)])
+    assert result_figures.on_the_diagonal(data) == {"count": 1, "all": 2}  # b's words go to expert a; unseen has none
+
+
 def test_changes_that_are_not_established_have_no_colour() -> None:
     cells = [("a", -0.2, -0.3, -0.1), ("b", -0.2, -0.5, 0.1), ("c", 0.05, 0.01, 0.09), ("d", 0.05, 0.0, 0.1)]
     data = pd.DataFrame([dict(spoken="a", accent=accent, change=c, low=low, high=high) for accent, c, low, high in cells])
     shown = heatmap(result_figures.attribution(data))
-    np.testing.assert_allclose(shown.z, [[-0.2, 0, 0.05, 0]], rtol=1e-6)
-    np.testing.assert_allclose(shown.customdata, [[-0.2, -0.2, 0.05, 0.05]], rtol=1e-6)
-    assert [list(line) for line in shown.text] == [["-.20", "-.20", ".05", ".05"]] and "%{customdata:+.3f}" in shown.hovertemplate
+    less, more = -18.1269, 5.1271  # percent: exp(-0.2) and exp(0.05)
+    np.testing.assert_allclose(shown.z, [[less, 0, more, 0]], rtol=1e-5)
+    np.testing.assert_allclose(shown.customdata, [[less, less, more, more]], rtol=1e-5)
+    assert [list(line) for line in shown.text] == [
+        ["-18.1", "-18.1", "5.1", "5.1"]
+    ] and "%{customdata:+.1f} %" in shown.hovertemplate
 
 
 def test_numbers_in_matrices_can_be_read_in_narrow_cells() -> None:
@@ -502,7 +574,7 @@ def test_numbers_in_matrices_can_be_read_in_narrow_cells() -> None:
     assert [list(line) for line in shown.text] == [[".12", "1.0"]] and shown.textfont.size >= 9
     changes = pd.DataFrame(dict(spoken=["a", "a"], accent=["x", "y"], change=[-0.241, -0.001], low=-0.3, high=0.1))
     shown = heatmap(result_figures.attribution(changes))
-    assert [list(line) for line in shown.text] == [["-.24", ".00"]] and shown.textfont.size >= 9
+    assert [list(line) for line in shown.text] == [["-21.4", "-.1"]] and shown.textfont.size >= 9
 
 
 def test_a_figure_of_its_own_makes_room_for_its_axes() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hdmole.method.gate import gates, relu, select, top_k, top_p
+from hdmole.method.gate import effective, gates, relu, select, top_k, top_p
 
 Q = torch.tensor([[[0.5, 0.375, 0.125]], [[0.0, 0.25, 0.75]]])  # (2, 1, 3)
 
@@ -21,6 +21,16 @@ def test_what_exceeds_the_threshold_is_shared_out_in_proportion() -> None:
     close(relu(Q, 0.25), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])  # excess 0.25, 0.125, 0; and 0, 0, 0.5
     close(relu(Q, torch.tensor(0.25)), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.0, 1.0]]])
     close(relu(Q, torch.tensor([[0.25], [0.0]])), [[[2 / 3, 1 / 3, 0.0]], [[0.0, 0.25, 0.75]]])  # a threshold a row
+
+
+def test_the_effective_number_of_experts_weighs_them() -> None:
+    close(
+        effective(torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0], [0.0, 0.3, 0.0, 0.0], [0.0] * 4])),
+        [4.0, 2.0, 1.0, 0.0],
+    )
+    # shares 0.75 and 0.25: exp(0.75 ln(4 / 3) + 0.25 ln 4) = (4 / 3)^0.75 * 4^0.25 = 1.754765, whatever the sum and the signs
+    close(effective(torch.tensor([[0.75, 0.25, 0.0], [0.03, -0.01, 0.0]])), [1.754765, 1.754765])
+    assert effective(torch.tensor([0.93, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01])) < 1.6  # all eight are above zero
 
 
 def test_where_nothing_exceeds_the_threshold_all_is_zero_and_so_is_the_gradient() -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from app.gates import in_words, largest_weight
+from app.gates import carriers, even_weight, in_words, largest_weight
 from hdmole import HDMoLEConfig
 from hdmole.method.gate import THRESHOLDS, dynamic
 
@@ -38,6 +38,20 @@ def test_the_scale_of_a_gate_ends_at_the_weight_of_an_expert_alone(switches: dic
     assert [largest_weight(gate, table, which) for which in ("gate", "global_gate", "local_gate")] == expected
     dead = table.assign(tau_global=-0.1, tau_local=0.0)
     assert largest_weight(HDMoLEConfig(accents=ACCENTS), dead, "gate") == 0.01  # a scale must have a length
+
+
+def test_evenly_shared_weights_are_those_of_the_caption() -> None:
+    """The paper's weights sum to 0.25 + 0.375 in the layer; ours sum to 2, times the mass."""
+    layer = pd.DataFrame({"tau_global": [0.25, 0.25], "tau_local": [0.375, 0.375], "mass": [0.5, 0.7]})
+    assert even_weight(HDMoLEConfig(accents=ACCENTS), layer, "gate") == pytest.approx(0.625 / 4)
+    ours = HDMoLEConfig.extended(ACCENTS)
+    assert even_weight(ours, layer, "gate") == pytest.approx(0.6 * 2 / 4)
+    assert even_weight(ours, layer, "local_gate") == pytest.approx(1 / 4)  # the mass scales the sum of both
+
+
+def test_who_carries_most_is_said_in_percent() -> None:
+    carried = pd.DataFrame({"accent": ["german", "indian", "shared"], "carried": [20.4, -5.0, 84.6]})
+    assert carriers(carried) == "Shared expert (85 %), then German (20 %)"
 
 
 def test_each_gate_is_described() -> None:

@@ -86,6 +86,26 @@ def test_each_switch_by_hand(switches: dict[str, Any], gate: list[float]) -> Non
     close(added(model_of(**switches)), [gate])
 
 
+@pytest.mark.parametrize("shared", [0, 1])
+def test_a_trace_says_what_each_expert_carries_of_the_change(shared: int) -> None:
+    """In units of 1.5, expert i adds (B0, 0) or (0, B1), and the shared one (0.8, 1.6); D is their sum."""
+    model = model_of(shared_expert_rank=shared)
+    with torch.no_grad(), trace(model) as t:
+        model(X, accent_posterior=POSTERIOR)
+    seen, (b0, b1), (s0, s1) = t.arrays("0"), BOTH, [shared * s for s in SHARED]
+    d0, d1 = b0 + s0, b1 + s1
+    whole = d0**2 + d1**2
+    close(torch.tensor(seen["share"]), [b0 * d0 / whole, b1 * d1 / whole])
+    close(torch.tensor(seen["shared_share"]), (s0 * d0 + s1 * d1) / whole)
+    close(torch.tensor(seen["change"]), 1.5 * whole**0.5)
+    with torch.no_grad(), trace(model) as t, intervene(model, mask=["a", *(["shared"] if shared else [])]):
+        model(X, accent_posterior=POSTERIOR)
+    close(torch.tensor(t.arrays("0")["share"]), [0.0, 1.0])  # who is left carries all
+    with torch.no_grad(), trace(model) as t, intervene(model, mask=["a", "b", *(["shared"] if shared else [])]):
+        model(X, accent_posterior=POSTERIOR)
+    assert not t.arrays("0")["share"].any() and not t.arrays("0")["change"].any()  # nobody, of nothing
+
+
 def test_the_threshold_is_its_largest_value_times_a_sigmoid() -> None:
     model = model_of(threshold_max=1.0)  # at most 1 / 2
     model.base_model.model[0].hdmole_threshold["default"].data = torch.tensor([logit(0.3), logit(0.1)])

@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import texts
 from app.texts import drawn, t
+from hdmole.figures import effect
 from hdmole.figures import utterance as figures
 from hdmole.speech.audio import AudioError
 from hdmole.speech.domain import flags
@@ -182,11 +183,11 @@ def test_figures_are_translated_and_their_data_is_not(monkeypatch: pytest.Monkey
     english = figures.word_heatmap(pd.DataFrame([word]), 1.0)
     assert drawn(english) == figures.word_heatmap(pd.DataFrame([word]), 1.0)
     monkeypatch.setattr(texts, "language", lambda: "zh")
-    words, dots = drawn(english), drawn(figures.change_dots(changes, 3))
+    words, dots = drawn(english), drawn(effect.change_dots(changes, 3))
     assert words.layout.xaxis.ticktext == ("German",) and words.layout.yaxis.ticktext == ("德国",)
     assert words.data[0].y == ("german",) and words.data[0].colorbar.title.text == "门控"
     assert dots.data[-1].name == "更改后" and dots.data[-1].hovertemplate.startswith("%{y}，%{fullData.name}：")
-    assert dots.layout.xaxis.title.text == "工作专家数（平均）" and "CJK" in dots.layout.font.family
+    assert dots.layout.xaxis.title.text == "工作的专家（有效个数）" and "CJK" in dots.layout.font.family
 
 
 @pytest.fixture

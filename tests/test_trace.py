@@ -48,9 +48,10 @@ def some_trace(experts: int, layers: list[int], calls: int, seed: int) -> Trace:
             frames = int(rng.integers(1, 4))
             arrays: dict[str, np.ndarray] = {k: rng.integers(0, 3, frames) for k in ("utterance", "row", "frame")}
             arrays["time"] = arrays["frame"] * (math.nan if index % 2 else 0.08)
-            for name in ("posterior", "local_probability", "global_gate", "local_gate", "gate", "active"):
+            for name in ("posterior", "local_probability", "global_gate", "local_gate", "gate", "active", "share"):
                 arrays[name] = rng.random((frames, experts), np.float32)
-            for name in ("tau_global", "tau_local", "lambda_", "mass", "n_active", "n_active_global", "n_active_local"):
+            counts = ("n_active", "n_active_global", "n_active_local", "n_effective", "n_effective_global", "n_effective_local")
+            for name in ("tau_global", "tau_local", "lambda_", "mass", *counts, "shared_share", "change"):
                 arrays[name] = rng.random(frames, np.float32)
             made.records.append(Record(f"layer {index}", index, call, arrays))
     return made
@@ -122,6 +123,10 @@ def test_files_of_old_without_segments_are_one_segment(tmp_path: Path) -> None:
     table = pa.Table.from_pandas(made.to_frame().drop(columns="segment"), preserve_index=False)
     pq.write_table(table.replace_schema_metadata({b"hdmole_experts": b'["accent 0", "accent 1"]'}), tmp_path / "old.parquet")
     assert_equal(Trace.load(tmp_path / "old.parquet"), made)
+    older = table.drop(["share", "n_effective"]).replace_schema_metadata({b"hdmole_experts": b'["accent 0", "accent 1"]'})
+    pq.write_table(older, tmp_path / "older.parquet")
+    loaded = Trace.load(tmp_path / "older.parquet").to_frame()
+    assert loaded.share.isna().all() and loaded.n_effective.isna().all() and loaded.change.equals(made.to_frame().change)
     pq.write_table(table, tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="is not a trace"):
         Trace.load(tmp_path / "other.parquet")

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from transformers import ParakeetFeatureExtractor
 
 from hdmole.demo.corpus import N_MELS, render
-from hdmole.demo.synth import ACCENTS, Synthesiser, speakers
-from hdmole.demo.text import sentences, vocabulary
+from hdmole.demo.samples import write_samples
+from hdmole.demo.synth import ACCENTS, Synthesiser
+from hdmole.demo.text import vocabulary
 from hdmole.files import write_text
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL, METHOD_NAMES
@@ -28,7 +28,6 @@ from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.decoding import Encoded
 from hdmole.speech.domain import DomainScorer
 from hdmole.speech.loading import SUMS, write_sums
-from hdmole.speech.manifest import read_manifest
 from hdmole.speech.words import score
 from hdmole.study.analyses import mean_rates, recogniser_results
 from hdmole.study.bootstrap import summarise
@@ -65,7 +64,6 @@ def release(trained: Trained, out: Path) -> Results:
     """Write the released folder and return its results."""
     (out / SUMS).unlink(missing_ok=True)  # of the release that was here before; the new ones are written last
     weights(trained.work, out)
-    samples(trained.seed, out / "samples")
     asr, dev = choose(trained, out)
     rows = judge(trained, asr)
     hours = trained.corpus.index.groupby(["split", "domain"]).seconds.sum() / 3600
@@ -80,7 +78,7 @@ def release(trained: Trained, out: Path) -> Results:
     results.accent_recogniser = heard = recogniser_results(trained.corpus, list(ACCENTS), trained.posteriors)
     trained.report(f"recogniser: balanced accuracy on test speakers {heard.balanced_accuracy:.1%}")
     results.in_domain = in_domain(trained, asr, out)
-    results.samples = sample_errors(asr, out / "samples")
+    results.samples = write_samples(asr, rows, out / "samples", trained.seed, trained.report)
     results.claims = claims(results)
     save(out / "results", results, rows)
     write_text(out / "README.md", model_card(results))
@@ -129,36 +127,6 @@ def choose(trained: Trained, out: Path) -> tuple[ASR, dict[str, dict[str, float]
         trained.report("hdmole-extended is not better on dev accents than hdmole, so it is left out")
         asr = ASR.load(out)
     return asr, dev
-
-
-def samples(seed: int, folder: Path) -> None:
-    """Write two clips per accent by test speakers, and their manifest.
-
-    The first sentence is the same in all accents. The second is another one in each accent.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    long = [s for s in sentences(200, seed + 7, "test") if 7 <= len(s.split()) <= 11]
-    lines = []
-    with Synthesiser() as synthesiser:
-        for k, accent in enumerate(ACCENTS):
-            people = speakers("test", 12, seed)
-            for number, text in ((1, long[0]), (2, long[1 + k])):
-                speaker = people[(2 * k + number) % len(people)]
-                name = f"{accent}_{number}.flac"
-                soundfile.write(folder / name, synthesiser.say(text, accent, speaker), SAMPLE_RATE, subtype="PCM_16")
-                lines.append({"audio": name, "text": text, "accent": accent, "speaker": speaker.name})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def sample_errors(asr: ASR, folder: Path) -> dict[str, dict[str, int]]:
-    """Number of word errors by clip and by method."""
-    errors: dict[str, dict[str, int]] = {}
-    for line in read_manifest(folder / "manifest.jsonl"):
-        audio = line.decode()
-        heard = {method: asr.transcribe(audio, method=method).text for method in asr.methods}
-        found = score([line.text] * len(heard), heard.values())
-        errors[line.audio.stem] = dict(zip(heard, found["errors"], strict=True))
-    return errors
 
 
 def _segments(rows: list[int], states: States, asr: ASR, posteriors: np.ndarray) -> list[Encoded]:

@@ -17,19 +17,19 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from hdmole.figures.utterance import GATE_SCALE, LAYOUT, METHOD_COLOURS, ON_ANY_COLOUR, accent_colours, accent_ticks
+from hdmole.figures.utterance import GATE_SCALE, LAYOUT, METHOD_COLOURS, accent_colours, accent_ticks
 from hdmole.names import GENERAL, GENERAL_OF, accent_label
 from hdmole.study.results import Attribution, Interval, Rate, RecogniserResult, Results
 
 MAIN_METHODS = ("base", "lora", "gated_lora", "full", "hdmole", "hdmole-extended", "extended")  # the others are variants of these
 # titles of axes, by domain
 _AXES = {
-    "accent": "WER, accents (%)",
-    "real_adults": "WER, real adults (%)",
-    "synthetic_accents": "WER, synthetic accents (%)",
-    GENERAL: "WER, general speech (%)",
-    "real_general": "WER, real general speech (%)",
-    "synthetic_general": "WER, synthetic general speech (%)",
+    "accent": "word error rate, accents (%)",
+    "real_adults": "word error rate, real adults (%)",
+    "synthetic_accents": "word error rate, synthetic accents (%)",
+    GENERAL: "word error rate, general speech (%)",
+    "real_general": "word error rate, real general speech (%)",
+    "synthetic_general": "word error rate, synthetic general speech (%)",
 }
 GREY = "#8A8A8A"  # can be read on light and on dark pages
 # marks of accents without an expert
@@ -215,7 +215,7 @@ def variants(data: pd.DataFrame) -> go.Figure:
     figure.update_annotations(font_size=13)
     both: dict[str, Any] = dict(xref="paper", x=0.5, yref="paper", y=0, yanchor="top", yshift=-24, showarrow=False)
     # one title for both axes; two would overlap on a phone
-    figure.add_annotation(text="points of WER", **both)
+    figure.add_annotation(text="points of word error rate", **both)
     return figure.update_layout(**LAYOUT, height=170 + 20 * len(order)).update_layout(margin_t=60, margin_b=50)
 
 
@@ -242,7 +242,7 @@ def accent_differences(data: pd.DataFrame, method: str) -> go.Figure:
     """
     figure = go.Figure(_differences(data, data.label, METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"])))
     figure.add_vline(x=0, line=dict(color=GREY, dash="dot", width=1))
-    figure.update_xaxes(title="points of WER")
+    figure.update_xaxes(title="points of word error rate")
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     return figure.update_layout(**LAYOUT, height=120 + 20 * len(data))
 
@@ -273,7 +273,7 @@ def curves(data: pd.DataFrame) -> go.Figure:
                 hovertemplate="step %{x}: %{y:.1f} %",
             )  # fmt: skip
     figure.update_xaxes(title="training step", rangemode="tozero")
-    figure.update_yaxes(title="WER on dev speech (%)", col=1)
+    figure.update_yaxes(title="word error rate, dev speech (%)", col=1)
     return figure.update_layout(**LAYOUT, height=340, legend=_BELOW).update_layout(margin_t=60)
 
 
@@ -285,11 +285,8 @@ def frontier_data(results: Results) -> pd.DataFrame:
     return pd.DataFrame([point.to_dict() for point in results.frontier], columns=["choice", "value", "active", "accent", GENERAL])
 
 
-def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
-    """WER on accents against the mean number of active experts, one line per way of choosing.
-
-    A vertical line marks `active` experts.
-    """
+def frontier(data: pd.DataFrame) -> go.Figure:
+    """WER on accents against the mean number of experts with any weight, one line per way of choosing."""
     figure = go.Figure()
     ways = (
         ("thresholds", "thresholds scaled", "solid", "circle"),
@@ -303,11 +300,8 @@ def frontier(data: pd.DataFrame, active: float | None = None) -> go.Figure:
             line=dict(color=METHOD_COLOURS["hdmole"], dash=dash), marker=dict(size=9, symbol=symbol), customdata=np.stack([rows.value, rows[GENERAL]], -1),
             hovertemplate="%{customdata[0]:g}: %{x:.2f} experts<br>accents %{y:.1f} %, general %{customdata[1]:.1f} %",
         )  # fmt: skip
-    if active is not None:
-        for line in ON_ANY_COLOUR:
-            figure.add_vline(x=active, line=line)
-    figure.update_xaxes(title="experts at work (mean)", rangemode="tozero")
-    figure.update_yaxes(title="WER, accents (%)")
+    figure.update_xaxes(title="experts with any weight (mean)", rangemode="tozero")
+    figure.update_yaxes(title="word error rate, accents (%)")
     return figure.update_layout(**LAYOUT, height=320, legend=_BELOW)
 
 
@@ -338,6 +332,13 @@ def correspondence_data(routing: pd.DataFrame, router: str = "gate", layer: str 
 def largest_row(data: pd.DataFrame) -> float:
     """The largest sum of weights of a spoken accent in `correspondence_data`."""
     return float(data.groupby("spoken").weight.sum().max())
+
+
+def on_the_diagonal(data: pd.DataFrame) -> dict[str, int]:
+    """Of the spoken accents with an expert in `correspondence_data` (`all`), those whose own expert weighs most (`count`)."""
+    own = data[data.spoken.isin(set(data.accent))]
+    best = own.loc[own.groupby("spoken").weight.idxmax()]
+    return {"count": int((best.spoken == best.accent).sum()), "all": len(best)}
 
 
 def correspondence(data: pd.DataFrame) -> go.Figure:
@@ -413,10 +414,11 @@ def attribution(data: pd.DataFrame) -> go.Figure:
     Leaving such an expert out makes the words less likely. Changes that are not established, whose
     interval includes zero, have no colour.
     """
-    most = max(1e-6, float(data.change.abs().max()))
+    percent = data.assign(change=100 * np.expm1(data.change))  # of the mean word
+    most = max(1e-6, float(percent.change.abs().max()))
     figure = _matrix(
-        data, ("spoken", "accent", "change"), "log-likelihood per word (nats)", 2, zmin=-most, zmax=most, colorscale="PuOr",
-        hovertemplate="spoken %{y}, without expert %{x}: %{customdata:+.3f} nats per word<extra></extra>",
+        percent, ("spoken", "accent", "change"), "change of a word's probability (%)", 1, zmin=-most, zmax=most, colorscale="PuOr",
+        hovertemplate="spoken %{y}, without expert %{x}: probability of a word %{customdata:+.1f} %<extra></extra>",
     )  # fmt: skip
     cells = figure.data[0]
     sure = data.assign(sure=(data.low > 0) | (data.high < 0)).pivot(index="spoken", columns="accent", values="sure")

@@ -27,7 +27,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 from scipy.optimize import isotonic_regression
 
-from hdmole.names import GENERAL, accent_label, layer_label
+from hdmole.names import GENERAL, accent_label, layer_label, layer_words
 
 # LoRA and full fine-tuning also differ in lightness, because people who do not see green cannot
 # tell their hues apart.
@@ -41,8 +41,8 @@ METHOD_COLOURS = {
     "extended": "#9E4416",  # its name in comparisons
 }
 GATES = {"gate": "Combined gate", "global_gate": "Global router", "local_gate": "Local router"}
-# gate -> column that counts its experts
-ACTIVE = {"gate": "n_active", "global_gate": "n_active_global", "local_gate": "n_active_local"}
+# gate -> column with the effective number of its experts
+EFFECTIVE = {"gate": "n_effective", "global_gate": "n_effective_global", "local_gate": "n_effective_local"}
 DOUBLE = float(np.log(2))  # nats; a word that is half or twice as likely
 MAX_COLUMNS = 600  # of a heatmap that can be clicked; each cell has a mark
 MEL_COLUMNS = 1_000  # of a spectrogram
@@ -213,12 +213,9 @@ def gate_data(table: pd.DataFrame, layer: str, which: str = "gate") -> pd.DataFr
     return _of_layer(table, layer)[["call", "time", "frame", "expert", "accent", which]].reset_index(drop=True)
 
 
-def active_data(table: pd.DataFrame) -> pd.DataFrame:
-    """How many experts are on, one row per layer and frame.
-
-    The counts are `n_active`, `n_active_global` and `n_active_local`.
-    """
-    columns = ["layer_index", "layer", "call", "time", "frame", "n_active", "n_active_global", "n_active_local"]
+def effective_data(table: pd.DataFrame) -> pd.DataFrame:
+    """The effective number of experts, one row per layer and frame, in the columns of `EFFECTIVE`."""
+    columns = ["layer_index", "layer", "call", "time", "frame", *EFFECTIVE.values()]
     return table.drop_duplicates(["layer_index", "call", "time", "frame"])[columns].reset_index(drop=True)
 
 
@@ -329,8 +326,12 @@ def worth_heatmap(data: pd.DataFrame) -> go.Figure:
 
     The full colour stands for a word that is half or twice as likely without the expert.
     """
-    hover = "“%{customdata}”, without expert %{y}: %{z:+.3f} nats<extra></extra>"
-    return _over_words(data, "nats", hovertemplate=hover, zmin=-DOUBLE, zmax=DOUBLE, colorscale="PuOr")
+    hover = "“%{customdata}”, without expert %{y}: %{text:.2f} times as likely<extra></extra>"
+    figure = _over_words(data, "without the expert", hovertemplate=hover, zmin=-DOUBLE, zmax=DOUBLE, colorscale="PuOr")
+    (cells,) = figure.data
+    cells.update(text=np.exp(cells.z))
+    cells.colorbar.update(tickvals=[-DOUBLE, 0, DOUBLE], ticktext=["half as likely", "as likely", "twice as likely"])
+    return figure
 
 
 def _over_words(data: pd.DataFrame, title: str, **heat: Any) -> go.Figure:
@@ -353,14 +354,14 @@ def _over_words(data: pd.DataFrame, title: str, **heat: Any) -> go.Figure:
     return figure.update_layout(**LAYOUT, height=360).update_layout(margin_t=72)
 
 
-def active_heatmap(
+def effective_heatmap(
     data: pd.DataFrame,
     experts: int,
     words: Sequence[TimedWord] = (),
-    which: str = "n_active",
+    which: str = "n_effective",
     span: tuple[float, float] | None = None,
 ) -> go.Figure:
-    """`active_data` as a heatmap of layers over time: how many of the `experts` are on.
+    """`effective_data` as a heatmap of layers over time, on a scale from 0 to all `experts`.
 
     Cells can be clicked. `span` is as in `gate_heatmap`.
     """
@@ -369,10 +370,11 @@ def active_heatmap(
     figure = go.Figure(
         go.Heatmap(
             x=times, y=layers, z=values.astype(np.float32), colorscale="Cividis", zmin=0, zmax=experts, hoverinfo="skip",
-            colorbar=dict(title=dict(text="experts on", side="right"), thickness=10, dtick=max(1, experts // 4)),
+            colorbar=dict(title=dict(text="experts at work", side="right"), thickness=10, dtick=max(1, experts // 4)),
         )
     )  # fmt: skip
-    _clickable(figure, times, layers, values, "%{y}<br>%{x:.2f} s<br>%{customdata:.1f} experts on<extra></extra>")
+    _clickable(figure, times, layers, values, "%{y}<br>%{x:.2f} s<br>%{customdata:.1f} experts at work<extra></extra>")
+    figure.update_yaxes(**layer_ticks(layers))
     return _over_time(figure, times, words, axis, span).update_layout(height=160 + 17 * len(layers))
 
 
@@ -431,50 +433,11 @@ def layer_overview(data: pd.DataFrame, most: float, which: str = "gate") -> go.F
         )
     )  # fmt: skip
     _clickable(figure, accents, layers, values, "%{y}, expert %{x}<br>mean gate %{customdata:.3f}<extra></extra>")
+    figure.update_yaxes(**layer_ticks(layers))
     figure.update_xaxes(
         type="category", tickangle=-35, automargin=True, range=[-0.5, len(accents) - 0.5], **accent_ticks(accents)
     )
     return figure.update_layout(**LAYOUT, height=max(360, 122 + 17 * len(layers)))
-
-
-def change_data(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Mean number of active experts per layer in two runs.
-
-    `before` and `after` are the `layers` of two transcripts. The columns are `layer`, `run` ("as
-    trained" or "changed") and `experts`.
-    """
-    rows = [
-        {"layer": layer_label(entry["name"]), "run": run, "experts": entry["active_experts"]}
-        for run, layers in (("as trained", before), ("changed", after))
-        for entry in layers
-    ]
-    return pd.DataFrame(rows, columns=["layer", "run", "experts"])
-
-
-def change_dots(data: pd.DataFrame, experts: int, method: str = "hdmole") -> go.Figure:
-    """`change_data` with one row per layer. There are `experts` in all.
-
-    A ring is the mean number of active experts as trained, a disc that after the change.
-    """
-    figure = go.Figure()
-    wide = data.pivot(index="layer", columns="run", values="experts").reindex(data.layer.unique())
-    for layer, row in wide.iterrows():
-        figure.add_scatter(
-            x=[row["as trained"], row["changed"]], y=[layer, layer], mode="lines", showlegend=False, hoverinfo="skip",
-            line=dict(color=METHOD_COLOURS["base"], width=2),
-        )  # fmt: skip
-    for run, symbol in (("as trained", "circle-open"), ("changed", "circle")):
-        figure.add_scatter(
-            x=wide[run], y=wide.index, mode="markers", name=run, hovertemplate="%{y}, %{fullData.name}: %{x:.2f} experts<extra></extra>",
-            marker=dict(symbol=symbol, size=11, color=METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"]), line_width=2),
-        )  # fmt: skip
-    figure.update_xaxes(title="experts at work (mean)", range=[-0.2, experts + 0.2])
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    return figure.update_layout(
-        **LAYOUT,
-        height=160 + 17 * len(wide),
-        legend=dict(orientation="h", yref="container", yanchor="bottom", y=0, x=0),
-    ).update_layout(margin_b=80)
 
 
 # -- parts -----------------------------------------------------------------------------------------
@@ -531,6 +494,12 @@ def accent_ticks(accents: Iterable[str]) -> dict[str, Any]:
     """Settings of an axis that shows the names of accents."""
     names = list(accents)
     return dict(tickmode="array", tickvals=names, ticktext=[escape(accent_label(name), quote=False) for name in names])
+
+
+def layer_ticks(labels: Iterable[str]) -> dict[str, Any]:
+    """Settings of an axis that shows layers (`layer_label`) by their plain names."""
+    shown = list(labels)
+    return dict(tickmode="array", tickvals=shown, ticktext=[escape(layer_words(label), quote=False) for label in shown])
 
 
 def _over_time(

@@ -136,6 +136,19 @@ def entropy(q: Tensor) -> Tensor:
     return -torch.xlogy(q, q).sum(-1) / math.log(max(2, q.shape[-1]))
 
 
+def effective(weights: Tensor) -> Tensor:
+    """Effective number of experts (...) of `weights` (..., N): exp of the entropy of their shares.
+
+    It is k where k experts have even weights, nearly 1 where one has nearly all, and 0 where no
+    expert is on. Shares are those of the absolute weights, because a free threshold, and with it
+    the weights of a branch, may be negative.
+    """
+    sizes = weights.abs()
+    total = sizes.sum(-1)
+    shares = sizes / total.clamp_min(1e-30)[..., None]
+    return torch.where(total > 0, (-torch.xlogy(shares, shares).sum(-1)).exp(), 0.0)
+
+
 def among_accents(posterior: Tensor) -> Tensor:
     """P_g (..., N) of a `posterior` (..., N + 1); zero where the general domain is certain."""
     experts = posterior[..., 1:]

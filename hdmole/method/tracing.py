@@ -1,7 +1,8 @@
 """The trace: what every HDMoLE layer decided, frame by frame, while the model ran.
 
 * Without a trace there is no cost: the layer loops over an empty tuple.
-* A trace copies what the layer computes anyway, so the output stays the same to the bit.
+* A trace copies what the layer computes anyway, and computes what each expert carries from it. The
+  output stays the same to the bit.
 * It holds only what was asked for: some layers, some frames, or means over frames.
 """
 
@@ -18,15 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hdmole.method.gate import Gates
+from hdmole.method.gate import Gates, effective
 from hdmole.method.routing import adapter_of, current, layers_of, use
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _PLACE = ("utterance", "row", "frame")
-_PER_EXPERT = ("posterior", "local_probability", "global_gate", "local_gate", "gate", "active")
-_PER_FRAME = ("tau_global", "tau_local", "lambda_", "mass", "n_active", "n_active_global", "n_active_local")
+_PER_EXPERT = ("posterior", "local_probability", "global_gate", "local_gate", "gate", "active", "share")
+_PER_FRAME = (
+    "tau_global", "tau_local", "lambda_", "mass", "n_active", "n_active_global", "n_active_local",
+    "n_effective", "n_effective_global", "n_effective_local", "shared_share", "change",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ class Trace:
     | `lambda_` | (F,) | weight of the global gate in the convex combination |
     | `mass` | (F,) | accent mass m |
     | `n_active`, `n_active_global`, `n_active_local` | (F,) | experts whose G, g or l is not 0 |
+    | `n_effective`, `n_effective_global`, `n_effective_local` | (F,) | `hdmole.method.gate.effective` of G, g or l |
+    | `change` | (F,) | length of D, the sum of what all experts add to the layer's output |
+    | `share` | (F, N) | share of D that an expert carries: (what it adds) . D / D . D; 0 where D is 0 |
+    | `shared_share` | (F,) | that of the shared expert; 0 if there is none |
+
+    With `shared_share`, the shares of a frame sum to 1. A negative one works against the others.
 
     The table that `to_frame` gives has these columns, with one row for each frame and expert, and
     two more: `expert`, the number of the expert from 0, and `accent`, its name. The symbols are
@@ -172,6 +182,8 @@ class Trace:
         table, n = file.to_pandas(), len(trace.experts)
         if "segment" not in table:  # written before version 0.2
             table["segment"] = 0
+        for name in {*_PER_EXPERT, *_PER_FRAME} - set(table):  # likewise
+            table[name] = np.nan
         for (segment, call, layer, order), part in table.groupby(["segment", "call", "layer", "layer_index"], sort=False):
             arrays = {k: part[k].to_numpy().reshape(-1, n) for k in _PER_EXPERT}
             arrays |= {k: part[k].to_numpy()[::n] for k in (*_PLACE, "time", *_PER_FRAME)}
@@ -218,11 +230,13 @@ class Recorder:
         """Called when a new `forward` or `generate` starts. Frames then count from 0 again."""
         self._seen.clear()
 
-    def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor, beams: int = 1) -> None:
+    def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor, carried: Tensor, beams: int = 1) -> None:
         """Called by a layer with its `id` and gates, and the utterance of each row of its input.
 
-        The input `x` is (B, ..., d). An utterance has `beams` copies in it, one after the other.
-        Frames of the same copy follow each other: those of several windows are counted on.
+        The input `x` is (B, ..., d). `carried` (..., N + 1) is what each expert carries of the
+        change of the output, the shared one last; its sum is the square of the change's length. An
+        utterance has `beams` copies in the input, one after the other. Frames of the same copy
+        follow each other: those of several windows are counted on.
         """
         name, order = self.layers[layer]
         call = self._calls[name] = self._calls.get(name, -1) + 1
@@ -244,7 +258,13 @@ class Recorder:
             local_probability=flat(gates.probabilities, n), global_gate=flat(gates.global_gate, n),
             local_gate=flat(gates.local_gate, n), gate=flat(gates.gate, n), tau_global=flat(gates.tau_global),
             tau_local=flat(gates.tau_local), lambda_=flat(gates.mixing), mass=flat(gates.mass),
+            n_effective=flat(effective(gates.gate)), n_effective_global=flat(effective(gates.global_gate)),
+            n_effective_local=flat(effective(gates.local_gate)),
         )  # fmt: skip
+        parts = flat(carried, n + 1)
+        whole = parts.sum(-1).clip(0)
+        shares = np.divide(parts, whole[:, None], out=np.zeros_like(parts), where=whole[:, None] > 0)
+        arrays |= dict(change=np.sqrt(whole), share=shares[:, :n], shared_share=shares[:, n])
         keep = np.ones(len(frame), bool)
         lengths = self._of(self.lengths, name)
         if lengths is not None:

@@ -400,6 +400,53 @@ class ASR:
         )
 
     @torch.no_grad()
+    def likelihoods(
+        self, segment: Encoded, changes: Sequence[dict[str, Any]], accent: str = "auto", method: str = "hdmole"
+    ) -> list[dict[str, Any]]:
+        """How likely the words that an HDMoLE adapter hears in a segment are under changed routing.
+
+        The words stay those of the adapter as trained, so that an effect shows before another word
+        is heard.
+
+        Args:
+            segment: the segment.
+            changes: keywords of `hdmole.intervene`, for each change.
+            accent: "auto", or the name of an accent to route by.
+            method: an HDMoLE adapter.
+
+        Returns:
+            One entry for each word: `word`, `start` and `end` in seconds, its log-probability
+            (nats) as trained, `before`, and under each change, `after`.
+
+        Raises:
+            ModelError: the model has no such HDMoLE adapter, or no such accent.
+        """
+        self.gate(method)
+        model, result = self.models[method], self.decode_batch([segment], method, accent)[0]
+        words, _ = self._words(segment, result)
+        labels = torch.tensor([result.ids], device=self.device)
+        posterior = self.posterior_of(segment, accent, method)[None]
+        tokens, groups = word_tokens(result.ids, self.tokenizer)
+
+        def scores() -> list[float]:
+            """The log-probability of each word."""
+            (states,) = self._states([segment], method, posterior)
+            mask = torch.ones(1, len(states), dtype=torch.bool, device=self.device)
+            with route(posterior):
+                out = model(encoder_states=states[None], encoder_mask=mask, labels=labels)
+            log_probs = out.logits[0, -len(result.ids) - 1 : -1].float().log_softmax(-1)
+            found: list[float] = log_probs.gather(1, labels[0][:, None])[:, 0].tolist()
+            return [sum(found[tokens[k]] for k in numbers) for _, numbers in groups]
+
+        before, after = scores(), []
+        for change in changes:
+            with intervene(model, **change):
+                after.append(scores())
+        return [
+            {"word": w.word, "start": w.start, "end": w.end, "before": before[k], "after": [found[k] for found in after]}
+            for k, w in enumerate(words)
+        ]
+
     def attribution(self, segment: Encoded, accent: str = "auto", method: str = "hdmole") -> list[dict[str, Any]]:
         """What each expert was worth to each word that an HDMoLE adapter heard in a segment.
 
@@ -413,29 +460,10 @@ class ASR:
             ModelError: the model has no such HDMoLE adapter, or no such accent.
         """
         experts = [*self.gate(method).accents, *([SHARED] if self.gate(method).shared_expert_rank else [])]
-        model, result = self.models[method], self.decode_batch([segment], method, accent)[0]
-        words, _ = self._words(segment, result)
-        labels = torch.tensor([result.ids], device=self.device)
-        posterior = self.posterior_of(segment, accent, method)[None]
-
-        def scores() -> Tensor:
-            (states,) = self._states([segment], method, posterior)
-            mask = torch.ones(1, len(states), dtype=torch.bool, device=self.device)
-            with route(posterior):
-                out = model(encoder_states=states[None], encoder_mask=mask, labels=labels)
-            log_probs = out.logits[0, -len(result.ids) - 1 : -1].float().log_softmax(-1)
-            found: Tensor = log_probs.gather(1, labels[0][:, None])[:, 0]
-            return found
-
-        whole, changes = scores(), {}
-        for expert in experts:
-            with intervene(model, mask=[expert]):
-                changes[expert] = (scores() - whole).tolist()
-        tokens, groups = word_tokens(result.ids, self.tokenizer)
         return [
-            {"word": w.word, "start": w.start, "end": w.end,
-             "change": {expert: round(sum(change[tokens[k]] for k in found), 4) for expert, change in changes.items()}}
-            for w, (_, found) in zip(words, groups, strict=True)
+            {"word": word["word"], "start": word["start"], "end": word["end"],
+             "change": {expert: round(after - word["before"], 4) for expert, after in zip(experts, word["after"], strict=True)}}
+            for word in self.likelihoods(segment, [{"mask": [expert]} for expert in experts], accent, method)
         ]  # fmt: skip
 
     def in_domain(self, segments: Sequence[Encoded]) -> dict[str, Any]:
@@ -516,15 +544,26 @@ def _mean_posterior(segments: list[Encoded], method: str) -> list[float]:
 
 
 def layer_summary(recorded: Trace) -> list[dict[str, Any]]:
-    """Means over frames for each layer: active experts, gate of each expert, thresholds."""
+    """Means over frames for each layer.
+
+    `effective_experts` is the effective number of experts (`hdmole.method.gate.effective`), and
+    `active_experts` how many have any weight. `share` is what each expert carries of the change of
+    the layer's output, over all frames together, the shared expert last if there is one.
+    """
     summary = []
     for name in recorded.layer_names:
         a = recorded.arrays(name)
+        shares = np.concatenate([a["share"], a["shared_share"][:, None]], 1)
+        energy = a["change"][:, None].astype(float) ** 2
+        share = (shares * energy).sum(0) / max(float(energy.sum()), 1e-30)
+        carriers = [*recorded.experts, *([SHARED] if a["shared_share"].any() else [])]
         summary.append(
             {
                 "name": name,
+                "effective_experts": round(float(a["n_effective"].mean()), 3),
                 "active_experts": round(float(a["n_active"].mean()), 3),
                 "gate": {e: round(float(v), 4) for e, v in zip(recorded.experts, a["gate"].mean(0), strict=True)},
+                "share": {e: round(float(v), 4) for e, v in zip(carriers, share, strict=False)},
                 "tau_global": round(float(a["tau_global"].mean()), 5),
                 "tau_local": round(float(a["tau_local"].mean()), 5),
             }

@@ -149,6 +149,39 @@ def claim_text(claim: Claim) -> Text:
     return Text("As good on accents as full fine-tuning with {share} % of its trainable parameters", share=f"{claim.share:.1f}")
 
 
+def answer(claim: Claim) -> Verdict:
+    """The verdict that answers a claim.
+
+    That two methods are equally good needs a margin within which they count as equal, which is the
+    paper's own difference. That one is better is judged against zero, as is all that the paper does
+    not compare.
+    """
+    return claim.verdict if _CLAIMS[claim.name].better else claim.paper_verdict or claim.verdict
+
+
+ANSWERS: dict[Verdict, Text] = {"established": Text("yes"), "refuted": Text("no"), "not established": Text("not known")}
+
+
+def plain_line(claim: Claim) -> Text:
+    """A claim with its answer in words and one number, in Markdown.
+
+    For example "Better on accents than LoRA: **yes**. Measured: 9 % fewer errors."
+    """
+    size = f"{abs(claim.difference):.0f}" if claim.unit == "percent" else f"{abs(claim.difference):.1f}"
+    if float(size) == 0:
+        measured = Text("Measured: no difference.")
+    elif claim.unit == "percent":
+        measured = Text(
+            "Measured: {size} % fewer errors." if claim.difference < 0 else "Measured: {size} % more errors.", size=size
+        )
+    else:
+        measured = Text(
+            "Measured: a word error rate {size} points lower." if claim.difference < 0
+            else "Measured: a word error rate {size} points higher.", size=size,
+        )  # fmt: skip
+    return Text("{claim}: **{answer}**. {measured}", claim=claim_text(claim), answer=ANSWERS[answer(claim)], measured=measured)
+
+
 def claim_line(claim: Claim) -> Text:
     """A claim with its verdicts and numbers, in Markdown."""
     digits, unit = (1, Text("%")) if claim.unit == "percent" else (2, Text("points"))

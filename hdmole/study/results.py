@@ -315,6 +315,14 @@ class Results(Record):
         counts = [entry.domains[domain].speakers for entry in self.methods.values() if domain in entry.domains]
         return min((count for count in counts if count < FEW_SPEAKERS), default=0)
 
+    def established(self, method: str, against: str, domain: str) -> bool:
+        """Whether two methods differ in a domain: the interval of their difference leaves out zero.
+
+        It is false if there is no such difference, or if it has too few speakers.
+        """
+        found = [d for d in self.differences if (d.method, d.against, d.domain) == (method, against, domain)]
+        return bool(found) and not self.few_speakers(domain) and (found[0].interval[0] > 0 or found[0].interval[1] < 0)
+
     def to_json(self) -> str:
         """The content of `summary.json`, with each list of numbers on one line."""
         text = json.dumps({"version": VERSION, **self.to_dict()}, indent=1, ensure_ascii=False)

@@ -5,8 +5,7 @@
 * What does not depend on the frame is in a `_Plan`. Without gradients a plan is made once for a
   call of `generate` or a `route` block, and not again for every token.
 * The layer reads one variable of its thread: the active routing, interventions and traces.
-* Traces get detached copies of what is computed anyway. Interventions change what the gate is
-  computed from.
+* Traces get detached copies. Interventions change what the gate is computed from.
 """
 
 from __future__ import annotations
@@ -214,19 +213,23 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
             context.losses.append(auxiliary_loss(result, config.auxiliary_loss))
         if change is not None:
             result = change.change_gate(result, _most(result, switches))
-        for recorder in context.recorders:
-            if recorder.adapter == adapter and id(self) in recorder.layers:
-                assert context.routing is not None
-                rows, beams = context.routing.of_rows(x, self.layer_name), context.routing.copies(x, self.layer_name)
-                recorder.record(id(self), result, rows, x, beams)
         # the scale goes into the gate, which is small (torch.compile of torch 2.13 loses the alpha of torch.add)
         weight = result.gate if config.scale == 1 else config.scale * result.gate
         each = ax.view(*ax.shape[:-1], config.experts, config.r) * weight.unsqueeze(-1).to(ax.dtype)  # (..., N, r)
-        y = y + functional.linear(each.view(ax.shape), plan.b).to(y.dtype)
+        added, shared = functional.linear(each.view(ax.shape), plan.b), None
+        y = y + added.to(y.dtype)
         if config.shared_expert_rank and (change is None or change.shared):
             shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
             weight = result.mass if config.shared_expert_weight == "mass" else entropy(result.accents)
-            y = y + (shared * (config.scale * weight[..., None]).to(shared.dtype)).to(y.dtype)
+            shared = shared * (config.scale * weight[..., None]).to(shared.dtype)
+            y = y + shared.to(y.dtype)
+        recorders = [r for r in context.recorders if r.adapter == adapter and id(self) in r.layers]
+        if recorders:
+            assert context.routing is not None
+            rows, beams = context.routing.of_rows(x, self.layer_name), context.routing.copies(x, self.layer_name)
+            carried = _carried(each, plan.b, added, shared)
+            for recorder in recorders:
+                recorder.record(id(self), result, rows, x, carried, beams)
         return y
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -265,6 +268,26 @@ def _started(rank: int, size: int, config: HDMoLEConfig) -> Tensor:
     a = torch.empty(rank, size)
     nn.init.kaiming_uniform_(a, a=math.sqrt(5))
     return a
+
+
+@torch.no_grad()
+def _carried(each: Tensor, b: Tensor, added: Tensor, shared: Tensor | None) -> Tensor:
+    """What each expert carries of the change of a layer's output, (..., N + 1); the shared expert is the last.
+
+    Of the change D (..., d_out), the sum of what the experts add, expert i carries (what it adds) . D.
+    All of them sum to |D|^2.
+
+    Args:
+        each: (..., N, r), what B is multiplied with.
+        b: (d_out, N * r).
+        added: (..., d_out), what the experts of accents add.
+        shared: (..., d_out), what the shared expert adds, if there is one.
+    """
+    change = (added if shared is None else added + shared).float()
+    back = functional.linear(change, b.float().T).view(each.shape)  # so no expert's output has to be computed
+    own = (each.float() * back).sum(-1)
+    rest = own.new_zeros(own.shape[:-1]) if shared is None else (shared.float() * change).sum(-1)
+    return torch.cat([own, rest[..., None]], -1)
 
 
 def _version(parameters: list[Tensor]) -> int:
