@@ -183,9 +183,9 @@ with outcome:
     working = [sum(entry["effective_experts"] for entry in t.layers) / max(1, len(t.layers)) for t in (untouched, after)]
     seconds = [t.rtf * t.seconds for t in (untouched, after)]
     if len(sure):
-        most = sure.sort_values("change", key=abs).iloc[-1]
+        strongest = sure.sort_values("change", key=abs).iloc[-1]
         said = {
-            "word": plain(str(most.word)), "before": f"{100 * most.before:.0f}", "after": f"{100 * most.after:.0f}", "times": f"{times:.2f}",
+            "word": plain(str(strongest.word)), "before": f"{100 * strongest.before:.0f}", "after": f"{100 * strongest.after:.0f}", "times": f"{times:.2f}",
         }  # fmt: skip
         st.markdown(t(EFFECTS[effect.effect_size(sure)], **said))
         plots.show(
