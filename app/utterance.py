@@ -147,13 +147,14 @@ def _samples(manifest: Path, borrowed: bool) -> list[Sample]:
 def opening_sample(clips: list[Sample], summary: Results | None) -> Sample:
     """The clip on which HDMoLE improves most on the base, by the results of the model it comes with.
 
-    If there are several, it is one on which some method differs. Without results it is the first.
+    A clip on which some methods differ goes before one on which none does. Without results it is the
+    first.
     """
     errors = {clip.name: summary.samples.get(clip.name, {}) if summary else {} for clip in clips}
 
-    def seen(clip: Sample) -> tuple[int, bool]:
+    def seen(clip: Sample) -> tuple[bool, int]:
         found = errors[clip.name]
-        return found.get("base", 0) - found.get("hdmole", 0), len(set(found.values())) > 1
+        return len(set(found.values())) > 1, found.get("base", 0) - found.get("hdmole", 0)
 
     return max(clips, key=seen)
 
