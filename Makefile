@@ -2,7 +2,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help app test lint format fuzz load audit mutation screenshots
+.PHONY: help app test lint format fuzz kills load audit mutation screenshots
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -27,6 +27,9 @@ format: .venv/installed-dev ## format the code and mend what can be mended
 
 fuzz: .venv/installed-dev ## decode mutated audio files of every container: 10,000 of them, or e.g. n=500
 	$(BIN)/python tests/fuzz.py $(or $(n),10000)
+
+kills: .venv/installed-dev ## kill a tiny job at random points and compare what it ends in: of=evaluate, compare or build; e.g. n=100
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/kills.py $(or $(of),evaluate) $(or $(n),20)
 
 load: .venv/installed-dev ## start the app and let many visitors in at once: 50, or e.g. visitors=10 sessions=200
 	$(BIN)/python tests/load.py $(or $(visitors),50) $(or $(sessions),1000)
