@@ -1,7 +1,8 @@
 """What a visitor may open on this machine, and how files are named to visitors.
 
-* Results and manifests are opened in the folders that were named at the start (`hdmole app --data DIR`), in the model's folder
-  and in the repository's assets. Nothing else is, and nothing is said about whether it exists.
+* Results and manifests are opened in the folders that were named at the start (`hdmole app --data
+  DIR`), in the model's folder and in the repository's assets. Nothing else is, and nothing is said
+  about whether it exists.
 * The evaluations of this app are opened by a key that only those know who have the address.
 * Audio that results name is played from these same folders, and only if it is audio.
 """
@@ -30,7 +31,10 @@ def data_folders() -> list[Path]:
 
 
 def open_folders(model: Path) -> list[Path]:
-    """All folders whose content visitors may open; `model` is the folder of the model that is shown."""
+    """All folders whose content visitors may open.
+
+    `model` is the folder of the model that is shown.
+    """
     model = model.absolute()
     found = [ROOT / "assets", model, *data_folders()]
     if model.parent.name == "snapshots":  # a model from the hub consists of links to these
@@ -47,7 +51,10 @@ def evaluation_key(folder: Path) -> str:
 
 
 def results_folder(given: str, model: Path) -> Path:
-    """The results folder that a visitor named, by a key or by a path. Raises AccessError where it is not to be opened."""
+    """The results folder that a visitor named, by a key or by a path.
+
+    Raises AccessError where it is not to be opened.
+    """
     if given in _evaluations:
         return _evaluations[given] / "results"
     found = _find(given, model)
@@ -61,7 +68,10 @@ def results_folder(given: str, model: Path) -> Path:
 
 
 def manifest_file(given: str, model: Path) -> Path:
-    """The manifest that a visitor named by its path. Raises AccessError where it is not to be opened."""
+    """The manifest that a visitor named by its path.
+
+    Raises AccessError where it is not to be opened.
+    """
     found = _find(given, model)
     if found is None:
         raise AccessError(
@@ -80,7 +90,10 @@ def _find(given: str, model: Path) -> Path | None:
 
 
 def audio_of(results: Path, named: str, model: Path) -> bytes | None:
-    """The content of the audio file that results in a folder name; None where it is none, or not to be opened."""
+    """The content of the audio file that results in a folder name.
+
+    None where it is no audio, or not to be opened.
+    """
     own = [results, *(folder for folder in _evaluations.values() if results == folder / "results")]
     path = find_inside(results / named, [*own, *open_folders(model)])
     try:
@@ -97,15 +110,20 @@ _STARTS = [
 
 
 def audio_type(content: bytes) -> str:
-    """The media type of audio, by how its container begins; empty where it is no container that browsers know.
+    """The media type of audio, by how its container begins.
 
-    A file's name says nothing here: one that names itself `data:text/html,x.wav` would be served as a page.
+    It is empty where browsers know no such container.
+
+    A file's name says nothing here: one that names itself `data:text/html,x.wav` would be served as
+    a page.
     """
     return next((kind for start, kind in _STARTS if re.match(start, content, re.DOTALL)), "")
 
 
 def plain(text: object) -> str:
-    """The text so that Markdown shows it as it is: no link, image, formula, icon, colour or HTML comes of it.
+    """The text so that Markdown shows it as it is.
+
+    No link, image, formula, icon, colour or HTML comes of it.
 
     An underscore inside a word has no meaning in Markdown and stays. Streamlit looks for addresses
     and icons once more in the finished text, so that an invisible character has to part these.
@@ -115,5 +133,8 @@ def plain(text: object) -> str:
 
 
 def hide_folders(text: str) -> str:
-    """The text with only the names of the files whose paths stand in it; where the server keeps them is nobody's business."""
+    """The text with only the names of the files whose paths stand in it.
+
+    Where the server keeps them is nobody's business.
+    """
     return re.sub(r"(?<![\w/:.])(?:[A-Za-z]:)?[\\/](?:[^\s\\/'\":;,()]+[\\/])+", "", text)

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from hdmole.method.tuner import HDMoLEConfig
     from hdmole.speech.asr import ASR
 
-ROUTERS = {
+ROUTING_IN_WORDS = {
     "hierarchical": Text(
         "Each layer has one expert per accent. A global router weighs them by the accent heard, a local one by each moment of sound."
     ),
     "global": Text("Each layer has one expert per accent. A global router weighs them by the accent heard."),
     "local": Text("Each layer has one expert per accent. A local router weighs them by each moment of sound."),
 }
-GATES = {
+CHOICE_IN_WORDS = {
     "dynamic": Text(
         "An expert works where its weight reaches the router's threshold τ. Those that work share a weight of τ, as in the paper."
     ),
@@ -57,7 +57,7 @@ def linked_adapter(asr: ASR, method: str) -> str:
 
 def in_words(gate: HDMoLEConfig) -> str:
     """What the gate of an adapter does, in a few sentences."""
-    said = [t(ROUTERS[gate.routing]), t(GATES[gate.thresholds], k=gate.top_k, p=f"{gate.top_p:g}")]
+    said = [t(ROUTING_IN_WORDS[gate.routing]), t(CHOICE_IN_WORDS[gate.thresholds], k=gate.top_k, p=f"{gate.top_p:g}")]
     if gate.general_class:
         said.append(t("All weights are multiplied by the probability that the speech is accented at all."))
     if gate.shared_expert_rank:

@@ -15,6 +15,7 @@ from app.session import session
 from app.texts import Text, t
 from hdmole.errors import UserError
 from hdmole.figures.utterance import mel_spectrogram
+from hdmole.speech.audio import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
@@ -105,11 +106,11 @@ def _load(model: str) -> ASR:
 
     keep_forgetting()
     asr = ASR.load(model)
-    noise = np.random.default_rng(0).normal(0, 0.05, 16_000).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.05, SAMPLE_RATE).astype(np.float32)
     # first calls compile and cache; without this, the first visitor would wait
     for method in asr.methods:
         asr.transcribe(noise, method=method)
-    mel_spectrogram(noise, 16_000)
+    mel_spectrogram(noise, SAMPLE_RATE)
     return asr
 
 

@@ -1,4 +1,7 @@
-"""Writing files so that each is either whole or not there, and telling what went wrong if none can be written."""
+"""Writing files so that each is either whole or not there.
+
+If none can be written, an OutputError tells what went wrong.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ class OutputError(UserError):
 def written(path: Path) -> Iterator[Path]:
     """Gives the path of a new file or folder beside `path`, which the block writes.
 
-    It takes the name `path`, in the place of what had it, once the block has ended and everything is
-    on the disk. If the block fails, `path` stays as it was.
+    It takes the name `path`, in the place of what had it, once the block has ended and everything
+    is on the disk. If the block fails, `path` stays as it was.
 
     Raises:
         OutputError: the disk is full.
@@ -83,7 +86,10 @@ def write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def disk_space(path: Path) -> Iterator[None]:
-    """If the disk is full in the block, OutputError says so. The libraries that write files each raise something else."""
+    """If the disk is full in the block, OutputError says so.
+
+    The libraries that write files each raise something else.
+    """
     try:
         yield
     except UserError:

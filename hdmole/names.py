@@ -78,7 +78,8 @@ def accent_label(name: str) -> str:
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
-# domains of test speech in the order of tables; `real_...` is people and `synthetic_...` a synthesiser
+# domains of test speech in the order of tables; `real_...` is people and `synthetic_...` a
+# synthesiser
 DOMAIN_LABELS = {
     "accent": "Accents (mean)",
     "general": "General",

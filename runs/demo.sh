@@ -3,4 +3,4 @@
 set -e
 for folder in "$@"; do set -- "$@" --real-speech "$folder"; shift; done
 hdmole demo build "$@"
-hdmole demo info --readme README.md
+hdmole demo info --readme docs/compare.md

@@ -20,7 +20,6 @@ from driver import settle, wait_until
 from streamlit.testing.v1 import AppTest
 
 import hdmole  # noqa: F401  (the torchaudio guard, before anything else)
-from hdmole.speech.audio import Audio, decode
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
@@ -117,20 +116,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder: Any = tmp_path_factory.mktemp("model") / "tiny"
     return build_tiny_model(folder)
-
-
-@pytest.fixture(scope="session")
-def decode_once() -> Callable[[Path], Audio]:
-    """`decode`, which starts a process for each sound, but only one for sounds that are alike."""
-    known: dict[bytes, Audio] = {}
-
-    def decoded(file: Path) -> Audio:
-        sound = file.read_bytes()
-        if sound not in known:
-            known[sound] = decode(file)
-        return known[sound]
-
-    return decoded
 
 
 @pytest.fixture(scope="session")

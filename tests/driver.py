@@ -29,10 +29,17 @@ def session(at: AppTest) -> Session:
 
 
 def settle(at: AppTest) -> AppTest:
-    """Run until no work is going on any more, as the page's polling does in a browser."""
+    """Run until no work is going on any more, as the page's polling does in a browser.
+
+    The page is run again when the work has ended, and not all the time.
+    """
 
     def settled() -> bool:
         if any(button.key == "cancel" for button in at.button):
+            held = session(at)
+            for task in (*held.jobs.values(), *held.trials.values(), *held.worth.values(), held.evaluation):
+                if task is not None:
+                    task.wait(60)
             at.run()
         return not any(button.key == "cancel" for button in at.button)
 

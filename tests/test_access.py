@@ -48,12 +48,18 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def results(tiny_model: Path, tmp_path: Path) -> Path:
-    """A results folder that visitors may open, of the model's samples."""
-    out = tmp_path / "mine"
+@pytest.fixture(scope="module")
+def judged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the model's samples."""
+    out = tmp_path_factory.mktemp("judged") / "results"
     evaluate(ASR.load(tiny_model), tiny_model / "samples" / "manifest.jsonl", ["base", "hdmole"], out)
     return out
+
+
+@pytest.fixture
+def results(judged: Path, tmp_path: Path) -> Path:
+    """A results folder that visitors may open."""
+    return Path(shutil.copytree(judged, tmp_path / "mine"))
 
 
 @pytest.mark.parametrize("name", ["passwords.txt", "private.wav"])

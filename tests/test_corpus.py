@@ -13,14 +13,12 @@ import pandas as pd
 import pytest
 from driver import assert_no_exception, session, settle
 from streamlit.testing.v1 import AppTest
-from tiny import METHODS
+from tiny import METHODS, SECONDS
 
 from app import corpus, jobs
 from app.corpus import Evaluation, unpack
 from app.turns import Ticket
-from hdmole.speech import manifest as manifests
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import Audio
 from hdmole.speech.manifest import ManifestError
 from hdmole.study import evaluate as evaluation
 from hdmole.study.evaluate import Cancelled, evaluate
@@ -40,7 +38,7 @@ def test_a_corpus_is_judged_and_its_recordings_can_be_searched(
     names = {f.name for f in task.out.iterdir()}
     assert names == {"summary.json", "utterances.parquet", "recordings.parquet", "routing.parquet"}
     rows = at.dataframe[0].value
-    assert len(rows) == 4 and set(rows.seconds) == {2.0} and (rows.level < 0).all()
+    assert len(rows) == 4 and set(rows.seconds) == {SECONDS} and (rows.level < 0).all()
     at.text_input(key="corpus_text").set_value("jazz").run()
     assert list(at.dataframe[0].value.accent) == ["indian"]
     for page in ("compare", "correspondence", "corpus"):
@@ -168,9 +166,7 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    decode_once: Callable[[Path], Audio],
 ) -> None:
-    monkeypatch.setattr(manifests, "decode", decode_once)
     monkeypatch.setattr(evaluation, "BATCH", 4)
     lines = (tiny_model / "samples" / "manifest.jsonl").read_text().splitlines()
     (tmp_path / "broken.wav").write_text("no audio")

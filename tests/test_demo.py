@@ -36,9 +36,7 @@ from hdmole.demo.synth import (
 from hdmole.demo.text import DIGITS, is_digit_string, number, sentences, vocabulary
 from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL
-from hdmole.speech import manifest as manifests
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import Audio
 from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import ManifestError, read_manifest
 from hdmole.speech.words import count_errors
@@ -225,9 +223,7 @@ def test_the_llm_reads_frames_and_predicts_only_the_sentence() -> None:
     assert batch["labels"][1].tolist()[:4] == [-100, 3, 5, 2] and batch["attention_mask"][1].sum() == 4
 
 
-def test_the_whole_recipe_runs_resumes_and_releases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode_once: Callable[[Path], Audio]
-) -> None:
+def test_the_whole_recipe_runs_resumes_and_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything from corpus to model card, very small; a second call finds every stage done and repeats the results."""
     real = tmp_path / "real"
     real.mkdir()
@@ -247,7 +243,6 @@ def test_the_whole_recipe_runs_resumes_and_releases(
         rank=1, shared_rank=1,
     )  # fmt: skip
     monkeypatch.setattr(recipe.Recipe, "scaled", lambda self, factor: small)
-    monkeypatch.setattr(manifests, "decode", decode_once)
     monkeypatch.setattr(comparing, "SPEED_ROUNDS", 1)
     for module in (demo_corpus, recipe):  # each works in other processes once; they take long to start
         pools = iter([ProcessPoolExecutor])

@@ -404,25 +404,27 @@ def test_the_smoothed_loss_by_hand() -> None:
 
 
 def test_the_embedding_loss_is_the_squared_error_over_the_variance_of_the_targets() -> None:
-    """Three frames, of which the mask leaves two; certain of tokens 0 and 1, whose embeddings are (0, 2) and (4, 0)."""
+    """Three frames, of which the mask leaves two; certain of tokens 0 and 1, whose embeddings are (0, 2) and (4, 4)."""
     embeddings = nn.Embedding(2, 2)
-    embeddings.weight = nn.Parameter(torch.tensor([[0.0, 2.0], [4.0, 0.0]]))
+    embeddings.weight = nn.Parameter(torch.tensor([[0.0, 2.0], [4.0, 4.0]]))
     states = torch.tensor([[[0.0, -99.0], [-99.0, 0.0], [0.0, -99.0]]])
     mask = torch.tensor([[True, True, False]])
 
     def loss_of(said: torch.Tensor) -> torch.Tensor:
+        def projected(heard: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+            assert heard is states and frames is mask
+            return said
+
         model: Any = SimpleNamespace(
-            ctc_log_probs=lambda states: states,
-            get_input_embeddings=lambda: embeddings,
-            multi_modal_projector=lambda states, mask: said,
+            ctc_log_probs=lambda states: states, get_input_embeddings=lambda: embeddings, multi_modal_projector=projected
         )
         return embedding_objective(model, {"encoder_states": states, "encoder_mask": mask})
 
     # variances over two frames (n - 1): 8 and 2, mean 5; squared errors of saying the mean: 4, 1, 4, 1, mean 2.5
-    mean = torch.tensor([[[2.0, 1.0], [2.0, 1.0], [50.0, 50.0]]], requires_grad=True)
+    mean = torch.tensor([[[2.0, 3.0], [2.0, 3.0], [50.0, 50.0]]], requires_grad=True)
     loss = loss_of(mean)
     assert float(loss.detach()) == pytest.approx(0.5)
     loss.backward()
     assert embeddings.weight.grad is None and mean.grad is not None and mean.grad[0, 2].tolist() == [0, 0]
-    assert float(loss_of(torch.tensor([[[0.0, 2.0], [4.0, 0.0], [7.0, 7.0]]]))) == 0
-    assert float(loss_of(torch.tensor([[[1.0, 2.0], [4.0, 0.0], [7.0, 7.0]]]))) == pytest.approx(0.25 / 5)
+    assert float(loss_of(torch.tensor([[[0.0, 2.0], [4.0, 4.0], [7.0, 7.0]]]))) == 0
+    assert float(loss_of(torch.tensor([[[1.0, 2.0], [4.0, 4.0], [7.0, 7.0]]]))) == pytest.approx(0.25 / 5)

@@ -354,7 +354,10 @@ def test_published_results_are_those_of_their_utterances(folder: Path) -> None:
 
 
 def test_readme_and_documentation_show_the_published_results() -> None:
-    assert markdown_table(load(ROOT / "assets" / "demo" / "results")) in (ROOT / "README.md").read_text()
+    real, demo = (load(ROOT / "assets" / model / "results") for model in ("real", "demo"))
+    assert markdown_table(real) in (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "compare.md").read_text()
+    assert markdown_table(demo) in text and claim_lines(demo.claims) in text
     main, text = ARCHIVE / "main", (ROOT / "docs" / "experiments" / "archive.md").read_text()
     assert markdown_table(load(main)) in text and claim_lines(judge(main)) in text and len(judge(main)) == 5
     paper = ROOT / "assets" / "results" / "paper"

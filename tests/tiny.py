@@ -28,19 +28,21 @@ ACCENTS = ["indian", "german", "scottish"]
 METHODS = ["base", "lora", "full", "hdmole", "hdmole-extended"]
 SENTENCES = ["turn on the lights", "play some jazz music", "seven eight nine", "call anna at six", "what is the weather today"]
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "demo" / "samples"
+SECONDS = 1.25  # of each of the tiny model's samples
 TARGETS = r"multi_modal_projector\..*(linear_1|linear_2|q_proj|fc1)"
 
 
-def tiny_speech_llm(vocabulary: int = 64) -> SpeechLLM:
-    """Random weights, 32 wide everywhere."""
-    torch.manual_seed(0)
+def tiny_speech_llm(vocabulary: int = 64, layers: int = 2, seed: int = 0) -> SpeechLLM:
+    """Random weights, 32 wide everywhere; the LLM has so many layers."""
+    torch.manual_seed(seed)
     encoder = dict(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, subsampling_conv_channels=8, layerdrop=0.0
     )  # fmt: skip
     audio = dict(model_type="parakeet_ctc", vocab_size=vocabulary, pad_token_id=0, encoder_config=encoder)
     text = dict(
-        model_type="llama", vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, max_position_embeddings=512,
+        model_type="llama", vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
+        max_position_embeddings=512,
     )  # fmt: skip
     config = SpeechLLMConfig(
         audio_config=audio, text_config=text, projector_hidden_size=32, projector_heads=2, projector_intermediate_size=64
@@ -81,7 +83,8 @@ def build_tiny_model(folder: Path) -> Path:
         tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", sep_token="<sep>"
     ).save_pretrained(folder)
     ParakeetFeatureExtractor(feature_size=80, sampling_rate=16_000).save_pretrained(folder)
-    tiny_speech_llm(bpe.get_vocab_size()).save_pretrained(folder)
+    # With this seed every method writes words.
+    tiny_speech_llm(bpe.get_vocab_size(), layers=1, seed=7).save_pretrained(folder)
 
     def base() -> SpeechLLM:
         return SpeechLLM.from_pretrained(folder, dtype=torch.float32)
@@ -110,7 +113,7 @@ def build_tiny_model(folder: Path) -> Path:
     samples, lines = folder / "samples", []
     samples.mkdir()
     for k, accent in enumerate(["general", *ACCENTS]):
-        soundfile.write(samples / f"{accent}_1.flac", speech_like(2.0, k), 16_000)
+        soundfile.write(samples / f"{accent}_1.flac", speech_like(SECONDS, k), 16_000)
         lines.append({"audio": f"{accent}_1.flac", "text": SENTENCES[k], "accent": accent, "speaker": f"s{k}"})
     (samples / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -152,7 +152,7 @@ class Build:
                 with written(self.work / name) as part:
                     shutil.copytree(folder, part)
 
-    # -- data ---------------------------------------------------------------------------------------------------------
+    # -- data ----------------------------------------------------------------------------------------
 
     def corpus(self) -> Corpus:
         folder = self.work / "corpus"
@@ -193,7 +193,7 @@ class Build:
         ids = [list(t) + ends for t in tokenizer(list(corpus.index.text), add_special_tokens=False)["input_ids"]]
         return lambda rows: {"labels": pad([ids[i] for i in rows])}
 
-    # -- models -------------------------------------------------------------------------------------------------------
+    # -- models ------------------------------------------------------------------------------------
 
     def encoder(self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Any:
         """The encoder, trained with CTC on general and real speech.
@@ -337,7 +337,7 @@ class Build:
             with written(folder / "recogniser" / "posteriors.npy") as part:
                 np.save(part, posteriors_of(recogniser, corpus))
 
-    # -- adaptations of the projector, under one recipe ---------------------------------------------------------------
+    # -- adaptations of the projector, under one recipe --------------------------------------------
 
     def adapt(self, name: str, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, states: States) -> Any:
         """Adapt the base's projector to the accents by one of the recipe's adaptations.

@@ -182,7 +182,9 @@ def plan(sizes: Sizes, real: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
 
 
 def plan_outside(count: int, seed: int) -> list[dict[str, Any]]:
-    """Plan `count` sounds of each kind that are no English speech, in dev and in test; a sixth as many are silent.
+    """Plan `count` sounds of each kind that are no English speech, in dev and in test.
+
+    A sixth as many are silent.
 
     The jobs have no `seed` yet.
     """

@@ -32,7 +32,8 @@ def people(work: Path, out: Path, seed: int, report: Callable[[str], None]) -> N
     Args:
         work: work folder of `hdmole demo build` with real speech.
         out: the new folder, for the line `data` of a configuration.
-        seed: random seed of the general speech that the recogniser learns from, and of its training.
+        seed: random seed of the general speech that the recogniser learns from, and of its
+            training.
         report: called with each line about the progress.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The in-domain score of the model for real speakers: is this audio English speech that it can hear?
+"""The in-domain score of the model for real speakers: is this English speech that it can hear?
 
 Inside is speech of real and synthetic speakers, outside are silence, noise, music and speech in
 other languages. The sounds are those of the demo model, the recordings those of the recipe.
@@ -24,9 +24,10 @@ OUTSIDE = "outside_"  # domains of sounds that are not English speech begin with
 
 
 def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[str], None], most: int = 40) -> InDomain:
-    """Fit the in-domain score on dev speech and sounds, and save it with the model as `domain.json`.
+    """Fit the in-domain score on dev speech and sounds, and save it as the model's `domain.json`.
 
-    A sound in which nobody speaks, or no word is heard, is outside without a score, and counts as 0.
+    A sound in which nobody speaks, or no word is heard, is outside without a score, and
+    counts as 0.
 
     Args:
         out: the released folder.
@@ -78,7 +79,7 @@ def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[s
 
 
 def _features(asr: ASR, sound: np.ndarray) -> dict[str, float]:
-    """The features of the first segment of a sound; none if nobody speaks in it or no word is heard."""
+    """The features of a sound's first segment; none if nobody speaks in it or no word is heard."""
     segment = asr.segment(sound)[0]
     heard = asr.decode_batch([segment], "base")[0]
     return asr.domain_features(segment, heard) if heard.text else {}

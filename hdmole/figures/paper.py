@@ -35,10 +35,10 @@ def paper_data(results: Results | None) -> pd.DataFrame:
 
     The columns are `table`, `label`, `method` (ours; None without one), `domain` ("accent" for the
     paper's target, or "general", which only Table I has), `against`, `paper_trained` (millions of
-    parameters), `trained` (parameters), `paper_cer` (%), `wer` with its interval (%), and the change
-    of errors against `against` in %: `paper_change`, and ours as `change` with its interval. Below
-    zero there are fewer errors. What is not known is NaN, intervals of few speakers too. `state` is one
-    of `STATES`.
+    parameters), `trained` (parameters), `paper_cer` (%), `wer` with its interval (%), and the
+    change of errors against `against` in %: `paper_change`, and ours as `change` with its interval.
+    Below zero there are fewer errors. What is not known is NaN, intervals of few speakers too.
+    `state` is one of `STATES`.
     """
     found = {(d.method, d.against, d.domain): d.relative for d in results.differences} if results else {}
     rows = []
@@ -111,9 +111,9 @@ def order_data(results: Results) -> pd.DataFrame:
     """Pairs of methods in one table, and whether their order here is the paper's.
 
     The columns are `table`, `domain`, `first` (the label of what makes fewer errors in the paper),
-    `second`, `paper` (how many percent fewer or more errors `first` makes than `second`: below zero)
-    and the same of ours as `ours`, `low` and `high`, and `order`: "same" or "opposite" where the whole
-    interval lies on that side, else "open".
+    `second`, `paper` (how many percent fewer or more errors `first` makes than `second`: below
+    zero) and the same of ours as `ours`, `low` and `high`, and `order`: "same" or "opposite" where
+    the whole interval lies on that side, else "open".
     """
     found = {(d.method, d.against, d.domain): d.relative for d in results.differences}
     rows = []
@@ -137,8 +137,8 @@ def order_data(results: Results) -> pd.DataFrame:
 def active_data(routing: pd.DataFrame) -> pd.DataFrame:
     """Mean number of active experts by spoken accent and layer, from a `routing_table`.
 
-    The columns are `spoken` (general speech first), `layer` (its plain name) and `active`. Layers come
-    from the lowest to the highest.
+    The columns are `spoken` (general speech first), `layer` (its plain name) and `active`. Layers
+    come from the lowest to the highest.
     """
     seen = routing[routing.domain.isin(["accent", GENERAL])]
     found = seen.groupby(["spoken", "layer_index", "layer"], as_index=False).n_active.mean()
@@ -147,13 +147,19 @@ def active_data(routing: pd.DataFrame) -> pd.DataFrame:
 
 
 def plain_layer(name: str) -> str:
-    """A part of the projector with the number of its layer: "W_q 1". Others keep their short names."""
+    """A part of the projector with the number of its layer: "W_q 1".
+
+    Others keep their short names.
+    """
     number, module = re.search(r"layers\.(\d+)\.", name), name.rpartition(".")[2]
     return f"{_MODULES[module]} {int(number[1]) + 1}" if number and module in _MODULES else layer_label(name)
 
 
 def active(data: pd.DataFrame, experts: int) -> go.Figure:
-    """`active_data` as a matrix with a row per spoken accent, on a scale from none to all experts."""
+    """`active_data` as a matrix, on a scale from none to all experts.
+
+    It has a row per spoken accent.
+    """
     spoken, layers = list(data.spoken.unique()), list(data.layer.unique())
     values = data.pivot(index="spoken", columns="layer", values="active").loc[spoken, layers].to_numpy(np.float32)
     numbers: dict[str, Any] = dict(

@@ -151,7 +151,7 @@ def forgetting(data: pd.DataFrame, domain: str = "accent") -> go.Figure:
 
 
 def parameters(data: pd.DataFrame, domain: str = "accent") -> go.Figure:
-    """WER on accents against the number of trained parameters, from `forgetting_data` of the same domain.
+    """WER on accents against the number of trained parameters, from `forgetting_data`.
 
     The dotted line is the base's WER.
     """

@@ -101,7 +101,7 @@ def _wide(tau: Tensor | float) -> Tensor | float:
 
 
 def _normalise(weight: Tensor) -> Tensor:
-    """`weight` (..., N), none of it negative, divided by its sum; it stays 0 where all of it is 0."""
+    """`weight` (..., N), nowhere negative, divided by its sum. Where all is 0, it stays 0."""
     return weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)
 
 

@@ -187,7 +187,7 @@ class LayerRecogniser(_Saved):
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, statistics: Tensor) -> Tensor:
-        """Logits (B, N + 1) from statistics (B, layers, width), such as means and deviations over time."""
+        """Logits (B, N + 1) from statistics (B, layers, width), such as means over time."""
         x = (statistics * self.weights.softmax(0)[:, None]).sum(1)
         logits: Tensor = self.output(self.dropout(functional.relu(self.hidden(self.norm(x)))))
         return logits

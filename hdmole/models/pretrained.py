@@ -82,7 +82,8 @@ def get(name: str, folder: Path | None = None, report: Callable[[str], None] = l
         report: called with a sentence before each step that takes long.
 
     Raises:
-        PretrainedError: they are nowhere to be had, or what was downloaded is not what it should be.
+        PretrainedError: they are nowhere to be had, or what was downloaded is not what it should
+            be.
     """
     found = find(name, folder)
     if found is not None:
@@ -113,7 +114,7 @@ def digest(folder: Path) -> str:
 
 
 def _from_hub(local: bool) -> Path | None:
-    """The folder in the hub's cache; with `local` nothing is downloaded. None if it is not there."""
+    """The folder in the hub's cache, or None. With `local` nothing is downloaded."""
     try:
         if not local:  # the hub's own library waits and tries again for half a minute
             address = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{HUB}/resolve/main/config.json"

@@ -6,7 +6,8 @@ so that neither torch nor the rest of hdmole is imported.
 
     decode -> this process, which has loaded FFmpeg -> one that waits -> one that decodes, with limits
 
-Loading FFmpeg takes 0.2 s, a fork 2 ms. Each file gets a process of its own, which never saw another.
+Loading FFmpeg takes 0.2 s, a fork 2 ms. Each file gets a process of its own, which never saw
+another.
 
 Standard input is a Unix socket. A request is `REQUEST` (longest audio in seconds, time in seconds,
 memory in MB beyond what the libraries take, rate in Hz) with three open files: the audio, and two
@@ -41,7 +42,8 @@ LIVE = 60.0  # seconds; a file that begins later than this is a piece of a longe
 MOST_FAILURES = 10_000  # reads of a packet in a row; then the rest of a file is given up
 STRETCH = 0.1  # seconds in which it is decided whether channels are in opposite phase
 
-# Only containers that hold one recording. Playlists (HLS, concat, DASH) stay out: they open other files and addresses.
+# Only containers that hold one recording. Playlists (HLS, concat, DASH) stay out: they open other
+# files and addresses.
 CONTAINERS = "wav,w64,flac,mp3,aac,ogg,mov,mp4,m4a,matroska,webm,amr,aiff,caf,au,nistsphere"
 STATED = "wav,w64,flac,mov,aiff,caf,au,nistsphere"  # those that state their length; of others FFmpeg may guess it
 NAMES = {"mov,mp4,m4a,3gp,3g2,mj2": "mp4", "matroska,webm": "webm"}
@@ -52,7 +54,10 @@ class Refused(Exception):
 
 
 class Input:
-    """Standard input from `start` to `end`, without a file name, so that FFmpeg goes by the content alone."""
+    """Standard input from `start` to `end`.
+
+    It has no file name, so that FFmpeg goes by the content alone.
+    """
 
     name = ""
 
@@ -89,7 +94,10 @@ class Input:
 
 
 def links(size: int) -> list[tuple[int, int]]:
-    """Beginning and end of the recordings that follow each other in an Ogg file; one of all bytes where it is no such file."""
+    """Beginning and end of the recordings that follow each other in an Ogg file.
+
+    Any other file is one recording of all its bytes.
+    """
     with open(0, "rb", buffering=0, closefd=False) as file:
         found, at, headers = [], 0, False
         while at + 27 <= size:
@@ -113,10 +121,12 @@ def links(size: int) -> list[tuple[int, int]]:
 
 
 def whole_words(head: bytes) -> tuple[int, bytes]:
-    """Which bytes of a WAV's beginning to replace, and by what, so that FFmpeg reads extensible WAV as the standard says.
+    """Which bytes of a WAV's beginning to replace, and by what.
 
-    A sample fills its container from the top, however many of its bits are valid. FFmpeg goes by the valid bits alone
-    and takes 24 of 32 for another format.
+    FFmpeg then reads extensible WAV as the standard says.
+
+    A sample fills its container from the top, however many of its bits are valid. FFmpeg goes by
+    the valid bits alone and takes 24 of 32 for another format.
     """
     if head[8:12] != b"WAVE" or head[:4] not in (b"RIFF", b"RF64", b"BW64"):
         return 0, b""
@@ -150,7 +160,10 @@ def limit(cpu_seconds: int, memory_mb: int) -> None:
 
 
 def channels_first(frame: Any) -> np.ndarray:
-    """(channels, samples) float32 in [-1, 1] from a decoded frame of any sample format; NaN becomes 0."""
+    """A decoded frame of any sample format as (channels, samples) float32 in [-1, 1].
+
+    NaN becomes 0.
+    """
     if frame.format.name in ("s64", "s64p"):  # PyAV has no arrays of it
         frame = av.AudioResampler(format="dblp").resample(frame)[0]
     data = frame.to_ndarray()
@@ -166,10 +179,12 @@ def channels_first(frame: Any) -> np.ndarray:
 
 
 def mixed(data: np.ndarray) -> np.ndarray:
-    """The mean of the channels of a stretch (channels, samples); those in opposite phase are turned over first.
+    """The mean of the channels of a stretch (channels, samples).
 
-    Channels in opposite phase cancel each other. This is taken to happen where the mean has less than
-    a quarter of the energy that the mean of unrelated channels would have.
+    Channels in opposite phase are turned over first.
+
+    Channels in opposite phase cancel each other. This is taken to happen where the mean has less
+    than a quarter of the energy that the mean of unrelated channels would have.
     """
     mean = np.asarray(data.mean(axis=0))
     energies = np.square(data, dtype=np.float64).sum(axis=1)
@@ -181,7 +196,10 @@ def mixed(data: np.ndarray) -> np.ndarray:
 
 
 def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
-    """Decoded frames. Packets that cannot be read or decoded are passed over, up to `MOST_FAILURES` in a row."""
+    """Decoded frames.
+
+    Packets that cannot be read or decoded are passed over, up to `MOST_FAILURES` in a row.
+    """
 
     def decoded(packet: Any) -> list[Any]:
         try:
@@ -210,7 +228,10 @@ def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
 
 
 def declared_seconds(container: Any, stream: Any, size: int) -> float:
-    """The length that the file states, 0 where it states none; uncompressed audio cannot be longer than its bytes."""
+    """The length in seconds that the file states, 0 where it states none.
+
+    Uncompressed audio cannot be longer than its bytes.
+    """
     if container.format.name.split(",")[0] not in STATED.split(","):
         return 0.0
     if stream.duration is not None and stream.time_base:
@@ -226,8 +247,9 @@ def declared_seconds(container: Any, stream: Any, size: int) -> float:
 def placed(found: Iterator[Any], begin: float, longest: float) -> Iterator[tuple[float, float, Any]]:
     """Frames with the silence before each and what is to be cut off its beginning, both in seconds.
 
-    A frame stands at its own time. Where frames are missing there is silence. A jump forward counts only where the next
-    frame confirms it, and where it stays within `longest` seconds. A jump far back is a clock that began anew.
+    A frame stands at its own time. Where frames are missing there is silence. A jump forward counts
+    only where the next frame confirms it, and where it stays within `longest` seconds. A jump far
+    back is a clock that began anew.
 
     Args:
         found: decoded frames.
@@ -297,7 +319,10 @@ class Resampler:
 
 
 class Mixer:
-    """Frames with any number of channels at any rate to mono at `target` Hz, and what is found in them on the way."""
+    """Turns frames with any number of channels at any rate into mono at `target` Hz.
+
+    It keeps what is found in them on the way.
+    """
 
     def __init__(self, target: int) -> None:
         self._resampler, self._waiting, self._rate = Resampler(target), [np.zeros((1, 0), np.float32)], 0
@@ -348,7 +373,10 @@ def opened(source: Input) -> Any:
 
 
 def decode(max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
-    """What is known about a file, and its samples. The links of a chained Ogg file follow each other."""
+    """What is known about a file, and its samples.
+
+    The links of a chained Ogg file follow each other.
+    """
     reason: Refused | None = None
     parts: list[tuple[dict[str, Any], np.ndarray]] = []
     left = max_seconds
@@ -371,7 +399,10 @@ def decode(max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]
 
 
 def decode_link(start: int, end: int, max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]:
-    """The first of the sound tracks that can be decoded and is not silent; FFmpeg's choice comes first."""
+    """The first of the sound tracks that can be decoded and is not silent.
+
+    FFmpeg's choice comes first.
+    """
     with opened(Input(start, end)) as container:
         streams = container.streams.audio
         if not streams:

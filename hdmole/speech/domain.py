@@ -3,8 +3,9 @@
 There is one score per utterance. It needs no reference. Its features say whether the CTC head and
 the LLM agree, whether both are sure, whether the accent recogniser knows the accent, and whether
 the sound resembles speech. For a model without a CTC head they say how sure its decoder is of the
-words and of English, and how much of the text is said twice. A logistic regression weighs them. Its coefficients lie in `domain.json`
-beside the model, with their measured quality and the command that made them.
+words and of English, and how much of the text is said twice. A logistic regression weighs them. Its
+coefficients lie in `domain.json` beside the model, with their measured quality and the command that
+made them.
 """
 
 from __future__ import annotations
@@ -222,7 +223,10 @@ class DomainScorer:
 
     @classmethod
     def load(cls, path: Path) -> DomainScorer:
-        """Read what `save` wrote. Raises ValueError if a number in it is NaN or infinite, or one is missing."""
+        """Read what `save` wrote.
+
+        Raises ValueError if a number in it is NaN or infinite, or one is missing.
+        """
         scorer = cls(**json.loads(path.read_text(encoding="utf-8")))
         numbers = [*scorer.mean, *scorer.scale, *scorer.weights, scorer.intercept, scorer.threshold]
         if not np.isfinite(numbers).all() or 4 * len(scorer.names) != len(numbers) - 2:

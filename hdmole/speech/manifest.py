@@ -160,13 +160,19 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
 
 
 def _spelt(folder: Path, name: str) -> list[Path]:
-    """A name in a manifest as the systems spell it: letters composed or not, and either slash between folders."""
+    """A name in a manifest as the systems spell it.
+
+    Letters are composed or not, and either slash stands between folders.
+    """
     composed = unicodedata.normalize("NFC", name)
     return [folder / spelt for spelt in (name, composed, unicodedata.normalize("NFD", name), composed.replace("\\", "/"))]
 
 
 def _part(number: int, name: str, row: dict[str, Any]) -> tuple[float, float | None]:
-    """Offset and duration of a line in seconds. Raises ManifestError where a field cannot be obeyed."""
+    """Offset and duration of a line in seconds.
+
+    Raises ManifestError where a field cannot be obeyed.
+    """
     for field in _UNKNOWN:
         if row.get(field) not in (None, "", 0):
             sentence = (

@@ -10,7 +10,8 @@ from typing import Any
 import jiwer
 from rapidfuzz.distance import Levenshtein
 
-# Characters written for an apostrophe: those that Unicode's table of confusables (UTS 39) maps to U+0027, without letters.
+# Characters written for an apostrophe: those that Unicode's table of confusables (UTS 39) maps to
+# U+0027, without letters.
 _APOSTROPHES = dict.fromkeys(
     map(
         ord,
@@ -26,7 +27,10 @@ _HAN = r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
 
 
 def _invisible(character: str) -> bool:
-    """Whether a character shows nothing: zero width, a soft hyphen, a mark of direction, a selector of a variant."""
+    """Whether a character shows nothing.
+
+    It has zero width, or is a soft hyphen, a mark of direction or a selector of a variant.
+    """
     code = ord(character)
     return (
         unicodedata.category(character) == "Cf"
@@ -44,9 +48,10 @@ def _letters(text: str) -> str:
 def normalise(text: str) -> str:
     """Lower-case words between single spaces, without punctuation; apostrophes inside words stay.
 
-    The same text gives the same words however it is encoded. Composed and decomposed letters, full and half width and
-    ligatures are one (Unicode's NFKC), so are all characters for an apostrophe. Characters that show nothing are left out.
-    Digits are read as words (`spelt`), except in Chinese and Japanese.
+    The same text gives the same words however it is encoded. Composed and decomposed letters, full
+    and half width and ligatures are one (Unicode's NFKC), so are all characters for an apostrophe.
+    Characters that show nothing are left out. Digits are read as words (`spelt`), except in Chinese
+    and Japanese.
     """
     text = "".join(c for c in text.translate(_APOSTROPHES) if not _invisible(c))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _letters(text)).lower())

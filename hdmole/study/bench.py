@@ -48,8 +48,8 @@ def side_by_side(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[
 def transcription(asr: ASR, rounds: int) -> dict[str, Any]:
     """Time decoding a sample of the model by every method.
 
-    HDMoLE adapters are timed once more while a trace is recorded. `rtf` is the time divided by the length of the audio. Raises ValueError if the model has no
-    samples.
+    HDMoLE adapters are timed once more while a trace is recorded. `rtf` is the time divided by the
+    length of the audio. Raises ValueError if the model has no samples.
     """
     clips = sorted((asr.folder / "samples").glob("*.flac"))
     if not clips:

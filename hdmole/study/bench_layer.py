@@ -57,7 +57,7 @@ def expert_loop(layer: HDMoLELinear, x: Tensor, gate: Tensor, adapter: str = "de
 
 
 def dispatched(layer: HDMoLELinear, x: Tensor, weights: Tensor, adapter: str = "default") -> Tensor:
-    """The same output, where every expert gets only the frames whose weight (..., N) for it is not 0.
+    """The same output, but an expert gets only the frames whose weight (..., N) for it is not 0.
 
     AdaMoLE and MixLoRA compute their layers in this way.
     """
@@ -125,7 +125,7 @@ def contenders(width: int, frames: int, device: str, dtype: torch.dtype) -> dict
 
 
 def step(layer: Layer, x: Tensor, what: str) -> Callable[[], None]:
-    """One pass of a layer: "training" is forward and backward, everything else without gradients."""
+    """One pass of a layer. "training" is forward and backward, all else has no gradients."""
     upstream = torch.ones_like(x)
 
     def train() -> None:
@@ -176,7 +176,10 @@ def peak_memory(work: Callable[[], Any], device: str) -> int:
 
 
 def in_turns(works: dict[str, Callable[[], Any]], seconds: float, device: str) -> dict[str, list[float]]:
-    """The times of functions that take turns, for about `seconds`. On a GPU a time is the mean of five calls."""
+    """The times of functions that take turns, for about `seconds`.
+
+    On a GPU a time is the mean of five calls.
+    """
     calls = 5 if device.startswith("cuda") else 1
 
     def once(work: Callable[[], Any]) -> float:
@@ -323,10 +326,12 @@ def bench_layer(
 
 
 def speed_tables(folder: Path) -> str:
-    """What the files `layer-*.json` of `bench_layer` in `folder` say, as markdown; a section for each file.
+    """What the files `layer-*.json` of `bench_layer` in `folder` say, as markdown.
 
-    A cell of the first table is the time of HDMoLE divided by LoRA's, with its quartiles. "Floor" is
-    the same ratio of multiplications, 1 + N / (d + 2 N r).
+    There is a section for each file.
+
+    A cell of the first table is the time of HDMoLE divided by LoRA's, with its quartiles. "Floor"
+    is the same ratio of multiplications, 1 + N / (d + 2 N r).
     """
     return "\n\n".join(_section(json.loads(file.read_text())) for file in sorted(folder.glob("layer-*.json")))
 

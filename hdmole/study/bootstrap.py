@@ -95,8 +95,8 @@ def differences(rows: pd.DataFrame) -> list[Difference]:
 
     In the domain "accent" the means over accents are compared, in all others the rates over all
     words. A difference below zero means that `method` makes fewer errors than `against`. The 95 %
-    intervals are paired. If one includes zero, no difference is established. `relative` has the same
-    in percent of the rate of `against`.
+    intervals are paired. If one includes zero, no difference is established. `relative` has the
+    same in percent of the rate of `against`.
     """
     found = []
     for domain, of_domain in rows.groupby("domain", sort=False):

@@ -25,7 +25,7 @@ class ConfigError(UserError):
 
 
 # How the methods that the paper compares with, and later ones, differ from HDMoLE (docs/method.md).
-ROUTERS: dict[str, tuple[str, dict[str, Any]]] = {
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "mole": ("MoLE", {"routing": "local", "thresholds": "dense"}),
     "moral": ("MoRAL", {"routing": "local", "thresholds": "top_k", "top_k": 2}),
     "loramoe": ("LoRAMoE", {"routing": "local", "thresholds": "dense", "auxiliary_loss": "balance"}),
@@ -71,7 +71,7 @@ def known_methods(
         "full": method("Full fine-tuning", "full"),
         "lora_r": method(f"LoRA, rank {r}", "lora", {"r": r}),
         "lora": method("LoRA, equal parameters", "lora", {"r": "equal"}),
-        **{name: paper(label, of, **(by_accent if "auxiliary_loss" in of else {})) for name, (label, of) in ROUTERS.items()},
+        **{name: paper(label, of, **(by_accent if "auxiliary_loss" in of else {})) for name, (label, of) in BASELINES.items()},
         "ear": paper("EAR", {"routing": "global", "thresholds": "dense", **shared}, **by_accent),
         "hdmole": paper("HDMoLE"),
         "no_thresholds": paper("HDMoLE, without thresholds", {"thresholds": "dense"}),

@@ -17,7 +17,7 @@ Table = Literal["I", "II", "III"]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of one of the paper's tables, or of ours beside them, and the method that answers for it.
+    """A row of one of the paper's tables, or of ours beside them, and its method here.
 
     Args:
         table: number of the table.

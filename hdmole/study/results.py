@@ -109,7 +109,7 @@ class MethodResult(Record):
 
 
 class Relative(Record):
-    """A difference in percent of the other method's word error rate, such as -25 for a quarter fewer."""
+    """A difference in percent of the other method's word error rate: -25 is a quarter fewer."""
 
     percent: float
     interval: Interval  # of percent
@@ -127,7 +127,7 @@ class Difference(Record):
 
 
 class Claim(Record):
-    """A claim about HDMoLE and its two verdicts; `hdmole.study.claims` says what each name stands for.
+    """A claim about HDMoLE and its two verdicts. `hdmole.study.claims` has the claims by name.
 
     The difference is that of two methods. Below zero, HDMoLE makes fewer errors.
     """
@@ -306,7 +306,7 @@ class Results(Record):
 
     @property
     def target(self) -> str:
-        """The domain of accented speech that the methods were adapted to: "accent", or real adults."""
+        """The domain of speech that the methods were adapted to: "accent", or real adults."""
         found = self.domains
         return next((domain for domain in (*GENERAL_OF, *found) if domain in found), "accent")
 
@@ -424,7 +424,8 @@ def base_digest(folder: Path) -> str | None:
     """A digest of a base model's weights, which identifies it; None without safetensors files.
 
     It is computed in half precision, so that a base and its release in half precision have the same
-    digest. Where a folder holds adapters on a pretrained base, it is that of the pretrained weights.
+    digest. Where a folder holds adapters on a pretrained base, it is that of the pretrained
+    weights.
     """
     import torch
     from safetensors import safe_open
