@@ -54,7 +54,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "command",
     [
-        [],
         ["transcribe"],
         ["trace"],
         ["evaluate"],
@@ -70,8 +69,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_help_everywhere(command: list[str]) -> None:
-    done = run(*command, "--help")
-    assert done.returncode == 0 and f"Usage: python -m {' '.join(['hdmole.cli', *command])} [OPTIONS]" in done.stdout
+    done = CliRunner().invoke(hdmole.cli.app, [*command, "--help"], prog_name="hdmole", env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and f"Usage: {' '.join(['hdmole', *command])} [OPTIONS]" in done.stdout
+
+
+def test_help_of_the_command_itself() -> None:
+    done = run("--help")
+    assert done.returncode == 0 and "Usage: python -m hdmole.cli [OPTIONS] COMMAND" in done.stdout
 
 
 def test_transcribe_json_has_the_documented_shape_and_one_bad_file_spoils_only_itself(clips: Path, tiny_model: Path) -> None:

@@ -286,6 +286,30 @@ def test_muon_takes_the_weights_of_hidden_layers_and_adamw_the_rest() -> None:
         torch.testing.assert_close(value, alone.state_dict()[name])
 
 
+def test_muon_in_a_training_takes_its_weights_out_of_the_groups(tmp_path: Path) -> None:
+    """Muon takes both layers' weights, at the rate of the training. The second group had nothing else, and goes."""
+    model, rates = _Blocks(), _Rates()
+    first, second = model.body["layers"]  # type: ignore[misc]
+    groups: list[dict[str, Any]] = [
+        {"params": [first.weight, first.bias]},
+        {"params": [second.weight], "lr": 3.0},
+        {"params": [model.head.bias], "lr": 2.0, "weight_decay": 0.5},
+    ]
+    muon, *rest = MuonAdamW(model, 0.2, groups).param_groups
+    assert [id(p) for p in muon["params"]] == [id(first.weight), id(second.weight)] and muon["lr"] == 0.2
+    found = [([id(p) for p in group["params"]], group["lr"], group["weight_decay"]) for group in rest]
+    assert found == [([id(first.bias)], 0.2, 0.01), ([id(model.head.bias)], 2.0, 0.5)]
+    before = copy.deepcopy(model.state_dict())
+    fit(
+        model, [{"x": torch.ones(1, 6)}] * 2, lambda model, batch: (model(batch["x"]).float() - 1).square().mean(), tmp_path / "fit",
+        epochs=1, rate=0.2, report=print, groups=groups, muon=True, callbacks=[rates],
+    )  # fmt: skip
+    assert rates.found == [[0.0, 0.0, 0.0], [0.2, 0.2, 2.0]]
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"body.layers.0.weight", "body.layers.1.weight", "head.bias"} <= changed
+    assert not {"body.layers.1.bias", "head.weight"} & changed  # they are in no group
+
+
 def test_muon_and_adamw_have_the_published_settings() -> None:
     hidden, rest = MuonAdamW(_Blocks(), 0.1).param_groups
     assert (hidden["weight_decay"], hidden["ns_steps"], hidden["adjust_lr_fn"]) == (0.05, 3, "match_rms_adamw")
