@@ -118,6 +118,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(folder)
 
 
+@pytest.fixture
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of at most 12 tokens: a model that has learned nothing does not know when to stop."""
+    from hdmole.models.speech_llm import SpeechLLM
+
+    generate = SpeechLLM.generate
+    monkeypatch.setattr(SpeechLLM, "generate", lambda model, **given: generate(model, **{**given, "max_new_tokens": 12}))
+
+
 @pytest.fixture(scope="session")
 def app_url(start_app: Callable[[str], str], tiny_model: Path) -> str:
     """Address of the app, running on the tiny model."""

@@ -24,7 +24,6 @@ from app.jobs import Job, Utterance
 from app.moment import Moment, moment_of
 from app.utterance import Sample, opening_sample
 from hdmole import names
-from hdmole.models.speech_llm import SpeechLLM
 from hdmole.speech.asr import ASR
 from hdmole.study.bootstrap import summarise
 from hdmole.study.config import known_methods
@@ -393,11 +392,8 @@ def test_words_experts_and_a_second_utterance_on_the_routing_page(open_app: Call
     assert len(at.get("plotly_chart")) == count + 2
 
 
-def test_a_long_recording_is_looked_at_stretch_by_stretch(
-    open_app: Callable[..., AppTest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generate = SpeechLLM.generate  # a model that has learned nothing does not know when to stop
-    monkeypatch.setattr(SpeechLLM, "generate", lambda model, **given: generate(model, **{**given, "max_new_tokens": 12}))
+@pytest.mark.usefixtures("few_tokens")
+def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[..., AppTest], tmp_path: Path) -> None:
     at = open_app("routing", sample="indian_1")
     asr = ASR.load(os.environ["HDMOLE_MODEL"])
     soundfile.write(tmp_path / "long.flac", speech_like(47.0), 16_000)

@@ -164,6 +164,7 @@ def test_threads_get_what_each_gets_alone(asr: ASR) -> None:
         assert list(pool.map(run, jobs)) == alone
 
 
+@pytest.mark.usefixtures("few_tokens")
 def test_long_audio_is_cut_and_its_words_keep_their_times(asr: ASR) -> None:
     sound = speech_like(47.0)
     heard, segments = asr.transcribe(sound, want_trace=True), asr.segment(sound)
@@ -268,7 +269,7 @@ def test_the_routing_of_an_adapter_in_the_llm_is_that_of_the_tokens(tiny_model: 
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     known = ASR.load(tiny_model).models["hdmole"].base_model.hdmole_recogniser["default"]
     base = SpeechLLM.from_pretrained(folder, dtype=torch.float32)
-    config = HDMoLEConfig.extended(known.labels[1:], target_modules=r"language_model.*q_proj", recogniser=known.arguments)
+    config = HDMoLEConfig.extended(known.labels[1:], target_modules=r"language_model.*[qv]_proj", recogniser=known.arguments)
     adapter: Any = get_peft_model(base, config)
     adapter.base_model.set_recogniser(known)
     shutil.rmtree(folder / "adapters" / "hdmole")
