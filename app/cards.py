@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import Transcript
     from hdmole.speech.decoding import Word
 
+_LAST = 40  # words that are shown while more come
 _MOST_SPANS = 8  # spans of a long recording that a warning lists
 # word confidence above which words have no mark, and below which they have a strong one
 SURE, UNSURE = 0.8, 0.5
@@ -140,12 +141,20 @@ def method_card(
     )
 
 
+def so_far_html(words: Sequence[Word]) -> str:
+    """The last words that were heard so far, of a recording that is not finished; empty if there are none."""
+    return ("… " if words[_LAST:] else "") + " ".join(escape(word.word) for word in words[-_LAST:]) + " …" if words else ""
+
+
 def warn_if_outside(job: Job) -> None:
     """Warn, before any transcript is shown, if the audio is not what the model was made for."""
+    flagged = []
     for method, transcript in job.transcripts.items():
         if transcript.flags:
             flags = t("; ").join(map(t, transcript.flags))
-            st.warning(t("**{method}:** {flags}.", method=plain(texts.method(method)), flags=flags), icon=":material/repeat:")
+            flagged.append(t("**{method}:** {flags}.", method=plain(texts.method(method)), flags=flags))
+    if flagged:
+        st.warning("\n\n".join(flagged), icon=":material/repeat:")
     for transcript in job.transcripts.values():
         if transcript.in_domain.get("verdict") is False:
             reasons = t("; ").join(map(t, transcript.in_domain.get("reasons") or []))
@@ -170,7 +179,13 @@ def show_cards(job: Job, reference: str) -> None:
     """What each method heard, side by side."""
     warn_if_outside(job)
     missing = "…" if job.running else t("not transcribed")
-    cards = [method_card(method, job.transcripts.get(method), reference, missing) for method in job.methods]
+    cards = [
+        method_card(
+            method, job.transcripts.get(method), reference,
+            (method == job.listening and so_far_html(job.heard)) or missing,
+        )
+        for method in job.methods
+    ]  # fmt: skip
     st.html(f"<div class='cards'>{''.join(cards)}</div>")
 
 

@@ -64,8 +64,8 @@ class Evaluation(Task):
         """Whether it has ended, and its tab has been closed for longer than recordings are kept."""
         return not self.running and self._closed_for() > KEPT
 
-    def _progress(self, done: int, total: int) -> None:
-        self.step = Text("{done} of {total} recordings heard", done=done, total=total)
+    def _progress(self, done: float, total: int) -> None:
+        self.step = Text("{done} of {total} recordings heard", done=int(done), total=total)
         self._share = done / max(1, total)
         if self.cancelled and done < total:
             raise Cancelled

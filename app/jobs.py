@@ -35,7 +35,7 @@ from hdmole.speech.audio import Audio, decode
 if TYPE_CHECKING:
     from hdmole.method.tuner import HDMoLEConfig
     from hdmole.speech.asr import ASR, Transcript
-    from hdmole.speech.decoding import Encoded
+    from hdmole.speech.decoding import Encoded, Word
 
 LONGEST = 1800.0  # seconds of audio that the app accepts
 LONG = 30.0  # seconds; longer audio is long work, which comes after short work
@@ -191,6 +191,8 @@ class Job(Task):
         self.encoded: list[Encoded] | None = stopped.encoded if stopped else None
         # method -> transcript
         self.transcripts: dict[str, Transcript] = dict(stopped.transcripts) if stopped else {}
+        # what the method that is listening has heard so far
+        self.heard: list[Word] = []
         self._tables: dict[tuple[str, int], pd.DataFrame] = {}
         self.utterance = utterance
         super().__init__(asr, utterance.name)
@@ -239,14 +241,28 @@ class Job(Task):
         for method in (m for m in self.methods if m not in self.transcripts):
             self._advance(0.0)
             self.step = Text("{method} is listening", method=Text(plain(method_label(method))))
-            self.encoded = self._asr.segment(audio, lambda: self._advance(0.0)) if self.encoded is None else self.encoded
+            self.heard = []
             transcript = self._asr.transcribe(
-                audio, method=method, want_trace=method in self._asr.routed, encoded=self.encoded, progress=self._advance
+                audio,
+                method=method,
+                want_trace=method in self._asr.routed,
+                encoded=self.encoded or self._asr.segments(audio, lambda: self._advance(self._share)),
+                progress=self._advance,
+                heard=self._hear,
             )
             # `encoded` also holds what the base heard, so that the next method need not decode it
             self._share, self.encoded = 0.0, transcript.encoded
             self.transcripts[method] = transcript
         self.step = Text("Done")
+
+    def _hear(self, words: list[Word]) -> None:
+        self.heard = words
+
+    @property
+    def listening(self) -> str:
+        """The method that is at work; empty if none is."""
+        left = [method for method in self.methods if method not in self.transcripts]
+        return left[0] if left and self.running else ""
 
 
 class Trial(Task):

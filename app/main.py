@@ -37,9 +37,11 @@ if (!window.oneStep) {
 st.set_page_config(page_title="HDMoLE", page_icon=str(ASSETS / "icon.svg"), layout="wide")
 st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "icon.svg"), size="large")
 st.html(ASSETS / "style.css")
-st.html(ONE_STEP, unsafe_allow_javascript=True)
-# Corpus and Report consist of controls, which a presentation hides
-working: Literal["visible", "hidden"] = "hidden" if st.session_state.get("present") else "visible"
+with st.container(key="step"):  # takes no room
+    st.html(ONE_STEP, unsafe_allow_javascript=True)
+presenting = bool(st.session_state.get("present"))
+# Corpus and Report are about files, whose buttons a presentation hides
+working: Literal["visible", "hidden"] = "hidden" if presenting else "visible"
 page = st.navigation(
     [
         st.Page("../pages/home.py", title=t("Home"), icon=":material/home:", default=True),
@@ -52,7 +54,8 @@ page = st.navigation(
         st.Page("../pages/corpus.py", title=t("Corpus"), icon=":material/library_music:", visibility=working),
         st.Page("../pages/report.py", title=t("Report"), icon=":material/description:", visibility=working),
         st.Page("../pages/about.py", title=t("Model"), icon=":material/info:"),
-    ]
+    ],
+    position="top" if presenting else "sidebar",
 )
 links.read()
 with st.sidebar:

@@ -104,7 +104,7 @@ def show_moment(moment: Moment | None, audio: Audio, table: pd.DataFrame, layer:
     pairs = zip(at_work.accent, at_work[which], strict=True)
     names = t(", ").join(f"{plain(texts.accent(accent))} {gate:.3f}" for accent, gate in pairs) or t("no expert")
     said = f"“{plain(moment.word)}”" if moment.word else t("between words")
-    player, text = st.columns([1, 2], vertical_alignment="center")
+    player, text = st.container(key="moment").columns([1, 2], vertical_alignment="center")
     player.audio(moment.sound(audio.samples), sample_rate=SAMPLE_RATE, autoplay=True)
     text.markdown(
         t(

@@ -76,7 +76,7 @@ def show(
 
 
 def _csv(table: Callable[[], pd.DataFrame]) -> str:
-    return str(table().to_csv(index=False))
+    return str(table().to_csv(index=False, float_format="%.6g"))  # more digits would be noise
 
 
 def transcript_downloads(job: Job) -> None:

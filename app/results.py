@@ -12,7 +12,7 @@ import soundfile
 import streamlit as st
 
 from app import access, links, plots, texts
-from app.model import REAL, ROOT
+from app.model import ROOT
 from app.session import session
 from app.texts import Text, t
 from hdmole.figures import results as result_figures
@@ -119,24 +119,14 @@ def _synthetic(utterance: str, text: str, accent: str, speaker: str) -> tuple[st
 # -- choosing --------------------------------------------------------------------------------------
 
 
-def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
+def choose(asr: ASR) -> tuple[Path, Results]:
     """The results that the visitor chose, in the sidebar or by `?results=`, and their folder.
 
-    By default this is the last folder that can be read and, if `routing` is true, holds routing.
-    Without any results the page ends.
+    By default this is the last folder that can be read. Without any results the page ends.
     """
-    found = chosen(asr, routing)
+    found = chosen(asr)
     if found is None:
         links.write()
-    if found is None and routing and session().model == REAL:
-        st.info(
-            t(
-                "The published results of this model hold no routing. Judge recordings on the page Corpus: its results show which "
-                "expert worked for which accent."
-            )
-        )
-        st.page_link("../pages/corpus.py", label=t("To the page Corpus"), icon=":material/library_music:")
-        st.stop()
     if found is None:
         st.info(
             t(
@@ -151,17 +141,20 @@ def choose(asr: ASR, routing: bool = False) -> tuple[Path, Results]:
 
 
 def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
-    """As `choose`, but None if there are no results."""
+    """As `choose`, but None if there are no results. If `routing` is true, those that hold routing go first."""
     current, link = folders(asr), links.take("results")
     known = current | archived(asr)
     widgets = st.session_state
     if link:
         widgets.results_given = "" if link in known else link
         widgets.results_name = link if link in known else None
-    if not widgets.get("results_given") and widgets.get("results_name") not in known:
-        readable = {name: summary_of(folder) for name, folder in current.items()}
-        fitting = [name for name, summary in readable.items() if summary and (summary.routing or not routing)]
-        widgets.results_name = next(reversed(fitting), None)
+    readable = {name: summary for name, folder in current.items() if (summary := summary_of(folder))}
+    routed = [name for name, summary in readable.items() if summary.routing]
+    name = widgets.get("results_name")
+    if not widgets.get("results_given") and (
+        name not in known or (routing and name in current and name not in routed and routed)
+    ):
+        widgets.results_name = next(reversed(routed if routing and routed else list(readable)), None)
     with st.sidebar:
         name = st.selectbox(
             t("Results"), list(known), index=None, key="results_name", persist_state="session",

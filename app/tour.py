@@ -14,15 +14,14 @@ STEPS = [
     ("correspondence", Text("Does each expert serve its accent?"), Text("Over a whole test corpus: the global router is told the accent; what did the local one learn?")),
     ("compare", Text("Is it better, and how sure are we?"), Text("Against LoRA and full fine-tuning, on the same speech, with intervals.")),
 ]  # fmt: skip
-LEAVE = Text("The button at the lower right leaves it.")
+LEAVE = Text("The button at the upper right leaves it.")
 _PRESENT = """<style>
 html { font-size: 118%; }
-[data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stExpandSidebarButton"], .modebar-container,
-[data-testid="stSelectbox"], [data-testid="stMultiSelect"], [data-testid="stSlider"], [data-testid="stButtonGroup"],
-[data-testid="stTextInput"], [data-testid="stFileUploader"], [data-testid="stDownloadButton"],
-[data-testid="stPopover"], [data-testid="stExpander"], .st-key-way { display: none !important; }
-.st-key-present_off { position: fixed; right: 1rem; bottom: 1rem; width: auto; z-index: 1000; opacity: .75; }
-.stMainBlockContainer { max-width: 1500px; margin: 0 auto; padding-top: 1.2rem; }
+[data-testid="stSidebar"], [data-testid="stExpandSidebarButton"], .modebar-container, [data-testid="stTextInput"],
+[data-testid="stFileUploader"], [data-testid="stDownloadButton"], [data-testid="stPopover"] { display: none !important; }
+.st-key-present_off { position: fixed; right: 1rem; top: .6rem; width: auto; z-index: 1000000; }
+[data-testid="stHeader"] { padding-right: 13rem; }
+.stMainBlockContainer { max-width: 1500px; margin: 0 auto; padding-top: 4.4rem; }
 </style>"""
 
 
@@ -57,7 +56,7 @@ def presentation() -> None:
         st.session_state.present = False
 
     with st.sidebar:
-        text = t("Large type, no controls. {leave}", leave=LEAVE)
+        text = t("Large type, the pages on top, and no buttons for files. {leave}", leave=LEAVE)
         st.toggle(t("Presentation mode"), key="present", help=text, persist_state="session")
     if st.session_state.get("present"):
         st.html(_PRESENT)

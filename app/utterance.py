@@ -6,6 +6,7 @@ An utterance is a sample, a file or a recording by microphone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,29 @@ if TYPE_CHECKING:
     from hdmole.speech.asr import ASR, Transcript
     from hdmole.speech.decoding import Word
 
+_NO_MICROPHONE = {
+    "denied": Text(
+        "The browser does not let this page use the microphone. Allow it by the sign beside the address and load the page again, or "
+        "upload a recording."
+    ),
+    "insecure": Text(
+        "Browsers give the microphone only to pages on this machine or by https. Open the app there, or upload a recording."
+    ),
+    "none": Text("The browser finds no microphone. Plug one in, or upload a recording."),
+}
+_LOOK_FOR_MICROPHONE = """<script>
+(async () => {
+  const show = why => document.querySelectorAll(".mic").forEach(note => { note.hidden = note.dataset.why !== why; });
+  if (!navigator.mediaDevices) return show("insecure");
+  const look = async () => {
+    const given = await navigator.permissions.query({ name: "microphone" }).catch(() => null);
+    const devices = await navigator.mediaDevices.enumerateDevices();
+    show(given?.state === "denied" ? "denied" : devices.some(device => device.kind === "audioinput") ? "" : "none");
+    if (given) given.onchange = look;
+  };
+  await look();
+})();
+</script>"""
 _LONGEST_SAID = 500  # letters of a typed reference that an address holds
 UPLOADS = [
     "wav",
@@ -303,6 +327,10 @@ def choose_utterance(clips: list[Sample]) -> None:
                 st.caption(t("Now shown: {name}", name=plain(shown.name)))
         else:
             st.audio_input(t("Record a sentence"), key="recording", on_change=take, args=("recording", "recording.wav"))
+            notes = "".join(
+                f"<p class='mic' data-why='{why}' hidden>{escape(t(text))}</p>" for why, text in _NO_MICROPHONE.items()
+            )
+            st.html(notes + _LOOK_FOR_MICROPHONE, unsafe_allow_javascript=True)
 
 
 def chosen_utterance() -> Utterance:
@@ -357,6 +385,30 @@ class Stretch:
     end: float
     words: list[Word]
     samples: np.ndarray
+
+
+def overview(job: Job) -> None:
+    """Of a long recording, what each method heard in each stretch. A chosen row is the stretch that the pages show."""
+    if len(job.segments) < 2 or not job.transcripts:
+        return
+
+    def chosen() -> None:
+        if rows := st.session_state[key].selection.rows:
+            st.session_state[f"stretch-{job.utterance.key}"] = rows[0]
+
+    key = f"overview-{job.utterance.key}"
+    table = [
+        {"stretch": f"{clock(start)}–{clock(end)}"}
+        | {
+            method: " ".join(word.word for word in heard.words if start <= word.start < end)
+            for method, heard in job.transcripts.items()
+        }
+        for start, end in job.segments
+    ]
+    names = {"stretch": t("stretch")} | {method: texts.method(method) for method in job.transcripts}
+    st.header(t("Stretch by stretch"))
+    st.dataframe(table, hide_index=True, height=260, on_select=chosen, selection_mode="single-row", key=key, column_config=names)
+    st.caption(t("**How to read this:** choose a row to see that stretch below and on the other pages."))
 
 
 def choose_stretch(job: Job, transcript: Transcript | None) -> Stretch:

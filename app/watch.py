@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from app import links
 from app.cards import show_cards
 from app.corpus import Evaluation
 from app.jobs import Job, Trial, Utterance, Worth
 from app.session import session
 from app.texts import t
+from hdmole.study.results import Results
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
 
+_samples: dict[Path, Evaluation] = {}  # folder of a model -> the evaluation of its samples, for all visitors
 _KEPT = 4  # utterances whose results a session keeps
 
 
@@ -78,6 +83,40 @@ def heard_job(asr: ASR, chosen: Utterance) -> Job:
     ended(job)
     show_trouble(job)
     return job
+
+
+def routed_samples(asr: ASR, manifest: Path) -> tuple[Path, Results]:
+    """Folder and results of the model's samples, with their routing, for results that hold none.
+
+    It is measured once for all visitors, when one of them asks for it. Until then, the page ends.
+    """
+    task = _samples.get(asr.folder)
+    if not asr.routed or not manifest.is_file():
+        links.write()
+        st.info(t("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do."))
+        st.stop()
+    if task is None or (task.summary is None and not task.running):
+        links.write()
+        if task is not None and task.error:
+            st.error(t(task.error))
+        st.info(
+            t(
+                "The published results of this model hold no routing. It can be measured here, on the samples that come with the "
+                "model; or judge recordings of your own on the page Corpus."
+            )
+        )
+        if not st.button(t("Measure it on the samples"), type="primary", icon=":material/play_arrow:", key="route_samples"):
+            st.page_link("../pages/corpus.py", label=t("To the page Corpus"), icon=":material/library_music:")
+            st.stop()
+        if task is not None:
+            task.forget()
+        folder = Path(tempfile.mkdtemp(prefix="hdmole-samples-"))
+        task = _samples[asr.folder] = Evaluation(asr, manifest, asr.routed[:1], folder)
+    ended(task)
+    if task.summary is None:
+        st.rerun()
+    st.caption(t("Measured here on {count} samples; a whole test set says more.", count=task.summary.provenance.recordings or 0))
+    return task.out, task.summary
 
 
 def ended(task: Job | Trial | Worth | Evaluation, seconds: float = 0.3) -> None:

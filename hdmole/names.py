@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 GENERAL = "general"
 SHARED = "shared"  # name of the shared expert, beside those of accents
 METHOD_NAMES = {
@@ -24,6 +26,30 @@ _SHORT = {  # parts of layer names -> what labels have instead; replaced in this
     "self_attn.": "",
     "mlp.": "",
 }
+
+
+# What people and codes call an accent -> its name in the models of this project
+ACCENT_ALIASES = {
+    "british": "british", "england": "british", "uk": "british", "gb": "british", "en gb": "british",
+    "scotland": "scottish", "scots": "scottish", "gb sct": "scottish", "jamaican": "caribbean", "west indian": "caribbean",
+    "india": "indian", "en in": "indian", "germany": "german", "de": "german", "deutsch": "german", "de de": "german",
+    "spain": "spanish", "es": "spanish", "es es": "spanish", "castilian": "spanish", "france": "french", "fr": "french",
+    "fr fr": "french", "china": "mandarin", "chinese": "mandarin", "zh": "mandarin", "cmn": "mandarin", "zh cn": "mandarin",
+    "mandarin chinese": "mandarin", "none": GENERAL, "no accent": GENERAL,
+}  # fmt: skip
+
+
+def accent_named(name: str, accents: Sequence[str]) -> str:
+    """Which of `accents` a name means, whatever its case, its spaces and what people call it.
+
+    A name that means none of them stays as it is.
+    """
+
+    def plain(text: str) -> str:
+        return " ".join(text.casefold().replace("_", " ").replace("-", " ").removesuffix(" accent").split())
+
+    known = {plain(accent): accent for accent in accents}
+    return known.get(plain(name)) or known.get(ACCENT_ALIASES.get(plain(name), "")) or name
 
 
 def method_label(name: str) -> str:

@@ -46,6 +46,15 @@ with st.sidebar:
 task = None if earlier or kept.evaluation is None or not kept.evaluation.of(asr) else kept.evaluation
 if kept.evaluation is not None and kept.evaluation.running and not kept.evaluation.of(asr):
     st.info(t("An evaluation of the other model goes on; choose that model to see it. Starting one here ends it."))
+
+
+def go_on(cancelled: Evaluation) -> None:
+    """Show a button that continues a cancelled evaluation."""
+    if st.button(t("Go on"), icon=":material/play_arrow:", key="corpus_go_on"):
+        kept.evaluation = Evaluation(asr, cancelled.source, cancelled.methods, cancelled.folder)
+        st.rerun()
+
+
 with st.expander(t("The recordings"), expanded=not (earlier or (task and not task.error)), icon=":material/folder_open:"):
     st.markdown(
         t(
@@ -86,6 +95,7 @@ if task is not None:
     if task.summary is None:
         if not task.error:
             st.info(t("Cancelled before anything was heard."))
+            go_on(task)
         st.stop()
 elif not earlier:
     links.write()
@@ -121,9 +131,8 @@ for name in ("recordings.parquet", "utterances.parquet"):
 done, of = summary.provenance.recordings or 0, summary.provenance.of or 0
 if done < of:
     st.warning(t("Cancelled after {done} of {all} recordings; the numbers are of these.", done=done, all=of))
-    if task is not None and st.button(t("Go on"), icon=":material/play_arrow:", key="corpus_go_on"):
-        kept.evaluation = Evaluation(asr, task.source, task.methods, task.folder)
-        st.rerun()
+    if task is not None:
+        go_on(task)
 if summary.failed:
     with st.expander(t("{count} recordings could not be read", count=len(summary.failed)), icon=":material/error:"):
         st.dataframe(

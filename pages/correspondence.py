@@ -8,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import links, plots, results, texts
+from app import links, plots, results, texts, watch
 from app.access import audio_type, plain
 from app.clips import keep
 from app.jobs import Utterance
 from app.model import load_model
 from app.session import session
 from app.texts import t
-from app.utterance import choose, samples
+from app.utterance import choose, sample_manifest, samples
 from hdmole.figures import results as result_figures
 from hdmole.names import layer_label
 from hdmole.study.results import FEW_SPEAKERS, Measure
@@ -54,10 +54,11 @@ def hear(folder: Path, name: str) -> None:
 
 
 st.title(t("Does each expert serve its accent?"))
-folder, summary = results.choose(asr, routing=True)
+found = results.chosen(asr, routing=True)
+of_samples = found is None or not found[1].routing or not (found[0] / "routing.parquet").is_file()
+folder, summary = watch.routed_samples(asr, sample_manifest(asr.folder)) if found is None or of_samples else found
 file = folder / "routing.parquet"
-if summary.routing is None or not file.is_file():
-    links.write(results=session().results)
+if summary.routing is None:
     st.info(t("These results hold no routing; `hdmole compare --config FILE --out DIR` writes results that do."))
     st.stop()
 
@@ -94,7 +95,7 @@ layer = where.selectbox(
     t("Layer"), list(layers), index=None, placeholder=t("mean over all"), key="corpus_layer",
     format_func=lambda label: f"{texts.layer(label)} ({label})",
 )  # fmt: skip
-links.write(results=session().results, router=str(router) if router != "gate" else "", layer=layer or "")
+links.write(results="" if of_samples else session().results, router=str(router) if router != "gate" else "", layer=layer or "")
 left, right = st.columns(2)
 with left:
     data = result_figures.correspondence_data(routing, str(router), layers[layer] if layer else None)

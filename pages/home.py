@@ -28,7 +28,8 @@ st.markdown(
         "moment, how much each expert works, and learned thresholds how many of them. Here you can hear it, watch it and compare it."
     )
 )
-st.image(texts.picture(ROOT / "assets" / "ui" / "method.svg"), width="stretch")
+with st.container(key="method"):  # on a phone it scrolls to the side
+    st.image(texts.picture(ROOT / "assets" / "ui" / "method.svg"), width="stretch")
 real = session().model == REAL
 if real and st.button(t("Speak, or upload a recording"), type="primary", icon=":material/mic:"):
     st.session_state.way = "Microphone"
@@ -47,7 +48,9 @@ with left:
     st.markdown(t("A tour of five steps, on one utterance, in five minutes."))
     if st.button(t("Start the tour"), type="primary", icon=":material/play_arrow:"):
         tour.go(0)
-    st.caption(t("Presentation mode, in the sidebar: large type, no controls. {leave}", leave=tour.LEAVE))
+    st.caption(
+        t("Presentation mode, in the sidebar: large type, the pages on top, and no buttons for files. {leave}", leave=tour.LEAVE)
+    )
 with right:
     st.header(t("What is loaded"))
     experts = t(", ").join(plain(texts.accent(name)) for name in asr.accents[1:]) or t("none")

@@ -98,7 +98,8 @@ router = {"global_gate": "tau_global", "local_gate": "tau_local"}.get(which) if 
 tau = float(table[table.layer == layer][router].mean()) if router else None
 most = gates.largest_weight(config, table, which)
 plots.show(
-    figures.gate_heatmap(data, most, which, words, span, tau), f"{chosen.stem}-{label}-{which}", data,
+    figures.gate_heatmap(data, most, which, words, span, tau), f"{chosen.stem}-{label}-{which}",
+    figures.with_words(data, label, words),
     t(
         "each row is an accent's expert; the brighter a cell, the more weight it has; empty cells are off; click one to hear it. All "
         "layers have one scale, which ends at {most}, the most that one expert could weigh alone; shared evenly, each weighs {even} in "

@@ -13,7 +13,7 @@ from app.cards import show_cards, show_legend
 from app.model import REAL, load_model
 from app.session import session
 from app.texts import Text, t
-from app.utterance import address, choose_linked, choose_stretch, choose_utterance, reference_input, samples
+from app.utterance import address, choose_linked, choose_stretch, choose_utterance, overview, reference_input, samples
 from hdmole.figures import utterance as figures
 from hdmole.speech.audio import SAMPLE_RATE
 
@@ -61,6 +61,7 @@ if job.transcripts:
 if job.audio is None:
     st.stop()
 
+overview(job)
 best = next((job.transcripts[m] for m in [*asr.routed, *job.methods] if m in job.transcripts), None)
 sound, accent = st.columns([1.7, 1])
 with sound:

@@ -411,6 +411,11 @@ def test_a_long_recording_is_looked_at_stretch_by_stretch(open_app: Callable[...
     box.set_value(2).run()
     assert_no_exception(at)
     assert len(at.get("plotly_chart")) == 6
+    at.switch_page("../pages/transcribe.py").run()
+    assert_no_exception(at)
+    (overview,) = at.dataframe
+    assert len(overview.value) == len(job.segments) and list(overview.value) == ["stretch", *asr.methods]
+    assert " ".join(filter(None, overview.value["base"])) == " ".join(word.word for word in job.transcripts["base"].words)
 
 
 def test_a_results_folder_and_the_list_of_results_do_not_contradict(open_app: Callable[..., AppTest], tiny_model: Path) -> None:

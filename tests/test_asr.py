@@ -438,6 +438,12 @@ def test_nothing_is_written_where_nobody_speaks(asr: ASR, monkeypatch: pytest.Mo
     pause = noise[: 4 * 16_000]
     segments = asr.segment(np.concatenate([speech_like(2.0), pause, speech_like(2.0, 1)]))
     assert [s.offset for s in segments] == pytest.approx([-0.08, 5.92], abs=0.6) and all(s.seconds < 3 for s in segments)
+    shares: list[float] = []
+    so_far: list[list[Word]] = []
+    sound = np.concatenate([speech_like(2.0), pause, speech_like(2.0, 1)])
+    heard = asr.transcribe(sound, "base", encoded=asr.segments(sound), progress=shares.append, heard=so_far.append)
+    assert len(so_far) == len(shares) == 2 and so_far[-1] == heard.words and so_far[0] == heard.words[: len(so_far[0])]
+    assert 0.2 < shares[0] < 0.5 < shares[1] <= 1 and len(heard.encoded) == 2  # of 8 s, the first stretch ends at 2
 
 
 def test_an_utterance_without_words_is_out_of_domain(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_every_figure_can_be_saved_as_an_image_and_its_data_as_a_table(page: Pag
     page.get_by_role("button", name="Save").first.click()
     with page.expect_download() as table:
         page.get_by_text("Data (CSV)").click()
-    assert Path(table.value.path()).read_text().startswith("call,time,frame,expert,accent,gate\n")
+    assert Path(table.value.path()).read_text().startswith("call,time,frame,expert,accent,gate,layer,word\n")
     page.get_by_role("radio", name="SVG").click()
     page.keyboard.press("Escape")
     page.wait_for_timeout(1_000)  # the figure is drawn anew

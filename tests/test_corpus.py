@@ -18,6 +18,7 @@ from tiny import METHODS, SECONDS
 from app import corpus, jobs
 from app.corpus import Evaluation, unpack
 from app.turns import Ticket
+from hdmole.names import accent_named
 from hdmole.speech.asr import ASR
 from hdmole.speech.manifest import ManifestError
 from hdmole.study import evaluate as evaluation
@@ -187,7 +188,9 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
         return progress
 
     methods, out = ["base", "hdmole"], tmp_path / "out"
-    whole = evaluate(asr, manifest, methods, tmp_path / "whole")
+    steps: list[float] = []
+    whole = evaluate(asr, manifest, methods, tmp_path / "whole", progress=lambda done, total: steps.append(done / total))
+    assert steps == sorted(steps) and steps[-1] == 1 and len(set(steps)) > 10  # not one for each batch of 4
     assert len(heard) == 8
     heard.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -216,6 +219,14 @@ def test_an_evaluation_goes_on_where_it_was_cancelled(
     session(at).evaluation = task
     at.run()
     assert "Cancelled after" in at.warning[0].value
+    session(at).evaluation = none = Evaluation(asr, manifest, ["base"], tmp_path / "none")
+    none.cancel()
+    none.wait(60)
+    at.run()
+    assert none.summary is None and "Cancelled before anything was heard" in at.info[0].value
+    assert at.button(key="corpus_go_on")
+    session(at).evaluation = task
+    at.run()
     settle(at.button(key="corpus_go_on").click().run())
     assert not at.exception and session(at).evaluation.summary.provenance.recordings == 10
 
@@ -231,3 +242,21 @@ def test_a_cancelled_evaluation_that_had_to_wait_says_so(tiny_model: Path, tmp_p
     for ticket in taken:
         jobs.TURNS.give(ticket, 1.0)
     assert not task.running and task.summary is None and not task.error
+
+
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        *(
+            ("Indian", "indian"),
+            ("en-IN", "indian"),
+            (" INDIAN  accent", "indian"),
+            ("Chinese", "mandarin"),
+            ("zh_CN", "mandarin"),
+        ),
+        *(("West Indian", "west_indian"), ("General", "general"), ("polish", "polish"), ("de", "de"), ("", "")),
+    ],
+)
+def test_accents_are_matched_as_people_name_them(name: str, means: str) -> None:
+    """A name that a model knows itself goes before what it may mean; one of an accent that it lacks stays."""
+    assert accent_named(name, ["general", "indian", "mandarin", "west_indian"]) == means

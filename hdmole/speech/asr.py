@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, tim
 from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_features, domain_features, flags, verdict_of_all
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_tokenizer, weights_folder
 from hdmole.speech.mel import mel_features
-from hdmole.speech.segments import LONG_PAUSE, cut, framed, heard_whole, pauses, spoken
+from hdmole.speech.segments import LONG_PAUSE, Span, cut, framed, heard_whole, pauses, stretches
 
 
 @dataclass
@@ -204,26 +205,43 @@ class ASR:
         Raises:
             AudioError: the samples have another shape, or some are not numbers.
         """
+        return list(self.segments(audio, between))
+
+    def segments(self, audio: Audio | np.ndarray, between: Callable[[], None] = lambda: None) -> Iterator[Encoded]:
+        """`segment`, one segment after the other: of a long recording the first ones are ready early."""
         samples, model = _samples(audio), self.models["base"]
-        spans = spoken(samples, between)
+        coming = stretches(samples, between)
+        # as many stretches as tell that the recording is longer than an utterance, with a margin for the quiet around it
+        spans = []
+        for span in coming:
+            spans.append(span)
+            if span[1] - spans[0][0] > (model.longest_utterance + 2) * SAMPLE_RATE:
+                break
+        else:
+            if (short := self._short(samples, spans)) is not None:
+                yield short
+                return
+        for sound, start in cut(samples, chain(spans, coming), model.longest_segment, model.whole_recordings):
+            yield self.encode(sound, start, len(samples))
+            between()
+
+    @torch.no_grad()
+    def _short(self, samples: np.ndarray, spans: list[Span]) -> Encoded | None:
+        """The only segment of a recording that can be heard as one; None if it has to be cut."""
+        model = self.models["base"]
         if not spans:
             sound, start = framed(samples[: int(model.longest_segment * SAMPLE_RATE)])
-            return [replace(self.encode(sound, start, len(samples)), spoken=False)]
+            return replace(self.encode(sound, start, len(samples)), spoken=False)
         sound, start = framed(samples, spans)
         seconds, whole_only = len(sound) / SAMPLE_RATE, model.whole_recordings
         if seconds <= model.longest_utterance:
             whole = self.encode(sound, start, len(samples))
             if seconds <= model.longest_segment and (whole_only or max(pauses(spans), default=0.0) < LONG_PAUSE):
-                return [whole]
+                return whole
             whole, base = self._asked(whole)
             if heard_whole(self.ctc_text(whole), base.text):
-                return [whole]
-        pieces = cut(samples, spans, model.longest_segment, whole_only)
-        found = []
-        for sound, start in pieces:
-            found.append(self.encode(sound, start, len(samples)))
-            between()
-        return found
+                return whole
+        return None
 
     @torch.no_grad()
     def encode(self, sound: np.ndarray, start: int, length: int) -> Encoded:
@@ -329,8 +347,9 @@ class ASR:
         *,
         want_trace: bool = False,
         intervention: dict[str, Any] | None = None,
-        encoded: list[Encoded] | None = None,
+        encoded: Iterable[Encoded] | None = None,
         progress: Callable[[float], None] | None = None,
+        heard: Callable[[list[Word]], None] | None = None,
     ) -> Transcript:
         """Transcribe one recording.
 
@@ -340,32 +359,41 @@ class ASR:
             accent: "auto", or the name of an accent to route by.
             want_trace: keep the full trace of the routing (HDMoLE adapters only).
             intervention: keywords of `hdmole.intervene`, for this call.
-            encoded: segments of this audio, from `segment` or from the `encoded` of another
+            encoded: segments of this audio, from `segment`, `segments` or the `encoded` of another
                 method's transcript. They are not encoded again. Those of a transcript already hold
                 what the base heard, which the in-domain score needs.
-            progress: called after each segment with the share that is done. An error that it raises
-                ends the work.
+            progress: called after each segment with the share that is done, 0 to 1. An error that
+                it raises ends the work.
+            heard: called after each segment with all words so far.
 
         Raises:
             ModelError: the model has no such method or accent.
         """
         self.check_method(method)
-        started = time.perf_counter()
-        segments = list(self.segment(audio) if encoded is None else encoded)
+        started, waited = time.perf_counter(), 0.0  # seconds that were not the work of this method
+        length = len(_samples(audio)) / SAMPLE_RATE
+        segments: list[Encoded] = []
         words: list[Word] = []
         texts, layers, timing = [], [], ""
         recorded: Trace | None = None
-        for number, segment in enumerate(segments, start=1):
+        coming = iter(self.segments(audio) if encoded is None else encoded)
+        while True:
+            began = time.perf_counter()
+            segment = next(coming, None)
+            if segment is None:
+                break
+            waited += time.perf_counter() - began if encoded is not None else 0.0
+            segments.append(segment)
             with ExitStack() as stack:
                 if method in self.routed:
                     if intervention:
                         stack.enter_context(intervene(self.models[method], **intervention))
-                    heard = slice(0, self.frames(segment)) if self.frames(segment) < len(segment.states) else None
-                    tracing = trace(self.models[method], frames=heard, seconds_per_frame=self.seconds_per_frame)
+                    sounding = slice(0, self.frames(segment)) if self.frames(segment) < len(segment.states) else None
+                    tracing = trace(self.models[method], frames=sounding, seconds_per_frame=self.seconds_per_frame)
                     recorded = stack.enter_context(tracing)
                 result = self.decode_batch([segment], method, accent)[0]
             if method == "base":
-                segments[number - 1] = replace(segment, base=result)
+                segments[-1] = replace(segment, base=result)
             texts.append(result.text)
             timed, kind = self._words(segment, result)
             timing = "uniform" if "uniform" in (kind, timing) else kind
@@ -373,16 +401,20 @@ class ASR:
             if recorded is not None:
                 # times are negative in silence added before the recording
                 layers.append(recorded.shifted(segment.offset))
+            if self.domain is not None:
+                began = time.perf_counter()
+                segments[-1] = self._judged(segments[-1])
+                waited += time.perf_counter() - began
+            if heard:
+                heard(list(words))
             if progress:
-                progress(number / len(segments))
+                progress(len(segments) / len(encoded) if isinstance(encoded, list) else min(1.0, segment.until / length))
         full_trace = Trace.join(layers) if layers else None
         seconds = len(_samples(audio)) / SAMPLE_RATE
         sounded = [self.ctc_text(s) for s in segments]
         compared = [None if s.ctc is None else c for c, s in zip(sounded, segments, strict=True)]
         found = [f for t, c, s in zip(texts, compared, segments, strict=True) for f in flags(t, c, s.seconds)]
-        elapsed = time.perf_counter() - started
-        if self.domain is not None:
-            segments = self.ask_base(segments)
+        elapsed = time.perf_counter() - started - waited
         return Transcript(
             text=" ".join(filter(None, texts)),
             words=words,
@@ -480,9 +512,16 @@ class ASR:
             return {"score": 0.0 if self.domain else None, "verdict": False, "reasons": [UNSPOKEN]}
         if self.domain is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
-        found = [self._scored(self.domain, segment) for segment in segments]
+        found = [segment.score or self._scored(self.domain, segment) for segment in segments]
         spans = [(segment.offset, segment.offset + segment.seconds) for segment in segments]
         return found[0] if len(found) == 1 else verdict_of_all(found, spans)
+
+    def _judged(self, segment: Encoded) -> Encoded:
+        """The segment with what the base hears and with its in-domain score."""
+        if segment.score is not None or self.domain is None:
+            return segment
+        segment, _ = self._asked(segment)
+        return replace(segment, score=self._scored(self.domain, segment))
 
     def _scored(self, domain: DomainScorer, segment: Encoded) -> dict[str, Any]:
         """The score of one segment; without a word it is out of domain."""

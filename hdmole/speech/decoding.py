@@ -40,6 +40,7 @@ class Encoded:
     ctc: Tensor | None  # (T, vocabulary) log-probabilities; None if the model has no CTC head
     posterior: Tensor  # (N + 1,), by the recogniser of the model or of its first HDMoLE adapter
     base: Decoded | None = None  # what the frozen base hears; None if it has not decoded this yet
+    score: dict[str, Any] | None = None  # its in-domain score (`hdmole.speech.domain`), once it is known
     until: float = float("inf")  # second of the recording at which the sound ends
     # (T_mel, n_mels); kept only if a method has an encoder of its own
     features: Tensor | None = None

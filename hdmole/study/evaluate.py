@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hdmole.files import alone, write_text, written
-from hdmole.names import GENERAL
+from hdmole.names import GENERAL, accent_named
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
 from hdmole.speech.loading import ModelError
@@ -42,7 +42,7 @@ def evaluate(
     accent: str = "auto",
     seed: int = 0,
     within: Sequence[Path] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Results:
     """Transcribe every recording of a manifest with every method, and write the results to `out`.
 
@@ -66,8 +66,8 @@ def evaluate(
         accent: "auto", or the accent to route all recordings by.
         seed: training seed of the model, written into each row. It influences no result.
         within: the folders in which recordings must lie; see `read_manifest`.
-        progress: called with the number of recordings that are done and the number of all. It may
-            raise Cancelled.
+        progress: called with the number of recordings that are done and the number of all. While
+            several are heard together, the former is a fraction. It may raise Cancelled.
 
     Returns:
         The results. Recordings that could not be read are left out for all methods and listed under
@@ -87,13 +87,13 @@ def evaluate(
     for method in methods:
         asr.check_method(method)
     asr.check_accent(accent)
-    lines = read_manifest(manifest, within)
+    lines = [replace(line, accent=accent_named(line.accent, asr.accents)) for line in read_manifest(manifest, within)]
     with alone(out):
         return _judge(asr, lines, methods, out, accent, seed, manifest.name, progress)
 
 
 def _judge(
-    asr: ASR, lines: list[Line], methods: list[str], out: Path, accent: str, seed: int, name: str, progress: Callable[[int, int], None]
+    asr: ASR, lines: list[Line], methods: list[str], out: Path, accent: str, seed: int, name: str, progress: Callable[[float, int], None]
 ) -> Results:  # fmt: skip
     """`evaluate` of lines that are read, from the manifest `name`."""
     unfinished = _open_unfinished(out, asr, lines, methods, accent, seed)
@@ -105,7 +105,11 @@ def _judge(
         for start in range(0, len(lines), BATCH):
             batch, number = lines[start : start + BATCH], f"{start:07d}.parquet"
             if not (unfinished / f"recordings-{number}").is_file():
-                heard = _hear(asr, batch, methods, accent, seed, traced, routed, partial(progress, start, len(lines)))
+
+                def breathe(share: float, start: int = start, size: int = len(batch)) -> None:
+                    progress(start + share * size, len(lines))
+
+                heard = _hear(asr, batch, methods, accent, seed, traced, routed, breathe)
                 for kind, table in heard.items():
                     with written(unfinished / f"{kind}-{number}") as part:
                         table.to_parquet(part, index=False)
@@ -201,19 +205,20 @@ def _hear(
     seed: int,
     traced: str,
     routed: set[int],
-    breathe: Callable[[], None],
+    breathe: Callable[[float], None],
 ) -> dict[str, pd.DataFrame]:
     """The tables of one batch: `recordings`, and `utterances` and `routing` if they have rows.
 
     `recordings` comes last. The routing is that of the lines with numbers in `routed`, by the
-    method `traced`. `breathe` is called between steps and may raise Cancelled.
+    method `traced`. `breathe` is called between steps with the share that is done, and may raise
+    Cancelled.
     """
     rows: list[dict[str, Any]] = []
     recordings: list[dict[str, Any]] = []
     routing: list[pd.DataFrame] = []
     segments, owners = [], []
-    for line in lines:
-        breathe()
+    for k, line in enumerate(lines):
+        breathe(k / len(lines) / (1 + len(methods)))
         about = {"utterance": line.name, "audio": str(line.audio.resolve()), "accent": line.accent, "speaker": line.speaker}
         try:
             audio = line.decode()
@@ -231,11 +236,11 @@ def _hear(
             }
         )  # fmt: skip
     order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
-    for method in methods:
+    for number, method in enumerate(methods, 1):
         heard: dict[int, str] = {}
         size = 1 if method == traced and in_llm(asr.models[method]) else BATCH
         for k in range(0, len(order), size):
-            breathe()
+            breathe((number + k / len(order)) / (1 + len(methods)))
             part = order[k : k + size]
             lengths = [asr.frames(segments[i]) for i in part]
             wanted = method == traced and any(owners[i].number in routed for i in part)
