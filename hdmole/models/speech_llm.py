@@ -313,8 +313,10 @@ class SpeechLLM(PreTrainedModel):
             targets = torch.cat([torch.full_like(mask, -100, dtype=torch.long), labels], 1)
             mask = torch.cat([mask, labels >= 0], 1)
         position_ids = (mask.long().cumsum(1) - 1).clamp_min(0)
+        # of Trainer, so that steps that accumulate gradients have the loss of one large batch
+        count = {name: kwargs[name] for name in ("num_items_in_batch",) if kwargs.get(name) is not None}
         out: CausalLMOutputWithPast = self.language_model(
-            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, labels=targets, use_cache=False
+            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=position_ids, labels=targets, use_cache=False, **count
         )
         return out
 

@@ -12,8 +12,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from hdmole.method.prompts import owners, pooled
 from hdmole.method.recogniser import AccentRecogniser
-from hdmole.method.routing import Routing, checkpoint_contexts, current, use
+from hdmole.method.routing import Routing, RoutingError, checkpoint_contexts, current, use
 from hdmole.method.tuner.config import HDMoLEConfig
 from hdmole.method.tuner.layer import HDMoLELinear
 
@@ -200,6 +201,9 @@ class HDMoLEModel(BaseTuner):
             posterior, unmasked = self.recognise(args, kwargs), self._mask(args, kwargs) is None
         if posterior is not None:
             context = replace(context, routing=Routing(posterior.detach(), kwargs.get("utterance_rows"), unmasked=unmasked))
+        if context.routing is not None and context.routing.rows is None and len(context.routing.posterior) > 1:
+            rows = self._rows_of_windows(args, kwargs)
+            context = replace(context, routing=replace(context.routing, rows=rows)) if rows else context
         with use(context):  # without routing, the first layer that runs says what is missing
             yield
 
@@ -228,6 +232,12 @@ class HDMoLEModel(BaseTuner):
         recogniser, features, mask = self._recogniser, _features(args, kwargs), self._mask(args, kwargs)
         if recogniser is None or features is None:
             return None
+        other = kwargs.get("input_features_mask")
+        if mask is None and other is not None and len(features) > 1:
+            raise RoutingError(
+                f"The mask of the features counts {other.shape[-1]} audio tokens and not their frames, so the accent recogniser would "
+                "hear padding; give one utterance at a time, or accent_posterior."
+            )
         if recogniser.layers:
             if not hasattr(self.model, "encoder_layers"):
                 raise ValueError(
@@ -237,7 +247,48 @@ class HDMoLEModel(BaseTuner):
             with torch.no_grad(), use(replace(current(), frozen=True)):
                 features, mask = self.model.encoder_layers(features, mask)
         posterior: Tensor = recogniser.posterior(features, mask)
-        return posterior
+        owner = self._owners(features, kwargs)
+        if owner is None:
+            return posterior
+        frames = features.new_ones(len(features)) if mask is None else mask.sum(1)
+        return pooled(posterior, owner, frames, len(kwargs["input_ids"]))
+
+    def _owners(self, features: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+        """The prompt (W,) of each window of `features` (W, ...); None for a model without audio tokens.
+
+        Raises RoutingError where the prompts' audio tokens do not tell it.
+        """
+        ids, audio = kwargs.get("input_ids"), getattr(getattr(self.model, "config", None), "audio_token_id", None)
+        if ids is None or audio is None or not len(features) or torch.compiler.is_compiling():
+            return None
+        tokens = (ids == audio).sum(1)
+        if not int(tokens.sum()):
+            return None
+        masks = (kwargs.get(name) for name in _MASKS[:2])
+        lengths = next((m.sum(1) for m in masks if m is not None and len(m) == len(features)), None)
+        found = owners(tokens, len(features), lengths)
+        if found is None:
+            raise RoutingError(
+                f"{len(features)} windows of audio belong to {len(ids)} prompts, and their audio tokens do not tell which to which; "
+                "give accent_posterior, one row a prompt, and utterance_rows for the layers that see windows."
+            )
+        return found
+
+    def _rows_of_windows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """`utterance_rows` for the parts that see windows of audio; empty where each prompt has one window."""
+        features, core = _features(args, kwargs), getattr(self.model, "model", self.model)
+        parts = [
+            name
+            for name, _ in core.named_children()
+            if name not in ("language_model", "lm_head", "layers", "embed_tokens", "norm")
+        ]
+        layers = [m.layer_name for m in self.model.modules() if isinstance(m, HDMoLELinear)]
+        if features is None or not any(part in layer for part in parts for layer in layers):
+            return {}
+        owner = self._owners(features, kwargs)
+        if owner is None or torch.equal(owner, torch.arange(len(kwargs["input_ids"]), device=owner.device)):
+            return {}
+        return dict.fromkeys(parts, owner)
 
     @property
     def _recogniser(self) -> Any:
