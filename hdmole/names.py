@@ -101,6 +101,8 @@ def accent_label(name: str) -> str:
     """
     if name == SHARED:
         return "Shared expert"
+    if name != GENERAL and name in GENERAL_OF.values():  # general speech of one kind stands beside accents
+        return DOMAIN_LABELS[name]
     return " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 

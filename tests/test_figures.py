@@ -17,7 +17,7 @@ from hdmole.figures import effect
 from hdmole.figures import results as result_figures
 from hdmole.figures import utterance as figures
 from hdmole.method.gate import dynamic, relu
-from hdmole.names import layer_words
+from hdmole.names import accent_label, layer_words
 from hdmole.study.results import (
     Attribution,
     Difference,
@@ -206,6 +206,11 @@ def test_layers_have_short_names() -> None:
     ]
     labels = ["linear_1", "encoder.1.ff2.linear1", "llm.0.up_proj", "encoder.3.q_proj"]
     assert [figures.layer_label(f"base_model.model.{n}") for n in names] == labels
+
+
+def test_general_speech_of_one_kind_has_its_own_name_beside_accents() -> None:
+    names = ("real_general", "general", "new_york", "shared")
+    assert [accent_label(name) for name in names] == ["Real general speech", "General", "New York", "Shared expert"]
 
 
 def test_layers_have_plain_names() -> None:

@@ -159,7 +159,7 @@ def change_dots(data: pd.DataFrame, experts: int, method: str = "hdmole") -> go.
             x=wide[run], y=wide.index, mode="markers", name=run, hovertemplate="%{y}, %{fullData.name}: %{x:.2f} experts<extra></extra>",
             marker=dict(symbol=symbol, size=11, color=METHOD_COLOURS.get(method, METHOD_COLOURS["hdmole"]), line_width=2),
         )  # fmt: skip
-    figure.update_xaxes(title="experts at work (effective number)", range=[-0.2, experts + 0.2])
+    figure.update_xaxes(title="experts at work", range=[-0.2, experts + 0.2])
     figure.update_yaxes(autorange="reversed", automargin=True, **layer_ticks(wide.index))
     return figure.update_layout(
         **LAYOUT,
