@@ -49,7 +49,7 @@ def sidebar(page: Page, name: str) -> None:
 
 def shows_results(page: Page, path: str) -> None:
     """The page has this path, and shows figures of results."""
-    page.wait_for_url(re.compile(rf"/{path}\?"))
+    page.wait_for_url(re.compile(rf"/{path}(\?|$)"))
     if path == "report":
         expect(page.frame_locator("iframe").get_by_text("Where this comes from")).to_be_attached()
         expect(page.frame_locator("iframe").get_by_text("Word error rate by accent")).to_be_attached()
@@ -88,7 +88,7 @@ def test_a_reload_keeps_an_upload_and_back_undoes_choices(page: Page, app_url: s
     page.get_by_role("radio", name="Local").click()
     page.wait_for_url(re.compile("gate=local_gate"))
     page.reload()
-    expect(page.get_by_role("heading", name=re.compile("Local gate .*over time"))).to_be_visible()
+    expect(page.get_by_role("heading", name=re.compile("Local router .*over time"))).to_be_visible()
     expect(page.get_by_text("mine.flac (yours)")).to_be_visible()
     page.go_back()
     expect(page.get_by_role("heading", name=re.compile("Combined gate .*over time"))).to_be_visible()
