@@ -217,7 +217,7 @@ def evaluate(
     chosen = [m.strip() for m in methods.split(",") if m.strip()] if methods else asr.methods
     with _progress("Evaluating") as bar:
 
-        def report(done: int, total: int) -> None:
+        def report(done: float, total: int) -> None:
             bar.update(_TASK, completed=done, total=total)
 
         try:
