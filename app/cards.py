@@ -49,7 +49,10 @@ LEGEND_CHANGE = Text(
 
 
 def legend_html(reference: str = "") -> str:
-    """What the marks on words mean. Error rates and marks of differences are explained only with a reference."""
+    """What the marks on words mean.
+
+    Error rates and marks of differences are explained only with a reference.
+    """
     difference = f"<div>{t(LEGEND_DIFFERENCE)}</div><div>{t(WER)}</div>" if reference.strip() else ""
     return f"<div class='legend'>{difference}<div>{t(LEGEND_CONFIDENCE)}</div></div>"
 
@@ -142,7 +145,9 @@ def method_card(
 
 
 def so_far_html(words: Sequence[Word]) -> str:
-    """The last words that were heard so far, of a recording that is not finished; empty if there are none."""
+    """The last words that were heard so far, of a recording that is not finished; empty if there
+    are none.
+    """
     return ("… " if words[_LAST:] else "") + " ".join(escape(word.word) for word in words[-_LAST:]) + " …" if words else ""
 
 

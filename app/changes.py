@@ -22,7 +22,9 @@ _MOST_PINS = 4
 
 @dataclass(frozen=True)
 class Pin:
-    """A trial that the visitor keeps: what was changed, what was heard, and how likely the words were."""
+    """A trial that the visitor keeps: what was changed, what was heard, and how likely the words
+    were.
+    """
 
     change: dict[str, str]
     transcript: Transcript
@@ -36,7 +38,9 @@ def apply(address: Mapping[str, str]) -> None:
 
 
 def remember(address: dict[str, str], of: tuple[str, str]) -> None:
-    """Add the page's address to those of the utterance and the adapter, `of`, to which one can go back."""
+    """Add the page's address to those of the utterance and the adapter, `of`, to which one can go
+    back.
+    """
     kept = session()
     if kept.changes_in != of:
         kept.changes, kept.pins, kept.changes_in = [], [], of

@@ -29,7 +29,10 @@ def keep(chosen: Utterance) -> Utterance:
 
 
 def find(key: str) -> Utterance | None:
-    """The recording of this key, which is then kept from now on. None if it is not, or no longer, kept."""
+    """The recording of this key, which is then kept from now on.
+
+    None if it is not, or no longer, kept.
+    """
     with _lock:
         _forget()
         if key not in _clips:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 MOST_UNPACKED = 4e9  # bytes that a ZIP may unpack to
 MOST_FILES = 20_000  # in a ZIP
-# A file in a ZIP that is larger than so many bytes and so many times what is packed holds no speech.
+# A file in a ZIP that is larger than so many bytes and so many times what is packed holds no
+# speech.
 LARGE, MOST_PACKED = 20e6, 100
 KEPT = 3600.0  # seconds after its tab was closed for which the recordings of an ended evaluation are kept
 _evaluations: list[Evaluation] = []  # whose recordings are on the disk
@@ -161,7 +162,8 @@ def _leads_out(entry: zipfile.ZipInfo) -> bool:
 
 
 def _plain_name(entry: zipfile.ZipInfo) -> str:
-    """The name of a ZIP's entry, whichever system packed it: composed letters, and "/" between folders.
+    """The name of a ZIP's entry, whichever system packed it: composed letters, and "/" between
+    folders.
 
     Python takes a name without the flag for UTF-8 as code page 437. Macs write UTF-8 without it.
     """

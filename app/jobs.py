@@ -209,8 +209,8 @@ class Job(Task):
     def segments(self) -> list[tuple[float, float]]:
         """Start and end in seconds of the stretches that the audio was cut into.
 
-        Short audio is one stretch. Two stretches meet in the middle between the sound of the one and
-        that of the other. The quiet around them may reach across, up to
+        Short audio is one stretch. Two stretches meet in the middle between the sound of the one
+        and that of the other. The quiet around them may reach across, up to
         `hdmole.speech.segments.MARGIN` seconds.
         """
         if self.audio is None or not self.encoded:
@@ -268,8 +268,8 @@ class Job(Task):
 class Trial(Task):
     """Transcribes a finished job's utterance once more by an HDMoLE adapter with changed routing.
 
-    `change` holds keywords of `hdmole.intervene`. `words` is how likely the words as trained are under
-    the change (`ASR.likelihoods`), for audio of up to `LONG` seconds; None for longer audio.
+    `change` holds keywords of `hdmole.intervene`. `words` is how likely the words as trained are
+    under the change (`ASR.likelihoods`), for audio of up to `LONG` seconds; None for longer audio.
     """
 
     def __init__(self, asr: ASR, job: Job, method: str, change: dict[str, Any]) -> None:

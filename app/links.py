@@ -1,9 +1,9 @@
 """Deep links. The address of a page leads back to what the page shows.
 
 A page writes its address with `write`. Where the address is another one when the script runs, the
-visitor has opened a link, loaded the page again, or gone back. `read` notices this, and `take` gives
-each choice in that address to the page once. An address without choices, as the sidebar's links
-have, leaves everything as it is.
+visitor has opened a link, loaded the page again, or gone back. `read` notices this, and `take`
+gives each choice in that address to the page once. An address without choices, as the sidebar's
+links have, leaves everything as it is.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def whole(**values: str | Iterable[str]) -> dict[str, str]:
 
 
 def write(**values: str | Iterable[str]) -> None:
-    """Make the address of the page lead back to what it shows. Call it once in a run: each new address is a step back."""
+    """Make the address of the page lead back to what it shows.
+
+    Call it once in a run: each new address is a step back.
+    """
     kept, wanted = session(), whole(**values)
     known = _choices(wanted)
     if known != kept.written:
@@ -80,7 +83,9 @@ def write(**values: str | Iterable[str]) -> None:
 
 
 def read() -> None:
-    """Notice that the visitor opened an address: a link, this page once more, or one that they went back to."""
+    """Notice that the visitor opened an address: a link, this page once more, or one that they went
+    back to.
+    """
     kept, here = session(), _choices(st.query_params.to_dict())
     if here == kept.written or (here == kept.written_before and time.monotonic() - kept.written_at < _ON_ITS_WAY):
         return
@@ -96,7 +101,10 @@ def reset(**choices: str) -> None:
 
 
 def take(name: str) -> str | None:
-    """What the opened address says under `name`, once; empty if it says nothing. None if no address was opened."""
+    """What the opened address says under `name`, once; empty if it says nothing.
+
+    None if no address was opened.
+    """
     kept = session()
     if kept.opened is None or name in kept.used:
         return None
@@ -136,7 +144,8 @@ def set_once(name: str, options: list[str]) -> None:
 
 
 def set_widget(key: str, name: str, options: Collection[Any], default: Any) -> None:
-    """Set the widget `key` to what the opened address has under `name`, once; else it keeps its value.
+    """Set the widget `key` to what the opened address has under `name`, once; else it keeps its
+    value.
 
     What is none of the options is the default, as is the value of a widget that has none yet.
     """

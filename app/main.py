@@ -22,8 +22,8 @@ from app.model import choose_model, device_name, load_model, show_model  # noqa:
 from app.texts import choose_language, t  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
-# A page opened from the sidebar has an address without choices, which the page then completes. For the browser's Back and
-# Forward the two are one step.
+# A page opened from the sidebar has an address without choices, which the page then completes. For
+# the browser's Back and Forward the two are one step.
 ONE_STEP = """<script>
 if (!window.oneStep) {
   window.oneStep = history.pushState.bind(history);

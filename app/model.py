@@ -37,7 +37,9 @@ _OF_A_MODEL = ("change_", "stretch-", "word-")
 
 
 def missing() -> UserError | None:
-    """What the model for real people lacks on this machine, with the command that brings it; None if nothing."""
+    """What the model for real people lacks on this machine, with the command that brings it; None
+    if nothing.
+    """
     from hdmole.speech.loading import ModelError, find_model, weights_folder
 
     try:

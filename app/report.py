@@ -158,8 +158,8 @@ def _table(summary: Results) -> str:
 def data(job: Job, method: str, layer: str, results: Path) -> bytes:
     """A ZIP of what the report shows.
 
-    It holds the audio, transcripts, the full routing of each HDMoLE adapter, each figure's data, and
-    the results if there are any.
+    It holds the audio, transcripts, the full routing of each HDMoLE adapter, each figure's data,
+    and the results if there are any.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:

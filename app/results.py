@@ -37,7 +37,10 @@ _COLUMNS = {  # that the pages need
 
 
 def folders(asr: ASR) -> dict[str, Path]:
-    """Name -> folder of the results of this model's base. The comparison of the paper is the last."""
+    """Name -> folder of the results of this model's base.
+
+    The comparison of the paper is the last.
+    """
     own = asr.folder / "results"
     found = {"this model's own": own} if (own / "summary.json").is_file() else {}
     summary = summary_of(PUBLISHED / "paper")
@@ -141,7 +144,10 @@ def choose(asr: ASR) -> tuple[Path, Results]:
 
 
 def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
-    """As `choose`, but None if there are no results. If `routing` is true, those that hold routing go first."""
+    """As `choose`, but None if there are no results.
+
+    If `routing` is true, those that hold routing go first.
+    """
     current, link = folders(asr), links.take("results")
     known = current | archived(asr)
     widgets = st.session_state
@@ -241,7 +247,9 @@ def headline(summary: Results) -> None:
 
 
 def trained_anew(asr: ASR, folder: Path, summary: Results) -> str:
-    """A note if the HDMoLE of these results is not the one that the app lets hear, with the rates of both."""
+    """A note if the HDMoLE of these results is not the one that the app lets hear, with the rates
+    of both.
+    """
     own_folder = asr.folder / "results"
     own = summary_of(own_folder)
     mine, theirs = (
@@ -262,7 +270,9 @@ MARKS = {"established": ":material/check_circle:", "not established": ":material
 
 
 def verdicts(claims: Sequence[Claim], first: int = 3) -> None:
-    """Show the `first` claims in plain words; all of them, with their numbers and both verdicts, are folded."""
+    """Show the `first` claims in plain words; all of them, with their numbers and both verdicts,
+    are folded.
+    """
     for claim in claims[:first]:
         st.markdown(f"{MARKS[answer(claim)]} {t(plain_line(claim))}")
     if claims:

@@ -34,7 +34,8 @@ class Session:
         opened: the address that the visitor opened, until another one is opened or written by a
             choice; None if there is none.
         used: names in `opened` that a page has used.
-        changes: changes of routing on the page Thresholds, the present one last, each as its address.
+        changes: changes of routing on the page Thresholds, the present one last, each as its
+            address.
         changes_in: utterance key and method that these changes belong to.
         pins: changes that are kept to compare.
         thresholds: utterance key, method and name of a threshold -> the value that the visitor has

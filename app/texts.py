@@ -164,7 +164,10 @@ def picture(file: Path) -> str:
 
 
 def drawn(plot: go.Figure) -> go.Figure:
-    """A copy of the figure with its titles, names and hints translated. Data and spoken words stay, as text."""
+    """A copy of the figure with its titles, names and hints translated.
+
+    Data and spoken words stay, as text.
+    """
     plot = _without_markup(plot)
     if language() == "en":
         return plot
@@ -195,7 +198,9 @@ def drawn(plot: go.Figure) -> go.Figure:
 
 
 def _without_markup(figure: go.Figure) -> go.Figure:
-    """A copy in which the names in the data are text. Plotly takes `<` and `&` in them for HTML, links among it.
+    """A copy in which the names in the data are text.
+
+    Plotly takes `<` and `&` in them for HTML, links among it.
 
     It may be called once. What a click selects in the copy has these names as HTML writes them.
     """

@@ -1,4 +1,6 @@
-"""Turns on the model, which all visitors share: who may work next, and where the others stand in the queue."""
+"""Turns on the model, which all visitors share: who may work next, and where the others stand in
+the queue.
+"""
 
 from __future__ import annotations
 

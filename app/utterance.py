@@ -109,7 +109,9 @@ REASONS = {  # for choosing a sample, by `Sample.because`
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip that comes with the model. One that is `borrowed` comes with the small model, and is synthetic.
+    """A clip that comes with the model.
+
+    One that is `borrowed` comes with the small model, and is synthetic.
 
     `because` says why it was chosen (`hdmole.demo.samples`); it may be empty.
     """
@@ -169,10 +171,11 @@ def _samples(manifest: Path, borrowed: bool) -> list[Sample]:
 
 
 def opening_sample(clips: list[Sample], summary: Results | None) -> Sample:
-    """The clip on which HDMoLE improves most on the base, by the results of the model it comes with.
+    """The clip on which HDMoLE improves most on the base, by the results of the model it comes
+    with.
 
-    A clip on which some methods differ goes before one on which none does. Without results it is the
-    first.
+    A clip on which some methods differ goes before one on which none does. Without results it is
+    the first.
     """
     errors = {clip.name: summary.samples.get(clip.name, {}) if summary else {} for clip in clips}
 
@@ -189,7 +192,9 @@ def sample_results(clips: list[Sample]) -> Results | None:
 
 
 def chosen_because(sample: Sample, clips: list[Sample]) -> str:
-    """Why a sample was chosen, with the errors that the results of its model count; empty if that is not known."""
+    """Why a sample was chosen, with the errors that the results of its model count; empty if that
+    is not known.
+    """
     summary = sample_results(clips)
     errors = summary.samples if summary else {}
     found = errors.get(sample.name, {})
@@ -259,7 +264,9 @@ def choose_linked(clips: list[Sample]) -> None:
 
 
 def address(chosen: Utterance) -> dict[str, str]:
-    """What the address of a page says of an utterance: which one it is, and what was said if the visitor typed it."""
+    """What the address of a page says of an utterance: which one it is, and what was said if the
+    visitor typed it.
+    """
     said = reference_of(chosen)
     return {"sample": chosen.sample, "clip": chosen.clip, "said": said[:_LONGEST_SAID] if said != chosen.reference else ""}
 
@@ -388,7 +395,10 @@ class Stretch:
 
 
 def overview(job: Job) -> None:
-    """Of a long recording, what each method heard in each stretch. A chosen row is the stretch that the pages show."""
+    """Of a long recording, what each method heard in each stretch.
+
+    A chosen row is the stretch that the pages show.
+    """
     if len(job.segments) < 2 or not job.transcripts:
         return
 

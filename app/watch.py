@@ -43,7 +43,8 @@ def job_of(asr: ASR, chosen: Utterance) -> Job:
 
 
 def trial_of(asr: ASR, job: Job, method: str, change: dict[str, Any]) -> Trial:
-    """The job's utterance by an HDMoLE adapter under changed routing, started unless it is among the last ones.
+    """The job's utterance by an HDMoLE adapter under changed routing, started unless it is among
+    the last ones.
 
     All other trials are cancelled.
     """

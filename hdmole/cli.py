@@ -424,7 +424,9 @@ def demo_sums(model: Annotated[Path, typer.Option(help="Folder of a model.")] = 
 def demo_samples(
     model: Annotated[Path, typer.Option(help="Folder of a demo model with its results.")] = Path("assets/demo"),
 ) -> None:
-    """Choose the model's samples anew, from the test speech of its results, so that methods differ on them."""
+    """Choose the model's samples anew, from the test speech of its results, so that methods differ
+    on them.
+    """
     import pandas as pd
 
     from hdmole.demo.samples import write_samples
@@ -466,7 +468,9 @@ def demo_people(
     work: Annotated[Path, typer.Option(help="Work folder of 'hdmole demo build' with real speech.")] = Path("build/demo"),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Make the speech for runs/people.toml: real people as the target, synthetic speech as the source."""
+    """Make the speech for runs/people.toml: real people as the target, synthetic speech as the
+    source.
+    """
     _make_folder(out, "--out")
     from hdmole.demo.people import people
 

@@ -76,8 +76,9 @@ _PARTS = {
 def layer_name(label: str) -> tuple[str, int, str]:
     """A layer in plain words: its place, its number in it from 1, and its part.
 
-    `label` is that of `layer_label`. "layers.0.fc1" is ("Layer", 1, "feed-forward, in"). The place is
-    empty, and the number 0, for layers outside of a stack. Parts without a plain name stay as they are.
+    `label` is that of `layer_label`. "layers.0.fc1" is ("Layer", 1, "feed-forward, in"). The place
+    is empty, and the number 0, for layers outside of a stack. Parts without a plain name stay as
+    they are.
     """
     place, _, rest = label.partition(".")
     number, _, part = rest.partition(".")

@@ -1,4 +1,6 @@
-"""The paper and this model: the paper's Tables I to III and Figure 2 beside what our comparison found."""
+"""The paper and this model: the paper's Tables I to III and Figure 2 beside what our comparison
+found.
+"""
 
 from __future__ import annotations
 

@@ -72,7 +72,10 @@ def set_names(key: str, name: str, options: list[str]) -> None:
 
 
 def set_number(key: str, name: str, default: float, low: float, high: float, before: float | None = None) -> None:
-    """Set the slider `key` to the number that the opened address has under `name`. A new slider gets the value `before`."""
+    """Set the slider `key` to the number that the opened address has under `name`.
+
+    A new slider gets the value `before`.
+    """
     linked = links.take(name)
     if linked is not None or key not in st.session_state:
         value = default if linked is not None or before is None else before

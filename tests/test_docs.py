@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,29 @@ def test_what_a_document_names_exists(file: Path) -> None:
 def test_prose_fits_100_characters(file: Path) -> None:
     long = [line for line in prose(file.read_text()).splitlines() if len(line) > 100 and "](" not in line]
     assert not long
+
+
+def docstrings_and_comments(file: Path) -> Iterator[str]:
+    """Their lines, without the quotes that end a docstring, tables, and rulers between sections."""
+    text = file.read_text()
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+            written = node.body[0]
+            yield from lines[written.lineno - 1 : written.end_lineno]
+    yield from (line for line in lines if line.lstrip().startswith("# ") and not line.lstrip().startswith("# --"))
+
+
+@pytest.mark.parametrize("room", ["hdmole", "app", "pages"])
+def test_docstrings_and_comments_fit_100_characters(room: str) -> None:
+    found = {file.relative_to(ROOT): docstrings_and_comments(file) for file in (ROOT / room).rglob("*.py")}
+    assert found
+    assert not {
+        f"{file}: {line}"
+        for file, lines in found.items()
+        for line in lines
+        if len(line.removesuffix('"""')) > 100 and not re.match(r"\s*\|", line)
+    }
 
 
 def test_every_file_of_tests_is_described() -> None:

@@ -317,7 +317,9 @@ class Build:
         set_to(best_scale(self.dev(trial), self.dev(None))[0])
 
     def dev(self, trial: Trial | None) -> dict[str, dict[str, float]]:
-        """Word error rates in % on dev of a trial, by scale and domain; of the base by domain, under "1.0"."""
+        """Word error rates in % on dev of a trial, by scale and domain; of the base by domain,
+        under "1.0".
+        """
         if trial is None:
             return {"1.0": _wer(pd.read_parquet(self.work / "base-dev.parquet"))}
         found: dict[str, dict[str, float]] = json.loads((self.work / trial.name / "dev.json").read_text())
@@ -346,8 +348,8 @@ class Trial:
 def best_scale(found: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[str, float]]) -> tuple[float, float, float]:
     """The scale of an adapter that is best on dev.
 
-    It is the one with the fewest errors of adults among those that lose at most `FORGOTTEN` points on
-    real general speech; if all lose more, the one that loses least.
+    It is the one with the fewest errors of adults among those that lose at most `FORGOTTEN` points
+    on real general speech; if all lose more, the one that loses least.
 
     Args:
         found: scale -> domain -> word error rate in %.

@@ -8,8 +8,9 @@ Each accent has two clips by test speakers:
 2. An utterance of the accent on which HDMoLE and the base differ most. It is one where HDMoLE makes
    fewer errors, and in every third accent one where it makes more.
 
-Clips that the in-domain score warns of are passed over. The manifest says why each clip was chosen. `because` is "everywhere" for the first one, and "better"
-or "worse" for the second. It is missing where HDMoLE and the base make equally many errors.
+Clips that the in-domain score warns of are passed over. The manifest says why each clip was chosen.
+`because` is "everywhere" for the first one, and "better" or "worse" for the second. It is missing
+where HDMoLE and the base make equally many errors.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def write_samples(
 
 
 def hear(asr: ASR, sound: bytes, text: str) -> tuple[Errors, bool]:
-    """Number of word errors of each method in an audio file of `text`, and whether it is in the model's domain."""
+    """Number of word errors of each method in an audio file of `text`, and whether it is in the
+    model's domain.
+    """
     samples = soundfile.read(io.BytesIO(sound), dtype="float32")[0]
     encoded, heard, inside = asr.segment(samples), {}, True
     for method in asr.methods:
@@ -122,14 +125,18 @@ def hear(asr: ASR, sound: bytes, text: str) -> tuple[Errors, bool]:
 
 
 def pairs_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Utterances of synthetic test speech of a fitting length, with the errors of each method in a column."""
+    """Utterances of synthetic test speech of a fitting length, with the errors of each method in a
+    column.
+    """
     spoken = rows[rows.domain.isin(["accent", GENERAL]) & rows.reference.map(_fits)]
     keys = ["utterance", "accent", "speaker", "reference"]
     return spoken.pivot_table(index=keys, columns="method", values="errors", aggfunc="first").reset_index()
 
 
 def shared_sentences(pairs: pd.DataFrame) -> list[str]:
-    """Sentences, those first in which some method differs from the base most often and by most errors."""
+    """Sentences, those first in which some method differs from the base most often and by most
+    errors.
+    """
     methods = [name for name in pairs.columns if name not in ("utterance", "accent", "speaker", "reference", "base")]
     by = pairs[methods].sub(pairs.base, axis=0).abs().max(axis=1)
     table = pairs.assign(differs=(by > 0).astype(int), by=by).groupby("reference")[["differs", "by"]].sum()
@@ -137,7 +144,8 @@ def shared_sentences(pairs: pd.DataFrame) -> list[str]:
 
 
 def ranked(pairs: pd.DataFrame, accent: str, worse: bool) -> list[tuple[str, str]]:
-    """Text and speaker of an accent's utterances, those first on which HDMoLE is most of all better, or `worse`.
+    """Text and speaker of an accent's utterances, those first on which HDMoLE is most of all
+    better, or `worse`.
 
     Of those with the same difference, the ones with the fewest errors come first.
     """

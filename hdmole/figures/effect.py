@@ -1,7 +1,8 @@
-"""Figures of what experts do: what each carries of a layer's change, and what a change of routing does.
+"""Figures of what experts do: what each carries of a layer's change, and what a change of routing
+does.
 
-As in `hdmole.figures.utterance`, functions named `*_data` return the tidy table that is plotted, and
-the others draw it.
+As in `hdmole.figures.utterance`, functions named `*_data` return the tidy table that is plotted,
+and the others draw it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SMALL = 0.1  # change of a word's probability below which an effect is called sm
 
 
 def carried_data(table: pd.DataFrame) -> pd.DataFrame:
-    """What each expert weighs, and what it carries of the change of the layers' outputs, in percent.
+    """What each expert weighs, and what it carries of the change of the layers' outputs, in
+    percent.
 
     Args:
         table: a routing table of one utterance (`Trace.to_frame`).
@@ -52,7 +54,9 @@ def carried_data(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def carried_bars(data: pd.DataFrame) -> go.Figure:
-    """`carried_data` as two bars per expert: hatched its share of the weights, full what it carries."""
+    """`carried_data` as two bars per expert: hatched its share of the weights, full what it
+    carries.
+    """
     figure, accents = go.Figure(), list(data.accent)
     colours = accent_colours(accents)
     for column, name, pattern in (("weight", "share of the weights", "/"), ("carried", "share of the change", "")):
@@ -93,12 +97,16 @@ def word_effect_data(words: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def times_as_likely(data: pd.DataFrame) -> float:
-    """How many times as likely the words of `word_effect_data` became on average, a geometric mean; 1 without words."""
+    """How many times as likely the words of `word_effect_data` became on average, a geometric mean;
+    1 without words.
+    """
     return float(np.exp(np.log(data.times).mean())) if len(data) else 1.0
 
 
 def effect_size(data: pd.DataFrame) -> str:
-    """The effect on the surest changed word of `word_effect_data`: "none", "small" (under 10 points), or "large"."""
+    """The effect on the surest changed word of `word_effect_data`: "none", "small" (under 10
+    points), or "large".
+    """
     most = float(data.change.abs().max()) if len(data) else 0.0
     return "none" if most < 0.005 else "small" if most < SMALL else "large"
 

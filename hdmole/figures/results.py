@@ -286,7 +286,9 @@ def frontier_data(results: Results) -> pd.DataFrame:
 
 
 def frontier(data: pd.DataFrame) -> go.Figure:
-    """WER on accents against the mean number of experts with any weight, one line per way of choosing."""
+    """WER on accents against the mean number of experts with any weight, one line per way of
+    choosing.
+    """
     figure = go.Figure()
     ways = (
         ("thresholds", "thresholds scaled", "solid", "circle"),
@@ -335,7 +337,9 @@ def largest_row(data: pd.DataFrame) -> float:
 
 
 def on_the_diagonal(data: pd.DataFrame) -> dict[str, int]:
-    """Of the spoken accents with an expert in `correspondence_data` (`all`), those whose own expert weighs most (`count`)."""
+    """Of the spoken accents with an expert in `correspondence_data` (`all`), those whose own expert
+    weighs most (`count`).
+    """
     own = data[data.spoken.isin(set(data.accent))]
     best = own.loc[own.groupby("spoken").weight.idxmax()]
     return {"count": int((best.spoken == best.accent).sum()), "all": len(best)}

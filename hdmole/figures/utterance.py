@@ -220,7 +220,9 @@ def effective_data(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_words(data: pd.DataFrame, layer: str, words: Sequence[TimedWord]) -> pd.DataFrame:
-    """The data of a gate as a table to save: with the layer's name, and the word that is spoken at each time."""
+    """The data of a gate as a table to save: with the layer's name, and the word that is spoken at
+    each time.
+    """
     said = np.full(len(data), "", object)
     for word in words:
         said[((data.time >= word.start) & (data.time < word.end)).to_numpy()] = word.word

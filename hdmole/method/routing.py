@@ -56,7 +56,8 @@ class Routing:
                 )
 
     def of_frames(self, value: Tensor, x: Tensor, layer: str) -> Tensor:
-        """`value` (U, K) of the utterances, so that it broadcasts against the frames of `x` (B, ..., d).
+        """`value` (U, K) of the utterances, so that it broadcasts against the frames of `x` (B,
+        ..., d).
 
         Its shape is (K,) for a single utterance, (U, 1..., K) where the rows of `x` are the
         utterances, and otherwise (rows..., 1..., K). Raises RoutingError as `of_rows` does.
@@ -75,7 +76,9 @@ class Routing:
         return self.rows[max(fitting, key=len)] if fitting else None
 
     def copies(self, x: Tensor, layer: str) -> int:
-        """How many beams of an utterance stand one after the other in `x` (B, ..., d); 1 without beams."""
+        """How many beams of an utterance stand one after the other in `x` (B, ..., d); 1 without
+        beams.
+        """
         rows = self._given(layer)
         single = len(self.posterior) if rows is None else len(rows) if rows.dim() == 1 else x.shape[0]
         return self.beams if x.shape[0] == single * self.beams else 1

@@ -67,10 +67,10 @@ class Trace:
     | `lambda_` | (F,) | weight of the global gate in the convex combination |
     | `mass` | (F,) | accent mass m |
     | `n_active`, `n_active_global`, `n_active_local` | (F,) | experts whose G, g or l is not 0 |
-    | `n_effective`, `n_effective_global`, `n_effective_local` | (F,) | `hdmole.method.gate.effective` of G, g or l |
+    | `n_effective`, `n_effective_global`, `n_effective_local` | (F,) | `effective` of G, g or l |
     | `change` | (F,) | length of D, the sum of what all experts add to the layer's output |
-    | `share` | (F, N) | share of D that an expert carries: (what it adds) . D / D . D; 0 where D is 0 |
-    | `shared_share` | (F,) | that of the shared expert; 0 if there is none |
+    | `share` | (F, N) | share of D that an expert carries: (what it adds) . D / D . D; 0 if D is 0
+    | | `shared_share` | (F,) | that of the shared expert; 0 if there is none |
 
     With `shared_share`, the shares of a frame sum to 1. A negative one works against the others.
 

@@ -84,7 +84,9 @@ class AudioLLM:
 
     @classmethod
     def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:
-        """Load the class's weights, from safetensors only, and the prompt from the folder's processor."""
+        """Load the class's weights, from safetensors only, and the prompt from the folder's
+        processor.
+        """
         given = {name: value for name, value in kwargs.items() if name not in ("use_safetensors", "trust_remote_code")}
         loaded = super().from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **given)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -99,7 +101,9 @@ class AudioLLM:
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False: the weights are those of transformers' own class, with the older names that it reads."""
+        """False: the weights are those of transformers' own class, with the older names that it
+        reads.
+        """
         return False
 
     @staticmethod

@@ -1,4 +1,5 @@
-"""GLM-ASR (zai-org): a Whisper-like encoder with rotary positions; four frames make one audio token.
+"""GLM-ASR (zai-org): a Whisper-like encoder with rotary positions; four frames make one audio
+token.
 
 The shortest example of a family whose LLM reads audio tokens in a prompt; see
 `hdmole.models.audio_llm`.

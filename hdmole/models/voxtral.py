@@ -30,7 +30,9 @@ class Voxtral(AudioLLM, VoxtralForConditionalGeneration):  # type: ignore[misc]
 
     @classmethod
     def prompt_ids(cls, processor: Any, sound: np.ndarray, config: Any) -> list[int]:
-        """Mistral's request for a transcription: `<s>[INST][BEGIN_AUDIO] audio [/INST]lang:en[TRANSCRIBE]`.
+        """Mistral's request for a transcription:
+
+        `<s>[INST][BEGIN_AUDIO] audio [/INST]lang:en[TRANSCRIBE]`.
 
         Mistral's own package writes it, and reads the tokenizer of the hub's folders. A folder with
         a tokenizer of transformers needs no such package.

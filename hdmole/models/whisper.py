@@ -173,7 +173,9 @@ class Whisper(WhisperForConditionalGeneration):
 
     @torch.no_grad()
     def english(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Probability (B,) that English is spoken, among all languages, from encoder states (B, T, d)."""
+        """Probability (B,) that English is spoken, among all languages, from encoder states (B, T,
+        d).
+        """
         start, translate = self.prompt[0], self.prompt[2] - 1  # the tokens of languages lie between these two
         ids = torch.full((len(states), 1), start, device=states.device)
         hidden, _ = self._decoder(ids, states, _bias(mask, states.dtype))
@@ -237,7 +239,9 @@ class Whisper(WhisperForConditionalGeneration):
 
     @property
     def _stops(self) -> tuple[int, ...]:
-        """Ids of the full stop, the question mark and the exclamation mark, alike in all Whisper models."""
+        """Ids of the full stop, the question mark and the exclamation mark, alike in all Whisper
+        models.
+        """
         return (13, 30, 0)
 
     @property
@@ -282,7 +286,8 @@ def repeated(ids: list[int]) -> int:
 
 
 def said_before(ids: list[int], starts: list[int]) -> int:
-    """Number of tokens of the last sentence if it begins, with three tokens, as an earlier one; else 0.
+    """Number of tokens of the last sentence if it begins, with three tokens, as an earlier one;
+    else 0.
 
     `starts` are the numbers of the first token of each sentence.
     """

@@ -4,7 +4,7 @@ Files from unknown sources are decoded here. If a decoder hangs, crashes or take
 only a child of this process ends, and the one that serves all users goes on. It is run as a script,
 so that neither torch nor the rest of hdmole is imported.
 
-    decode -> this process, which has loaded FFmpeg -> one that waits -> one that decodes, with limits
+    decode -> this process, with FFmpeg loaded -> one that waits -> one that decodes, with limits
 
 Loading FFmpeg takes 0.2 s, a fork 2 ms. Each file gets a process of its own, which never saw
 another.

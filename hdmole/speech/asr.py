@@ -59,8 +59,8 @@ class Transcript:
     method: str
     ctc_text: str
     layers: list[dict[str, Any]] = field(default_factory=list)
-    # where the words' times come from: ctc, attention, or "none" if nothing aligns words; "uniform" if a
-    # segment's tokens do not fit into the frames of the CTC head
+    # where the words' times come from: ctc, attention, or "none" if nothing aligns words; "uniform"
+    # if a segment's tokens do not fit into the frames of the CTC head
     timing: str = "ctc"
     # what looks wrong with the text: loops, echoes, invention
     flags: list[str] = field(default_factory=list)
@@ -103,8 +103,8 @@ class ASR:
         Args:
             model: "demo", "real", a folder, or the name of a repository on the Hugging Face hub.
             device: a torch device in place of the default.
-            adapters: folders of PEFT adapters. Each is a method under the name of its folder, beside
-                those in the model's folder.
+            adapters: folders of PEFT adapters. Each is a method under the name of its folder,
+                beside those in the model's folder.
             revision: branch, tag or commit of the repository on the hub.
 
         Raises:
@@ -130,7 +130,9 @@ class ASR:
 
     @property
     def default(self) -> str:
-        """The method that is used if none is named: hdmole, else another HDMoLE adapter, else the last."""
+        """The method that is used if none is named: hdmole, else another HDMoLE adapter, else the
+        last.
+        """
         return "hdmole" if "hdmole" in self.models else next(iter(self.routed), self.methods[-1])
 
     @property
@@ -199,8 +201,8 @@ class ASR:
 
         Args:
             audio: decoded audio, or samples (S,) at 16 kHz.
-            between: called after each half minute in which speech is looked for, and after each segment.
-                An error that it raises ends the work.
+            between: called after each half minute in which speech is looked for, and after each
+                segment. An error that it raises ends the work.
 
         Raises:
             AudioError: the samples have another shape, or some are not numbers.
@@ -208,10 +210,13 @@ class ASR:
         return list(self.segments(audio, between))
 
     def segments(self, audio: Audio | np.ndarray, between: Callable[[], None] = lambda: None) -> Iterator[Encoded]:
-        """`segment`, one segment after the other: of a long recording the first ones are ready early."""
+        """`segment`, one segment after the other: of a long recording the first ones are ready
+        early.
+        """
         samples, model = _samples(audio), self.models["base"]
         coming = stretches(samples, between)
-        # as many stretches as tell that the recording is longer than an utterance, with a margin for the quiet around it
+        # as many stretches as tell that the recording is longer than an utterance, with a margin
+        # for the quiet around it
         spans = []
         for span in coming:
             spans.append(span)
@@ -276,7 +281,9 @@ class ASR:
         )
 
     def _recognised(self, method: str, features: Tensor, mask: Tensor) -> Tensor:
-        """Posterior (N + 1,) of mel features (1, T, n_mels), by the recogniser of a method's adapter."""
+        """Posterior (N + 1,) of mel features (1, T, n_mels), by the recogniser of a method's
+        adapter.
+        """
         tuner = self.models[method].base_model
         if tuner.hdmole_recogniser["default"].arguments["feature_layout"] == "mel_first":
             features = features.transpose(1, 2)

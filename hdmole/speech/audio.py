@@ -68,7 +68,10 @@ class Audio:
 
 
 class _Server:
-    """The process that runs `_decode.py`. It is started for the first file, and again if it has ended."""
+    """The process that runs `_decode.py`.
+
+    It is started for the first file, and again if it has ended.
+    """
 
     def __init__(self, script: Path) -> None:
         self._script, self._lock = script, threading.Lock()

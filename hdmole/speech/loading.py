@@ -40,7 +40,8 @@ NEEDED = (
     ("preprocessor_config.json", "processor_config.json"),
     ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json"),
 )
-# what is downloaded of a repository on the hub: no pickles, no code, and no second copy of the weights
+# what is downloaded of a repository on the hub: no pickles, no code, and no second copy of the
+# weights
 FROM_HUB = ["*.json", "*.jinja", "*.txt", "*.model", "model*.safetensors", "adapters/**/*.safetensors", "accents/*"]
 
 _INCOMPLETE = "The model folder {folder} has no {files}; copy the whole folder."
@@ -51,7 +52,8 @@ class ModelError(UserError):
 
 
 def find_model(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: "demo", "real", a path, or the name of a repository on the Hugging Face hub.
+    """The folder of a model: "demo", "real", a path, or the name of a repository on the Hugging
+    Face hub.
 
     Of a repository, config.json is read first, and nothing else is downloaded if its family is not
     known. `revision` is a branch, tag or commit of the repository.
@@ -92,7 +94,9 @@ def find_model(model: str | Path, revision: str | None = None) -> Path:
 
 
 def write_sums(folder: Path) -> Path:
-    """Write the SHA-256 sums of all files of a model that are loaded, and return the file that holds them."""
+    """Write the SHA-256 sums of all files of a model that are loaded, and return the file that
+    holds them.
+    """
     names = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix in (".json", ".safetensors")]
     kept = sorted(name.as_posix() for name in names if name.parts[0] not in ("results", "samples"))
     write_text(folder / SUMS, "".join(f"{_sum(folder / name)}  {name}\n" for name in kept))
@@ -100,7 +104,10 @@ def write_sums(folder: Path) -> Path:
 
 
 def check_sums(folder: Path) -> None:
-    """Raise ModelError if a file is not the one whose sum `write_sums` wrote. Folders without sums are not checked."""
+    """Raise ModelError if a file is not the one whose sum `write_sums` wrote.
+
+    Folders without sums are not checked.
+    """
     if not (folder / SUMS).is_file():
         return
     for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
@@ -123,7 +130,10 @@ def _sum(file: Path) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a model's folder. Raises ModelError if it is of a family that is not known."""
+    """The configuration of a model's folder.
+
+    Raises ModelError if it is of a family that is not known.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
     except ValueError:
@@ -143,7 +153,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_folder(folder: Path) -> Path:
-    """Where base, tokenizer and feature extractor lie: in the model's folder, or in that of its pretrained base.
+    """Where base, tokenizer and feature extractor lie: in the model's folder, or in that of its
+    pretrained base.
 
     Raises ModelError if the pretrained base is not on this machine.
     """
@@ -243,7 +254,10 @@ def load_models(folder: Path, device: torch.device, adapters: Sequence[Path] = (
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder of weights. It has an end token, if only the model's configuration names one."""
+    """The tokenizer in a folder of weights.
+
+    It has an end token, if only the model's configuration names one.
+    """
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         end = GenerationConfig.from_pretrained(folder).eos_token_id
@@ -252,7 +266,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _base(folder: Path, family: Any) -> Any:
-    """The base in float32, without gradients. Raises ModelError if the weights do not fit the configuration."""
+    """The base in float32, without gradients.
+
+    Raises ModelError if the weights do not fit the configuration.
+    """
     shown = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # transformers would print a table of what does not fit
     try:
@@ -274,7 +291,8 @@ def _base(folder: Path, family: Any) -> Any:
 
 
 def load_adapter(base: Any, folder: Path) -> Any:
-    """The base, which is changed in place, with a PEFT adapter that this library has trained, ready for decoding.
+    """The base, which is changed in place, with a PEFT adapter that this library has trained, ready
+    for decoding.
 
     Raises ModelError if the folder has no weights in safetensors.
     """
@@ -283,7 +301,10 @@ def load_adapter(base: Any, folder: Path) -> Any:
 
 
 def _safe(folder: Path) -> None:
-    """Raise ModelError if an adapter has no weights in safetensors. PEFT would open a pickle in their place."""
+    """Raise ModelError if an adapter has no weights in safetensors.
+
+    PEFT would open a pickle in their place.
+    """
     if not (folder / "adapter_model.safetensors").is_file():
         sentence = "The adapter in {folder} has no adapter_model.safetensors; save it with safe_serialization=True."
         raise ModelError("model.adapter_not_safe", sentence, folder=folder)
@@ -320,7 +341,10 @@ def _kind(key: str) -> str:
 
 
 def _fits(folder: Path, missing: Collection[str], unknown: Collection[str], sizes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise ModelError if weights in a folder are missing, unknown or of another size. It says how many, and names one."""
+    """Raise ModelError if weights in a folder are missing, unknown or of another size.
+
+    It says how many, and names one.
+    """
     if missing or unknown or sizes:
         name = min([*(missing or unknown), *sizes])
         raise ModelError(
@@ -341,7 +365,9 @@ def _numbers(folder: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _with_own(base: Any, changed: Iterable[str]) -> Any:
-    """A copy of the model with its own parts wherever a name in `changed` lies; it shares all others."""
+    """A copy of the model with its own parts wherever a name in `changed` lies; it shares all
+    others.
+    """
     own = {name[:k] for name in changed for k in range(len(name) + 1) if name[k : k + 1] in (".", "")}
     shared = {id(module): module for name, module in base.named_modules() if name and name not in own}
     return copy.deepcopy(base, shared)
@@ -350,7 +376,8 @@ def _with_own(base: Any, changed: Iterable[str]) -> Any:
 def _adapted(base: Any, folder: Path, kind: str | None) -> Any:
     """The base with a PEFT adapter. What the adapter changes is copied, the rest is shared.
 
-    Raises ModelError if the adapter is not of the given kind, or if its weights do not fit the base.
+    Raises ModelError if the adapter is not of the given kind, or if its weights do not fit the
+    base.
     """
     _safe(folder)
     config: Any = PeftConfig.from_pretrained(str(folder))

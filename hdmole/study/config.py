@@ -135,7 +135,8 @@ class Comparison:
 
 
 def read_config(path: Path) -> Comparison:
-    """Read a TOML configuration. runs/paper.toml is an example; docs/compare.md explains every line.
+    """Read a TOML configuration. runs/paper.toml is an example; docs/compare.md explains every
+    line.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a line of it cannot be used.
@@ -253,7 +254,9 @@ def read_config(path: Path) -> Comparison:
 
 
 def _first_place(model: Path | None) -> str:
-    """Where methods are put if the configuration does not say it: the projector, or the encoder without one."""
+    """Where methods are put if the configuration does not say it: the projector, or the encoder
+    without one.
+    """
     if model is None or not (model / "config.json").is_file():
         return "projector"
     return next(iter(family(read_model(model)["model_type"]).places))

@@ -213,7 +213,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
             context.losses.append(auxiliary_loss(result, config.auxiliary_loss))
         if change is not None:
             result = change.change_gate(result, _most(result, switches))
-        # the scale goes into the gate, which is small (torch.compile of torch 2.13 loses the alpha of torch.add)
+        # the scale goes into the gate, which is small (torch.compile of torch 2.13 loses the alpha
+        # of torch.add)
         weight = result.gate if config.scale == 1 else config.scale * result.gate
         each = ax.view(*ax.shape[:-1], config.experts, config.r) * weight.unsqueeze(-1).to(ax.dtype)  # (..., N, r)
         added, shared = functional.linear(each.view(ax.shape), plan.b), None
@@ -272,10 +273,11 @@ def _started(rank: int, size: int, config: HDMoLEConfig) -> Tensor:
 
 @torch.no_grad()
 def _carried(each: Tensor, b: Tensor, added: Tensor, shared: Tensor | None) -> Tensor:
-    """What each expert carries of the change of a layer's output, (..., N + 1); the shared expert is the last.
+    """What each expert carries of the change of a layer's output, (..., N + 1); the shared expert
+    is the last.
 
-    Of the change D (..., d_out), the sum of what the experts add, expert i carries (what it adds) . D.
-    All of them sum to |D|^2.
+    Of the change D (..., d_out), the sum of what the experts add, expert i carries (what it adds) .
+    D. All of them sum to |D|^2.
 
     Args:
         each: (..., N, r), what B is multiplied with.
@@ -291,7 +293,9 @@ def _carried(each: Tensor, b: Tensor, added: Tensor, shared: Tensor | None) -> T
 
 
 def _version(parameters: list[Tensor]) -> int:
-    """How often the parameters were changed in place; PyTorch does not count this in inference mode."""
+    """How often the parameters were changed in place; PyTorch does not count this in inference
+    mode.
+    """
     return sum(p._version for p in parameters if not p.is_inference())
 
 

@@ -59,7 +59,9 @@ def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: 
 
 
 def _weights(source: str | Path) -> Path:
-    """The file with the weights of an adapter in a folder or on the hub; never a pickle, which may hold code."""
+    """The file with the weights of an adapter in a folder or on the hub; never a pickle, which may
+    hold code.
+    """
     if not Path(source).is_dir():
         return Path(hf_hub_download(str(source), SAFETENSORS_WEIGHTS_NAME))
     file = Path(source) / SAFETENSORS_WEIGHTS_NAME

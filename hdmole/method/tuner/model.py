@@ -254,7 +254,8 @@ class HDMoLEModel(BaseTuner):
         return pooled(posterior, owner, frames, len(kwargs["input_ids"]))
 
     def _owners(self, features: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
-        """The prompt (W,) of each window of `features` (W, ...); None for a model without audio tokens.
+        """The prompt (W,) of each window of `features` (W, ...); None for a model without audio
+        tokens.
 
         Raises RoutingError where the prompts' audio tokens do not tell it.
         """
@@ -275,7 +276,9 @@ class HDMoLEModel(BaseTuner):
         return found
 
     def _rows_of_windows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        """`utterance_rows` for the parts that see windows of audio; empty where each prompt has one window."""
+        """`utterance_rows` for the parts that see windows of audio; empty where each prompt has one
+        window.
+        """
         features, core = _features(args, kwargs), getattr(self.model, "model", self.model)
         parts = [
             name
