@@ -318,7 +318,8 @@ def choose_utterance(clips: list[Sample]) -> None:
             sample_select(clips)
             current = session().utterance
             name = current.sample if current is not None else ""
-            st.caption(next((chosen_because(clip, clips) for clip in clips if clip.name == name), ""))
+            if why := next((chosen_because(clip, clips) for clip in clips if clip.name == name), ""):
+                st.caption(why)
             if any(clip.borrowed for clip in clips):
                 st.caption(t("These samples are synthetic voices. This model is for people: record yourself or upload a file."))
         elif way == "Upload":

@@ -52,6 +52,11 @@ def assert_no_exception(at: AppTest) -> None:
     assert not at.exception, [e.message for e in at.exception]
 
 
+def in_brackets(option: str) -> str:
+    """The layer that an option of a chooser of layers stands for: "Layer 1: query (layers.0.q_proj)"."""
+    return option[option.index("(") + 1 : -1]
+
+
 def cards(at: AppTest) -> str:
     """The HTML of the methods' cards on a page."""
     return next(html.proto.body for html in at.get("html") if "class='cards'" in html.proto.body)

@@ -75,7 +75,7 @@ def test_speech_can_be_recorded(page: Page, app_url: str) -> None:
 def test_clicking_the_heatmap_plays_that_moment(page: Page, app_url: str) -> None:
     page.goto(f"{app_url}/routing?sample=indian_1&layer=layers.0.fc1")
     heatmap = page.locator(".js-plotly-plot").first
-    expect(page.locator(".js-plotly-plot")).to_have_count(5)
+    expect(page.locator(".js-plotly-plot")).to_have_count(6)
     expect(page.get_by_text("click a cell, to hear that moment")).to_be_visible()
     assert page.locator("audio").count() == 0
     plot = heatmap.locator(".nsewdrag").first
@@ -113,8 +113,8 @@ def test_every_figure_can_be_saved_as_an_image_and_its_data_as_a_table(page: Pag
 
 def test_clicking_the_overview_chooses_the_layer(page: Page, app_url: str) -> None:
     page.goto(f"{app_url}/routing?sample=german_1&layer=linear_1")
-    expect(page.locator(".js-plotly-plot")).to_have_count(5)
-    overview = page.locator(".js-plotly-plot").nth(2)
+    expect(page.locator(".js-plotly-plot")).to_have_count(6)
+    overview = page.locator("[class*='st-key-overview'] .js-plotly-plot").first
     overview.scroll_into_view_if_needed()
     box = overview.locator(".nsewdrag").first.bounding_box()
     assert box is not None

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from driver import in_brackets
 from streamlit.testing.v1 import AppTest
 from tiny import ACCENTS, SENTENCES, speech_like, tiny_speech
 from typer.testing import CliRunner
@@ -324,13 +325,13 @@ def test_the_app_shows_a_comparison(
 ) -> None:
     monkeypatch.setenv("HDMOLE_MODEL", str(tiny_model))
     monkeypatch.setenv("HDMOLE_DATA", str(made[1].parent))
-    for page, figures in (("compare", 6), ("correspondence", 4)):
+    for page, figures in (("compare", 7), ("correspondence", 4)):
         at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=180)
         at.query_params["results"] = str(made[1])
         at.switch_page(f"../pages/{page}.py").run()
         assert not at.exception and not at.error, (at.exception, at.error)
         assert len(at.get("plotly_chart")) == figures
-    at.selectbox(key="corpus_layer").set_value(at.selectbox(key="corpus_layer").options[0]).run()
+    at.selectbox(key="corpus_layer").set_value(in_brackets(at.selectbox(key="corpus_layer").options[0])).run()
     at.segmented_control(key="router").set_value("local_probability").run()
     assert not at.exception
 

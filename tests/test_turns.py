@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from driver import wait_until
 
 from app import jobs
 from app.turns import HEAD_START, Ticket, Turns
 from hdmole.speech.asr import ASR
+from hdmole.speech.audio import Audio
+from hdmole.speech.decoding import Encoded
 
 
 def served(turns: Turns, held: list[Ticket], *waiting: Ticket) -> list[Ticket]:
@@ -81,12 +84,21 @@ def test_the_place_and_the_time_are_told_and_stopping_ends_the_wait() -> None:
     assert not turns.wanted and not before.is_alive()
 
 
+def slow(asr: ASR, audio: object, between: Callable[[], None]) -> Iterator[Encoded]:
+    """`ASR.segments` that looks for speech for a hundred seconds."""
+    for _ in range(1000):
+        time.sleep(0.1)
+        between()
+    yield from ()
+
+
 def test_the_work_of_a_closed_tab_ends(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "session_id", lambda: "one")
     monkeypatch.setattr(jobs, "session_open", lambda name: False)
     monkeypatch.setattr(jobs.Job, "patience", 0.2)
-    monkeypatch.setattr(jobs, "decode", lambda data, name, max_seconds: SimpleNamespace(seconds=120.0))
-    monkeypatch.setattr(ASR, "segment", lambda self, audio, between: [time.sleep(0.1) or between() for _ in range(1000)])
+    long = Audio(np.zeros(120 * 16_000, np.float32), 120.0, "a.wav", "wav", "pcm_s16le", 16_000, 1, 0.0)
+    monkeypatch.setattr(jobs, "decode", lambda data, name, max_seconds: long)
+    monkeypatch.setattr(ASR, "segments", slow)
     task = jobs.Job(ASR.load(tiny_model), jobs.Utterance("a.wav", b"1"))
     task.wait(60)
     assert not task.running and task.cancelled and not task.error and not task.transcripts
