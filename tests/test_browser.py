@@ -92,9 +92,9 @@ def test_clicking_the_heatmap_plays_that_moment(page: Page, app_url: str) -> Non
 
 def test_every_figure_can_be_saved_as_an_image_and_its_data_as_a_table(page: Page, app_url: str) -> None:
     page.goto(f"{app_url}/routing?sample=indian_1&layer=layers.0.fc1")
-    expect(page.get_by_role("button", name="Save")).to_have_count(5)
+    expect(page.get_by_role("button", name="Save")).to_have_count(6)
     cameras = page.locator(".modebar-btn[data-title*='PNG']")
-    expect(cameras).to_have_count(5)
+    expect(cameras).to_have_count(6)
     with page.expect_download() as image:
         cameras.first.click()
     assert image.value.suggested_filename == "indian_1-layers.0.fc1-gate.png"
