@@ -123,7 +123,7 @@ def test_every_pin_lies_in_the_range_of_pyproject() -> None:
     pinned = pins("requirements.txt")
     assert set(pinned) == set(ranges)
     assert not {name for name, version in pinned.items() if not ranges[name].specifier.contains(version)}
-    assert set(declared()) == {"torch", "transformers", "peft", "numpy", "safetensors"}
+    assert set(declared()) == {"torch", "transformers", "peft", "huggingface-hub", "numpy", "safetensors"}
     assert set(declared()) <= brought({"torch", "transformers", "peft"})
 
 
