@@ -35,7 +35,7 @@ from hdmole.models.speech_llm import encode_all
 from hdmole.models.whisper import layer_statistics
 from hdmole.names import GENERAL, METHOD_NAMES, SHARED
 from hdmole.speech.alignment import align
-from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError
+from hdmole.speech.audio import SAMPLE_RATE, Audio, samples_of
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
 from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_features, domain_features, flags, verdict_of_all
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_tokenizer, weights_folder
@@ -213,7 +213,7 @@ class ASR:
         """`segment`, one segment after the other: of a long recording the first ones are ready
         early.
         """
-        samples, model = _samples(audio), self.models["base"]
+        samples, model = samples_of(audio), self.models["base"]
         coming = stretches(samples, between)
         # as many stretches as tell that the recording is longer than an utterance, with a margin
         # for the quiet around it
@@ -378,7 +378,7 @@ class ASR:
         """
         self.check_method(method)
         started, waited = time.perf_counter(), 0.0  # seconds that were not the work of this method
-        length = len(_samples(audio)) / SAMPLE_RATE
+        length = len(samples_of(audio)) / SAMPLE_RATE
         segments: list[Encoded] = []
         words: list[Word] = []
         texts, layers, timing = [], [], ""
@@ -417,7 +417,7 @@ class ASR:
             if progress:
                 progress(len(segments) / len(encoded) if isinstance(encoded, list) else min(1.0, segment.until / length))
         full_trace = Trace.join(layers) if layers else None
-        seconds = len(_samples(audio)) / SAMPLE_RATE
+        seconds = len(samples_of(audio)) / SAMPLE_RATE
         sounded = [self.ctc_text(s) for s in segments]
         compared = [None if s.ctc is None else c for c, s in zip(sounded, segments, strict=True)]
         found = [f for t, c, s in zip(texts, compared, segments, strict=True) for f in flags(t, c, s.seconds)]
@@ -557,30 +557,6 @@ class ASR:
             posterior=segment.posterior.cpu().numpy(),
             blank=self.blank,
         )
-
-
-def _samples(audio: Audio | np.ndarray) -> np.ndarray:
-    """The samples (S,) float32, those of integers scaled to [-1, 1].
-
-    Raises AudioError unless they are at least 0.1 s of one channel, and all of them numbers.
-    """
-    samples = np.asarray(audio.samples if isinstance(audio, Audio) else audio)
-    if samples.ndim != 1 or samples.dtype.kind not in "fi":
-        raise AudioError(
-            "audio.not_mono",
-            "The samples have the shape {shape} and the type {type}; give one channel, shape (samples,), of numbers from -1 to 1.",
-            shape=samples.shape,
-            type=samples.dtype,
-        )
-    if len(samples) < SHORTEST * SAMPLE_RATE:
-        length = f"{len(samples) / SAMPLE_RATE:.2f}"
-        sentence = "{name} is too short ({length} s); give at least {seconds} seconds of speech."
-        raise AudioError("audio.too_short", sentence, name="The recording", length=length, seconds=f"{SHORTEST:g}")
-    if not np.isfinite(samples).all():
-        raise AudioError("audio.not_numbers", "Some samples are NaN or infinite; give numbers from -1 to 1.")
-    if samples.dtype.kind == "i":
-        samples = samples / -float(np.iinfo(samples.dtype).min)
-    return samples.astype(np.float32, copy=False)
 
 
 def _mean_posterior(segments: list[Encoded], method: str) -> list[float]:

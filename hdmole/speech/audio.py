@@ -167,6 +167,30 @@ def decode(
         return _decode(file, name, max_seconds, timeout, memory_mb)
 
 
+def samples_of(audio: Audio | np.ndarray) -> np.ndarray:
+    """The samples (S,) float32, those of integers scaled to [-1, 1].
+
+    Raises AudioError unless they are at least 0.1 s of one channel, and all of them numbers.
+    """
+    samples = np.asarray(audio.samples if isinstance(audio, Audio) else audio)
+    if samples.ndim != 1 or samples.dtype.kind not in "fi":
+        raise AudioError(
+            "audio.not_mono",
+            "The samples have the shape {shape} and the type {type}; give one channel, shape (samples,), of numbers from -1 to 1.",
+            shape=samples.shape,
+            type=samples.dtype,
+        )
+    if len(samples) < SHORTEST * SAMPLE_RATE:
+        length = f"{len(samples) / SAMPLE_RATE:.2f}"
+        sentence = "{name} is too short ({length} s); give at least {seconds} seconds of speech."
+        raise AudioError("audio.too_short", sentence, name="The recording", length=length, seconds=f"{SHORTEST:g}")
+    if not np.isfinite(samples).all():
+        raise AudioError("audio.not_numbers", "Some samples are NaN or infinite; give numbers from -1 to 1.")
+    if samples.dtype.kind == "i":
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    return samples.astype(np.float32, copy=False)
+
+
 def _open(path: Path, name: str) -> IO[bytes]:
     try:
         if path.is_dir():
