@@ -9,6 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from hdmole.speech.audio import SAMPLE_RATE, Audio, AudioError, decode
 
@@ -92,6 +93,22 @@ def test_packets_that_cannot_be_decoded_leave_the_rest_where_it_was(container: s
     assert audio.seconds == pytest.approx(5.0, abs=0.04)
 
 
+@pytest.mark.parametrize("size", [200, 2000, 6000])
+def test_damaged_bytes_of_an_mp3_take_the_time_that_they_stood_for(size: int) -> None:
+    data = mux("mp3", "libmp3lame", [bursts_at(0.5, 1.5, 3.5, 4.5, length=5.0)])
+    begin = len(data) // 2 - size // 2
+    audio = decode(data[:begin] + bytes(size) + data[begin + size :])
+    assert onsets(audio) == pytest.approx([0.5, 1.5, 3.5, 4.5], abs=0.02)
+    assert audio.seconds == pytest.approx(5.0, abs=0.03)
+
+
+def test_a_damaged_first_packet_of_an_ogg_file_puts_no_silence_before_the_rest() -> None:
+    """Its nonsense claims a length of 2.5 s, by which FFmpeg moves the beginning to before 0."""
+    audio = decode(mux("ogg", "libopus", [bursts_at(0.5, 1.5, length=2.0)], spoilt=(-0.1, 0.01)))
+    assert onsets(audio) == pytest.approx([0.5, 1.5], abs=0.02)
+    assert audio.seconds == pytest.approx(2.0, abs=0.03)
+
+
 def test_links_of_an_ogg_file_follow_each_other_whatever_their_rate() -> None:
     for codec, rates in (("libopus", (48_000, 48_000)), ("flac", (48_000, 16_000))):
         links = [mux("ogg", codec, [bursts_at(0.5, 1.5, length=2.0, rate=rate)], rate) for rate in rates]
@@ -161,6 +178,33 @@ def test_samples_of_extensible_wav_fill_their_container_from_the_top(bits: int, 
     audio = decode(wav(data, form))
     np.testing.assert_allclose(audio.samples, wave, atol=2 ** -(valid - 1))
     assert audio.clipped == 0
+
+
+@pytest.mark.parametrize("way", ["a long chunk before it", "Wave64", "not extensible", "all bits said to be valid", "no size"])
+def test_24_bits_in_32_however_the_file_says_it(way: str) -> None:
+    wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    data = (np.round(wave * 2**23).astype("<i4") << 8).tobytes()
+    plain = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, 24)
+    guid = bytes.fromhex("0100000000001000800000aa00389b71")
+    bits, extra = (24 if way.startswith("all") else 32), (0 if way == "no size" else 22)
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, SAMPLE_RATE, 4 * SAMPLE_RATE, 4, bits, extra, 24, 0x80000000) + guid
+    content = wav(data, plain if way.startswith("not") else form)
+    if way.startswith("a long"):
+        content = content[:12] + b"JUNK" + struct.pack("<I", 99_999) + bytes(100_000) + content[12:]
+    if way == "Wave64":
+        rest = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+        chunks = [name + rest + struct.pack("<Q", 24 + len(body)) + body for name, body in ((b"fmt ", form), (b"data", data))]
+        size = struct.pack("<Q", 40 + sum(map(len, chunks)))
+        content = b"".join([bytes.fromhex("726966662e91cf11a5d628db04c10000"), size, b"wave" + rest, *chunks])
+    np.testing.assert_allclose(decode(content).samples, wave, atol=2**-23)
+
+
+def test_wav_with_numbers_in_the_other_byte_order_is_refused_and_not_read_as_noise() -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, bursts_at(0.5, length=1.0)[0], RATE, format="WAV", subtype="PCM_16", endian="BIG")
+    with pytest.raises(AudioError) as error:
+        decode(buffer.getvalue())
+    assert error.value.code == "audio.unknown_codec"
 
 
 def test_wav_of_64_bit_integers() -> None:

@@ -27,6 +27,7 @@ import resource
 import signal
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ CLIPPED = 0.999  # of full scale; what reaches it counts as clipped
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 LATE, EARLY = 0.015, 0.02  # seconds by which a frame may miss its time before silence is put in or an overlap cut out
 LIVE = 60.0  # seconds; a file that begins later than this is a piece of a longer stream, whose clock began before it
+MOST_CHUNKS = 1000  # of a WAV file that are looked at for the one that describes the samples
 MOST_FAILURES = 10_000  # reads of a packet in a row; then the rest of a file is given up
 STRETCH = 0.1  # seconds in which it is decided whether channels are in opposite phase
 
@@ -66,7 +68,7 @@ class Input:
         self._start, self._end, self._at = start, end, 0
         self.astray = False  # whether a place beyond the end was asked for, where FFmpeg then finds the end of the file
         self._patch: tuple[int, bytes] = (0, b"")
-        self._patch = whole_words(self.read(65536))
+        self._patch = whole_words(self)
         self._at = 0
 
     def read(self, size: int) -> bytes:
@@ -120,25 +122,40 @@ def links(size: int) -> list[tuple[int, int]]:
     return list(zip(found, [*found[1:], size], strict=True))
 
 
-def whole_words(head: bytes) -> tuple[int, bytes]:
-    """Which bytes of a WAV's beginning to replace, and by what.
-
-    FFmpeg then reads extensible WAV as the standard says.
+def whole_words(source: Input) -> tuple[int, bytes]:
+    """Which bytes of a WAV or Wave64 file to replace, and by what.
 
     A sample fills its container from the top, however many of its bits are valid. FFmpeg goes by
-    the valid bits alone and takes 24 of 32 for another format.
+    the valid bits alone and takes 24 of 32 for another format. With these bytes it goes by the
+    container.
     """
-    if head[8:12] != b"WAVE" or head[:4] not in (b"RIFF", b"RF64", b"BW64"):
+    head = source.read(40)
+    if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
+        at, chunk, whole, even = 12, struct.Struct("<4sI"), 8, 2
+    elif head[:4] == b"riff" and head[24:28] == b"wave":
+        at, chunk, whole, even = 40, struct.Struct("<4s12xQ"), 0, 8
+    else:
         return 0, b""
-    at = 12
-    while at + 8 <= len(head):
-        name, size = struct.unpack_from("<4sI", head, at)
+    for _ in range(MOST_CHUNKS):
+        source.seek(at)
+        header = source.read(chunk.size)
+        if len(header) < chunk.size:
+            break
+        name, size = chunk.unpack(header)
         if name == b"fmt ":
-            if size < 40 or at + 28 > len(head):
+            layout = source.read(40)
+            if len(layout) < 26:
                 break
-            code, _, _, _, _, bits, _, valid = struct.unpack_from("<HHIIHHHH", head, at + 8)
-            return (at + 26, struct.pack("<H", bits)) if code == 0xFFFE and valid != bits else (0, b"")
-        at += 8 + size + size % 2
+            code, channels, _, _, align, bits, extra, _, _, kind = struct.unpack_from("<HHIIHHHHIH", layout.ljust(40, b"\0"))
+            extensible = code == 0xFFFE and size >= 40
+            container = bits
+            if (kind if extensible else code) == 1 and channels and align % channels == 0 and bits <= align // channels * 8 <= 32:
+                container = align // channels * 8
+            if extensible:
+                return at + chunk.size + 14, struct.pack("<HHH", container, max(extra, 22), container)
+            return at + chunk.size + 14, struct.pack("<H", container)
+        at += max(size + whole, chunk.size)
+        at += -at % even
     return 0, b""
 
 
@@ -195,11 +212,37 @@ def mixed(data: np.ndarray) -> np.ndarray:
     return np.asarray((data * signs[:, None]).mean(axis=0))
 
 
+class Bytes:
+    """The time that damaged bytes of an MP3 stood for.
+
+    MP3 has no clock: FFmpeg counts the packets that it finds. Where bytes were passed over, as many
+    packets are missing as have that size on average.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: deque[int] = deque(maxlen=50)
+        self._end = self._next = self._shift = 0
+
+    def place(self, packet: Any, frames: list[Any]) -> None:
+        """Move the frames of a packet to their time."""
+        if not frames or packet.pos is None or frames[0].pts is None or not packet.duration:
+            return
+        lost = packet.pos - self._end
+        if self._sizes and lost > 0:
+            missing = round(lost / float(np.mean(self._sizes))) * packet.duration
+            self._shift += max(0, missing - (packet.pts - self._next))
+        for frame in frames:
+            frame.pts += self._shift
+        self._end, self._next = packet.pos + packet.size, packet.pts + packet.duration
+        self._sizes.append(packet.size)
+
+
 def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
     """Decoded frames.
 
     Packets that cannot be read or decoded are passed over, up to `MOST_FAILURES` in a row.
     """
+    lost = Bytes() if container.format.name == "mp3" else None
 
     def decoded(packet: Any) -> list[Any]:
         try:
@@ -216,7 +259,10 @@ def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
             for packet in container.demux(stream):
                 if packet.size:  # PyAV ends with a packet of nothing
                     failures = 0
-                    yield from decoded(packet)
+                    found = decoded(packet)
+                    if lost is not None:
+                        lost.place(packet, found)
+                    yield from found
             ended = not source.astray
         except (av.FFmpegError, ValueError) as error:
             if getattr(error, "errno", 0) == errno.ENOMEM:
@@ -271,6 +317,8 @@ def placed(found: Iterator[Any], begin: float, longest: float) -> Iterator[tuple
 
     usable = (frame for frame in found if frame.samples and frame.sample_rate)
     frame = next(usable, None)
+    if frame is not None and begin < 0:  # a time that a damaged packet gave, where nothing before 0 decodes
+        clock = begin = max(begin, min(0.0, begin + late(frame)))
     while frame is not None:
         coming = next(usable, None)
         lateness, silence, overlap = late(frame), 0.0, 0.0
@@ -365,6 +413,10 @@ class Mixer:
 
 
 def opened(source: Input) -> Any:
+    beginning = source.read(4)
+    source.seek(0)
+    if beginning == b"RIFX":  # FFmpeg reads its numbers in the wrong byte order
+        raise Refused("unknown_codec")
     try:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
         return av.open(source, options=options, metadata_errors="replace")
