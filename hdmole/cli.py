@@ -238,6 +238,10 @@ def evaluate(
 def compare_command(
     config: Annotated[Path, typer.Option(help="TOML file: speech, methods, seeds, learning rates; runs/main.toml is one.")],
     out: Annotated[Path, typer.Option(help="Folder of the results; run again to go on where it was cut off.")],
+    model: Annotated[
+        str, typer.Option(help="A model in place of the configuration's: demo, real, a folder, or a name on the hub.")
+    ] = "",
+    revision: Revision = "",
     readme: Annotated[Path | None, typer.Option(help="Bring the comparison's table in this README up to date.")] = None,
     processes: Annotated[int, typer.Option(help="How many runs are trained at once; they share cores and GPU.", min=1)] = 1,
 ) -> None:
@@ -251,7 +255,9 @@ def compare_command(
     from hdmole.study.tables import claim_lines, markdown_table, update_readme
 
     try:
-        results = compare(config, out, report=lambda text: errors.print(text, markup=False), processes=processes)
+        results = compare(
+            config, out, lambda text: errors.print(text, markup=False), processes, model=model, revision=revision or None
+        )
         if results is not None:
             typer.echo(f"{markdown_table(results)}\n\n{claim_lines(results.claims)}")
             if readme is not None:

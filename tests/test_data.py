@@ -26,6 +26,8 @@ def test_spec_augment_zeroes_two_bands_and_some_stretches() -> None:
             expected[start : start + size] = 0
         np.testing.assert_array_equal(spec_augment(features, np.random.default_rng(seed), 3, 0.1), expected)
     assert (features == 1).all()  # the features themselves are not written to
+    few = [spec_augment(np.ones((40, 8)), np.random.default_rng(seed), 1, 0.1) for seed in range(20)]
+    assert all(masked.any() for masked in few) and not all(masked.all() for masked in few)  # 8 mels, fewer than a band may have
 
 
 def test_batches_of_masked_features_are_another_view_each_epoch(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 import soundfile
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 from tiny import speech_like
 from tiny_families import FOLDERS, save
+from tiny_whisper import few_tokens
 from torch import Tensor
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 from typer.testing import CliRunner
@@ -190,18 +192,27 @@ def test_the_commands_use_adapters_from_anywhere(folders: dict[str, Path], speec
     assert done.exit_code == 1 and "Two adapters have the name 'mine'" in " ".join(done.output.split())
 
 
-def test_methods_are_compared_on_a_packed_encoder(folders: dict[str, Path], speech: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [*FOLDERS, "whisper"])
+def test_methods_are_compared(
+    kind: str, folders: dict[str, Path], speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command names the model; a plain Whisper has a vocabulary without most languages and times."""
+    monkeypatch.setattr("hdmole.training.preparation.RECOGNISER_EPOCHS", (1.0, 0.5))
+    model = few_tokens(tmp_path / "whisper", english_only=True) if kind == "whisper" else folders[kind]
     paths = "\n".join(f'{split} = "{speech / split}.jsonl"' for split in ("train", "dev", "test"))
     (tmp_path / "c.toml").write_text(
-        f'model = "{folders["qwen3_asr"]}"\nmethods = ["hdmole"]\nepochs = 2\n[manifests]\n{paths}\n[rates]\nhdmole = [1e-3]\n'
+        f'model = "no-such-model"\nmethods = ["hdmole"]\nepochs = 2\n[manifests]\n{paths}\n[rates]\nhdmole = [1e-3]\n'
     )
-    invoke("compare", "--config", tmp_path / "c.toml", "--out", tmp_path / "out")
+    invoke("compare", "--config", tmp_path / "c.toml", "--model", model, "--out", tmp_path / "out")
     rows = pd.read_parquet(tmp_path / "out" / "utterances.parquet")
     assert rows.groupby("method").utterance.nunique().to_dict() == {"base": 3, "hdmole": 3}
     routing = pd.read_parquet(tmp_path / "out" / "routing.parquet")
-    assert set(routing.utterance) == {"test0.wav", "test1.wav", "test2.wav"} and routing.layer.nunique() == 2
-    given = ("--model", folders["qwen3_asr"], "--adapter", tmp_path / "out" / "work" / "hdmole-0" / "adapter")
-    (heard,) = json.loads(invoke("transcribe", speech / "test1.wav", *given, "--json"))
+    assert set(routing.utterance) == {"test0.wav", "test1.wav", "test2.wav"}
+    adapter = tmp_path / "out" / "work" / "hdmole-0" / "adapter"
+    place = next(iter(family(kind).places))  # the projector, or the encoder without one
+    assert routing.layer.nunique() == sum("hdmole_A" in name for name in load_file(adapter / "adapter_model.safetensors"))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["methods"]["hdmole"]["place"] == place
+    (heard,) = json.loads(invoke("transcribe", speech / "test1.wav", "--model", model, "--adapter", adapter, "--json"))
     (compared,) = rows[(rows.method == "hdmole") & (rows.utterance == "test1.wav")].hypothesis
     assert hdmole.normalise(heard["text"]) == compared
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import speech_like
-from tiny_whisper import END, HEADS, LAYERS, VOCABULARY, WIDTH, ct2_bytes, ct2_folder, tensors, tiny_whisper
+from tiny_whisper import END, HEADS, LAYERS, VOCABULARY, WIDTH, ct2_bytes, ct2_folder, few_tokens, tensors, tiny_whisper
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
@@ -154,6 +154,30 @@ def test_at_30_seconds_the_encoder_is_that_of_transformers(folder: Path, model: 
         theirs = plain(input_features=features.transpose(1, 2), decoder_input_ids=ids).logits[:, 3:]
     assert model.prompt == [257, 258, 358, 362]
     torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("english_only", [False, True])
+def test_the_special_tokens_are_those_of_the_folder(english_only: bool, tmp_path: Path) -> None:
+    folder = few_tokens(tmp_path, english_only)
+    model: Any = Whisper.from_pretrained(folder, dtype=torch.float32).eval()
+    # <|endoftext|> is 256 and <|startoftranscript|> 257; then de, en, translate, transcribe, startofprev, nocaptions, notimestamps
+    assert model.prompt == ([257, 260] if english_only else [257, 259, 261, 264])
+    assert model.tokens.no_speech == (259 if english_only else 263)
+    assert model.tokens.no_text == list(range(257, 264 if english_only else 268))  # three ids have no token
+    assert model.tokens.stops == [13, 30, 0] and model.longest_segment == 6.0  # of 8 s
+    (states,) = encode_all(model, clips(folder, 2.0))
+    ((ids, scores, _),) = model.decode(states[None], torch.ones(1, len(states), dtype=torch.bool))
+    assert ids and max(ids) <= END and np.isfinite(scores).all()
+    plain: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    features, mask = torch.randn(1, 800, 12), torch.ones(1, 800, dtype=torch.bool)
+    with torch.no_grad():
+        logits = model(input_features=features, attention_mask=mask, labels=torch.tensor([[5, 9, END]])).logits
+        ids = torch.tensor([[*model.prompt, 5, 9, END]])
+        theirs = plain(input_features=features.transpose(1, 2), decoder_input_ids=ids).logits[:, len(model.prompt) - 1 :]
+        first = plain(input_features=features.transpose(1, 2), decoder_input_ids=torch.tensor([[257]])).logits[0, 0]
+        odds = float(model.english(*model.encode(features, mask)))
+    torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-4)
+    assert odds == pytest.approx(1.0 if english_only else float(first[258:260].softmax(0)[1]), rel=1e-4)
 
 
 def test_a_clip_gives_the_same_alone_and_in_a_batch(folder: Path, model: Any) -> None:

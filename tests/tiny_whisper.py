@@ -12,6 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from hdmole.demo.real import PLACES
 from hdmole.method.recogniser import LayerRecogniser
@@ -21,7 +23,7 @@ from hdmole.models.whisper import Whisper
 
 END = 256  # <|endoftext|>; the 256 ids before it are bytes
 SPECIAL = [
-    "<|endoftext|>", "<|startoftranscript|>", *(f"<|language {k}|>" for k in range(99)), "<|translate|>", "<|transcribe|>",
+    "<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in [*LANGUAGES][:99]), "<|translate|>", "<|transcribe|>",
     "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>", *(f"<|{k / 50:.2f}|>" for k in range(1501)),
 ]  # fmt: skip
 VOCABULARY = END + len(SPECIAL)
@@ -102,6 +104,35 @@ def tiny_whisper(folder: Path) -> Path:
     """A folder of transformers with a tiny random Whisper."""
     convert(ct2_folder(folder / "ct2"), folder / "whisper")
     return folder / "whisper"
+
+
+def few_tokens(folder: Path, english_only: bool, positions: int = 400) -> Path:
+    """A folder of transformers' own class: a vocabulary without most languages and without times, and
+    an encoder that hears for `positions` / 50 seconds.
+    """
+    languages = [] if english_only else ["<|de|>", "<|en|>"]
+    asked = [] if english_only else ["<|translate|>", "<|transcribe|>"]
+    special = [*SPECIAL[:2], *languages, *asked, "<|startofprev|>", "<|nocaptions|>", "<|notimestamps|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=SPECIAL[0], pad_token=SPECIAL[0])
+    tokenizer.add_tokens(special, special_tokens=True)
+    config = WhisperConfig(
+        vocab_size=len(tokenizer) + 3, num_mel_bins=12, d_model=WIDTH, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=positions, max_target_positions=60,
+        pad_token_id=END, bos_token_id=END, eos_token_id=END, decoder_start_token_id=END + 1,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = WhisperForConditionalGeneration(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    if english_only:
+        model.generation_config.is_multilingual = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=12, chunk_length=positions // 50).save_pretrained(folder)
+    return folder
 
 
 def tiny_adapters(base: Path, folder: Path) -> Path:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
@@ -29,10 +29,11 @@ from hdmole.models.training import text_loss
 SILENCE = 1.0  # seconds of silence after a clip; with less, Whisper tends to say things twice
 STEP = 0.02  # seconds between two frames of the encoder
 LONGEST = 28.0  # seconds that are heard at once; Whisper has positions for 30 s
+MARGIN = 1.0  # seconds by which a sound and its silence are shorter than what there are positions for
 TOKENS, TOKENS_PER_SECOND = 6, 5  # a clip of s seconds has at most 6 + 5 s tokens
 NEAR_END = 0.5  # seconds before the end of a clip in which its last sentence ends
 NO_SPEECH, UNSURE = 0.6, -1.0  # no text if P(no speech) is above the first and mean log P below the second
-TIMESTAMPS = 1501  # tokens at the end of the vocabulary
+ENGLISH_ONLY = 51_864  # tokens in the vocabulary of the models that write English only
 
 
 class ClipExtractor(WhisperFeatureExtractor):
@@ -46,8 +47,50 @@ class ClipExtractor(WhisperFeatureExtractor):
         return {"input_features": features, "attention_mask": torch.ones(features.shape[:2], dtype=torch.bool)}
 
 
+class Tokens(NamedTuple):
+    """Ids of Whisper's special tokens.
+
+    Args:
+        prompt: what a text begins with, `<|startoftranscript|><|en|><|transcribe|><|notimestamps|>`
+            without those that the model does not have or was not trained with.
+        english: the token of English, or None for a model that writes English only.
+        languages: tokens of all languages.
+        no_speech: the token that says that nobody speaks; None if there is none.
+        no_text: tokens that are no text.
+        stops: the full stop, the question mark and the exclamation mark.
+    """
+
+    prompt: list[int]
+    english: int | None
+    languages: list[int]
+    no_speech: int | None
+    no_text: list[int]
+    stops: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any, config: Any, settings: Any) -> Tokens:
+        """Those of a tokenizer, for a model with this configuration and generation configuration."""
+        vocabulary = {str(token): int(i) for token, i in tokenizer.get_vocab().items() if i < config.vocab_size}
+        start, end = int(config.decoder_start_token_id), int(config.eos_token_id)
+        multilingual = getattr(settings, "is_multilingual", None)
+        if multilingual is None:
+            multilingual = config.vocab_size != ENGLISH_ONLY
+        english = vocabulary.get("<|en|>") if multilingual else None
+        asked = ["<|transcribe|>"] if english is not None else []
+        known = [english, *(vocabulary.get(token) for token in (*asked, "<|notimestamps|>"))]
+        added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids, start}
+        return cls(
+            prompt=[start, *(i for i in known if i is not None)],
+            english=english,
+            languages=list(range(start + 1, vocabulary.get("<|translate|>", start + 1))) if english is not None else [],
+            no_speech=next((vocabulary[token] for token in ("<|nospeech|>", "<|nocaptions|>") if token in vocabulary), None),
+            no_text=sorted({*added, *range(len(tokenizer), config.vocab_size)} - {end}),
+            stops=[vocabulary[mark] for mark in ".?!" if mark in vocabulary],
+        )
+
+
 class Whisper(WhisperForConditionalGeneration):
-    """A multilingual Whisper that transcribes English.
+    """A Whisper, multilingual or of English only, that transcribes English.
 
     Shapes: `input_features` (B, T_mel, n_mels), zero on padding, and `attention_mask` (B, T_mel) as
     `ClipExtractor` gives them; encoder states (B, T, d) with a boolean mask (B, T); `labels` (B, L)
@@ -63,14 +106,29 @@ class Whisper(WhisperForConditionalGeneration):
         "encoder": r"model\.encoder\.layers\..*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
         "llm": r"model\.decoder\.layers\..*(q_proj|k_proj|v_proj|out_proj|fc1|fc2)",
     }
-    longest_segment = LONGEST
-    longest_utterance = LONGEST
+    tokens: Tokens
     seconds_per_frame = {"model.encoder": STEP, "model.decoder": float("nan")}  # noqa: RUF012
 
     def __init__(self, config: WhisperConfig) -> None:
         # attention weights are needed for the times of words
         config._attn_implementation = "eager"
         super().__init__(config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Load the weights, and the special tokens from the folder's tokenizer."""
+        loaded: Any = super().from_pretrained(folder, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model.tokens = Tokens.of(tokenizer, model.config, model.generation_config)
+        return loaded
+
+    @property
+    def longest_segment(self) -> float:
+        """Seconds of the longest sound that is heard as a whole."""
+        return max(0.5, min(LONGEST, STEP * self.config.max_source_positions - SILENCE - MARGIN))
+
+    longest_utterance = longest_segment
 
     @staticmethod
     def extractor(folder: Path) -> Any:
@@ -116,9 +174,8 @@ class Whisper(WhisperForConditionalGeneration):
 
     @property
     def prompt(self) -> list[int]:
-        """`<|startoftranscript|><|en|><|transcribe|><|notimestamps|>`, as token ids."""
-        start, last = int(self.config.decoder_start_token_id), self.config.vocab_size - TIMESTAMPS - 1
-        return [start, start + 1, last - 4, last]
+        """What a text begins with, as token ids."""
+        return self.tokens.prompt
 
     def _decoder(
         self, ids: Tensor, states: Tensor, bias: Tensor | None, cache: EncoderDecoderCache | None = None
@@ -174,13 +231,15 @@ class Whisper(WhisperForConditionalGeneration):
     @torch.no_grad()
     def english(self, states: Tensor, mask: Tensor) -> Tensor:
         """Probability (B,) that English is spoken, among all languages, from encoder states (B, T,
-        d).
+        d). It is 1 for a model that writes English only.
         """
-        start, translate = self.prompt[0], self.prompt[2] - 1  # the tokens of languages lie between these two
-        ids = torch.full((len(states), 1), start, device=states.device)
+        if self.tokens.english is None:
+            return states.new_ones(len(states))
+        ids = torch.full((len(states), 1), self.prompt[0], device=states.device)
         hidden, _ = self._decoder(ids, states, _bias(mask, states.dtype))
-        found: Tensor = self.proj_out(hidden[:, 0])[:, start + 1 : translate].float().softmax(-1)[:, 0]
-        return found
+        languages = self.tokens.languages
+        found = self.proj_out(hidden[:, 0])[:, languages].float().softmax(-1)
+        return found[:, languages.index(self.tokens.english)]
 
     @torch.no_grad()
     def decode(self, states: Tensor, mask: Tensor) -> list[tuple[list[int], list[float], list[tuple[float, float]]]]:
@@ -201,13 +260,13 @@ class Whisper(WhisperForConditionalGeneration):
         attention: list[Tensor] = []  # of each step, (B, heads, T)
         starts: list[list[int]] = [[0] for _ in seconds]  # of sentences, as numbers of tokens
         over = [False] * len(seconds)  # whether the last sentence ends where the speech does
-        silent: list[float] = []
+        silent = [0.0 for _ in seconds]  # probability that nobody speaks
         open_ = [True] * len(seconds)
         for turn in range(min(most, max(limits))):
             hidden, cross = self._decoder(step, states, bias, cache)
             attention.append(torch.stack([cross[layer][:, head, -1] for layer, head in self._alignment_heads], 1))
-            if turn == 0:
-                silent = self.proj_out(hidden[:, 0]).float().softmax(-1)[:, self.prompt[-1] - 1].tolist()
+            if turn == 0 and self.tokens.no_speech is not None:
+                silent = self.proj_out(hidden[:, 0]).float().softmax(-1)[:, self.tokens.no_speech].tolist()
             logits = self.proj_out(hidden[:, -1]).float()
             logits[:, self._suppressed(turn == 0)] = -torch.inf
             best = logits.log_softmax(-1).max(-1)
@@ -220,7 +279,7 @@ class Whisper(WhisperForConditionalGeneration):
                     if again:
                         del written[i][-again:], scores[i][-again:]
                     open_[i] = token != end and not again and turn + 1 < limits[i]
-                    if token in self._stops:
+                    if token in self.tokens.stops:
                         starts[i].append(len(written[i]))
                         heard = attention[-1][i].mean(0)[: int(mask[i].sum())].argmax()
                         over[i] = int(heard) * STEP > seconds[i] - NEAR_END
@@ -238,13 +297,6 @@ class Whisper(WhisperForConditionalGeneration):
         return found
 
     @property
-    def _stops(self) -> tuple[int, ...]:
-        """Ids of the full stop, the question mark and the exclamation mark, alike in all Whisper
-        models.
-        """
-        return (13, 30, 0)
-
-    @property
     def _alignment_heads(self) -> list[tuple[int, int]]:
         """Layer and number of the heads whose cross-attention follows the speech.
 
@@ -255,10 +307,15 @@ class Whisper(WhisperForConditionalGeneration):
         return known or [(layer, head) for layer in layers for head in range(self.config.decoder_attention_heads)]
 
     def _suppressed(self, first: bool) -> list[int]:
-        """Ids of tokens that are never text; at the first step also those that begin no text."""
-        settings, end = self.generation_config, self.end
-        never = {*(getattr(settings, "suppress_tokens", None) or []), *range(end + 1, self.config.vocab_size)}
-        return sorted(never | set(getattr(settings, "begin_suppress_tokens", None) or [] if first else []))
+        """Ids of tokens that are never text; at the first step also those that begin no text.
+
+        A configuration that names none has those of OpenAI's models, which a smaller vocabulary
+        lacks.
+        """
+        settings = self.generation_config
+        never = {*(getattr(settings, "suppress_tokens", None) or []), *self.tokens.no_text}
+        begins = getattr(settings, "begin_suppress_tokens", None) or [] if first else []
+        return sorted(i for i in never | set(begins) if i < self.config.vocab_size)
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -488,7 +488,9 @@ def _remove(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def compare(config: Path, out: Path, report: Callable[[str], None], processes: int = 1) -> Results | None:
+def compare(
+    config: Path, out: Path, report: Callable[[str], None], processes: int = 1, model: str = "", revision: str | None = None
+) -> Results | None:
     """Run a comparison.
 
     Args:
@@ -497,6 +499,7 @@ def compare(config: Path, out: Path, report: Callable[[str], None], processes: i
         report: called with each line about the progress.
         processes: number of processes on this machine that share the work, and its GPU if it has
             one.
+        model, revision: as in `read_config`.
 
     Returns:
         The results in the first process, None in the others.
@@ -507,8 +510,8 @@ def compare(config: Path, out: Path, report: Callable[[str], None], processes: i
         OutputError: another comparison is writing to `out`, or the disk is full.
     """
     rank, count = rank_and_count()
-    comparison = read_config(config)
-    command = ["compare", "--config", str(config), "--out", str(out)]
+    comparison = read_config(config, model, revision)
+    command = ["compare", "--config", str(config), "--out", str(out), "--model", model, "--revision", revision or ""]
     with nullcontext() if rank else alone(out), others(command, processes if count == 1 else 1):
         speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", report, rank)
         return Runner(comparison, out, speech, extra, report, rank).everything()

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from hdmole.errors import UserError
 from hdmole.method.tuner import HDMoLEConfig
 from hdmole.models.family import family
+from hdmole.speech.loading import find_model
 from hdmole.speech.loading import read_config as read_model
 from hdmole.training.adapt import MIXTURES, Adaptation, AdaptationError, mixture_config
 
@@ -104,7 +105,7 @@ class Comparison:
 
     Args:
         data: work folder of `hdmole demo build`, or None.
-        model: model folder, or None.
+        model: folder of the model, or None.
         manifests: manifest of each split, if there is no `data`.
         known: all methods that the configuration can name.
         methods: the methods that are compared, "base" first.
@@ -134,12 +135,18 @@ class Comparison:
         return sorted(pairs, key=lambda p: self.seeds[p[0]].index(p[1]))
 
 
-def read_config(path: Path) -> Comparison:
+def read_config(path: Path, model: str = "", revision: str | None = None) -> Comparison:
     """Read a TOML configuration. runs/paper.toml is an example; docs/compare.md explains every
     line.
 
+    Args:
+        path: the file.
+        model: a model in place of the one that the file names, as in `find_model`.
+        revision: branch, tag or commit of a repository on the hub.
+
     Raises:
         ConfigError: the file is missing or not TOML, or a line of it cannot be used.
+        ModelError: there is no such model.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -168,8 +175,11 @@ def read_config(path: Path) -> Comparison:
             "{name} needs either data (a work folder of 'hdmole demo build') or manifests, not both.",
             name=path.name,
         )
+    named = values.get("model", "")
+    _expect(isinstance(named, str), path, "model", named, "not_a_path", "a path or a name in quotes")
+    used = _model(model, Path(), revision) or _model(named, path.parent, revision)
     try:
-        place = values.get("place") or _first_place(_path(values.get("model"), path.parent))
+        place = values.get("place") or _first_place(used)
         methods = known_methods(_table(values, "hdmole", path), place, _table(values, "extended", path))
         for name, entry in _table(values, "method", path).items():
             methods[name] = Adaptation(**{"label": name, "place": place, **entry})
@@ -241,11 +251,11 @@ def read_config(path: Path) -> Comparison:
             name=path.name,
         )
     manifests = _table(values, "manifests", path)
-    for name, value in {"data": values.get("data", ""), "model": values.get("model", ""), **manifests}.items():
+    for name, value in {"data": values.get("data", ""), **manifests}.items():
         _expect(isinstance(value, str), path, name, value, "not_a_path", "a path in quotes")
     where = path.parent
     return Comparison(
-        data=_path(values.get("data"), where), model=_path(values.get("model"), where),
+        data=_path(values.get("data"), where), model=used,
         manifests={k: where / v for k, v in manifests.items()},
         known=methods, methods=chosen, seeds=seeds_of, epochs=_positive(values.get("epochs", 1), "epochs", path), rates=rates,
         trial_epochs=_positive(values.get("trial_epochs", 0.5), "trial_epochs", path),
@@ -257,7 +267,7 @@ def _first_place(model: Path | None) -> str:
     """Where methods are put if the configuration does not say it: the projector, or the encoder
     without one.
     """
-    if model is None or not (model / "config.json").is_file():
+    if model is None:
         return "projector"
     return next(iter(family(read_model(model)["model_type"]).places))
 
@@ -294,6 +304,13 @@ def _rates(value: Any, family: str, path: Path) -> list[float]:
     line, wanted = f"rates.{family}", "a list of learning rates, such as [1e-3, 2e-3]"
     _expect(isinstance(value, list) and value != [], path, line, value, "not_rates", wanted)
     return list(dict.fromkeys(_positive(rate, f"each of {line}", path) for rate in value))
+
+
+def _model(name: str, where: Path, revision: str | None) -> Path | None:
+    """The folder of a model that is named as in `find_model`, or by a path relative to `where`; None
+    for no name.
+    """
+    return find_model(where / name if name and (where / name).is_dir() else name, revision) if name else None
 
 
 def _path(value: str | None, where: Path) -> Path | None:

@@ -139,7 +139,8 @@ def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int, wid
 
     Args:
         features: mel features (T, n_mels).
-        rng: draws two bands of up to 15 mels, and the stretches of time.
+        rng: draws two bands of up to 15 mels, of fewer where there are fewer, and the stretches of
+            time.
         times: number of stretches of time.
         width: greatest length of a stretch, as a share of T.
 
@@ -148,7 +149,7 @@ def spec_augment(features: np.ndarray, rng: np.random.Generator, times: int, wid
     """
     features = np.array(features, np.float32)
     for _ in range(2):
-        size = int(rng.integers(0, 16))
+        size = int(rng.integers(0, min(16, features.shape[1])))
         start = int(rng.integers(0, features.shape[1] - size))
         features[:, start : start + size] = 0
     for _ in range(times):
