@@ -307,8 +307,8 @@ def _rates(value: Any, family: str, path: Path) -> list[float]:
 
 
 def _model(name: str, where: Path, revision: str | None) -> Path | None:
-    """The folder of a model that is named as in `find_model`, or by a path relative to `where`; None
-    for no name.
+    """The folder of a model that is named as in `find_model`, or by a path relative to `where`;
+    None for no name.
     """
     return find_model(where / name if name and (where / name).is_dir() else name, revision) if name else None
 
