@@ -387,7 +387,7 @@ def test_what_it_cannot_do_it_says() -> None:
     model = model_of()
     with refused(
         "This HDMoLE layer does not know the accent: give accent_posterior to the model's forward, wrap the call in "
-        "hdmole.route(posterior), or use an adapter that carries an accent recogniser and a model fed input_features. "
+        "hdmole.route(posterior), or use an adapter that carries an accent recogniser, in PEFT's PeftModel, and a model fed input_features. "
         "transformers' Trainer hands accent_posterior on only with remove_unused_columns=False."
     ):
         model(X)

@@ -33,6 +33,9 @@ class Routing:
     unmasked: bool = False  # the adapter's recogniser found the accent without a mask of padding
     # of layers that ran without gradients: what holds for the next tokens as well
     plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    # of modules that cut what they get: the length of its first axis, and the number of rows that
+    # each row is cut into, by the module's name (`hdmole.method.tuner.cuts`)
+    cuts: dict[str, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.posterior.dim() != 2:
@@ -74,6 +77,18 @@ class Routing:
             return self.rows
         fitting = [part for part in self.rows if part in layer]
         return self.rows[max(fitting, key=len)] if fitting else None
+
+    def cut(self, x: Tensor, layer: str) -> tuple[int, int] | None:
+        """How the first axis of a layer's input `x` (B, ..., d) is split into utterances, or their
+        beams, and rows of each; None if a row is an utterance or nothing is known of it.
+        """
+        name = max((name for name in self.cuts if layer.startswith(f"{name}.")), key=len, default=None)
+        # one of many experts gets some of the tokens, in any order
+        if name is None or self._given(layer) is not None or ".experts." in layer:
+            return None
+        batch, parts = self.cuts[name]
+        fits = batch in (len(self.posterior), len(self.posterior) * self.beams) and x.shape[0] == batch * parts
+        return (batch, parts) if fits else None
 
     def copies(self, x: Tensor, layer: str) -> int:
         """How many beams of an utterance stand one after the other in `x` (B, ..., d); 1 without
@@ -120,6 +135,9 @@ class Context:
     recorders: tuple[Any, ...] = ()
     losses: list[Tensor] | None = None  # auxiliary losses of layers, if they are collected
     frozen: bool = False  # layers add nothing: the frozen model is asked
+    within: bool = False  # a call of an adapted model is going on
+    outer: Context | None = None  # what the model `entered` has to restore at the end of its call
+    entered: Any = None
 
 
 _EMPTY = Context()
@@ -130,6 +148,11 @@ def current() -> Context:
     """The context of this thread. It is empty outside of all blocks."""
     context: Context = getattr(_thread, "context", _EMPTY)
     return context
+
+
+def set_current(context: Context) -> None:
+    """Make `context` that of this thread. `use` does so for a block."""
+    _thread.context = context
 
 
 @contextmanager
@@ -206,8 +229,10 @@ def adapter_of(model: nn.Module) -> tuple[str, Any]:
 
     Raises ValueError if there is none.
     """
-    configs = getattr(model, "peft_config", {})
-    for name in getattr(model, "active_adapters", []):
+    configs, names = getattr(model, "peft_config", {}), getattr(model, "active_adapters", [])
+    if callable(names):  # a model of transformers without PEFT's around it
+        names = next((m.active_adapters for m in model.modules() if getattr(m, "is_hdmole_layer", False)), [])
+    for name in names:
         if hasattr(configs.get(name), "accents"):
             return name, configs[name]
     raise ValueError("This model has no active HDMoLE adapter, so there is no routing to look at or to change.")

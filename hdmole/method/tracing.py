@@ -225,10 +225,16 @@ class Recorder:
         self._calls: dict[str, int] = {}
         # by layer and utterance: frames in earlier calls, which is its position with a KV cache
         self._seen: dict[tuple[str, int], int] = {}
+        self._first: Mapping[str, int] = {}
 
-    def begin(self) -> None:
-        """Called when a new `forward` or `generate` starts. Frames then count from 0 again."""
+    def begin(self, first: Mapping[str, int] | None = None) -> None:
+        """Called when a new `forward` or `generate` starts. Frames then count from 0 again.
+
+        `first` gives the first frame by a part of the layer's name, where a window of a long sound
+        begins.
+        """
         self._seen.clear()
+        self._first = first or {}
 
     def record(self, layer: int, gates: Gates, rows: Tensor, x: Tensor, carried: Tensor, beams: int = 1) -> None:
         """Called by a layer with its `id` and gates, and the utterance of each row of its input.
@@ -250,9 +256,11 @@ class Recorder:
         copy = np.repeat(np.arange(shape[0]) % beams, len(utterance) // shape[0])
         row = utterance * beams + copy
         frame = _count_within(row)
+        first = self._of(self._first, name) or 0
         for u, count in zip(*np.unique(utterance, return_counts=True), strict=True):
-            frame[utterance == u] += self._seen.get((name, u), 0)
-            self._seen[name, u] = self._seen.get((name, u), 0) + count // beams
+            seen = self._seen.get((name, u), first)
+            frame[utterance == u] += seen
+            self._seen[name, u] = seen + count // beams
         arrays = dict(
             utterance=utterance, row=row, frame=frame, posterior=flat(gates.posterior[..., 1:], n),
             local_probability=flat(gates.probabilities, n), global_gate=flat(gates.global_gate, n),

@@ -152,7 +152,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         if routing is None:
             raise RoutingError(
                 "This HDMoLE layer does not know the accent: give accent_posterior to the model's forward, wrap the call in "
-                "hdmole.route(posterior), or use an adapter that carries an accent recogniser and a model fed input_features. "
+                "hdmole.route(posterior), or use an adapter that carries an accent recogniser, in PEFT's PeftModel, and a model fed input_features. "
                 "transformers' Trainer hands accent_posterior on only with remove_unused_columns=False."
             )
         # With gradients each call has its own graph, and compiled code keeps nothing between calls.
@@ -242,10 +242,19 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         context = current()
         if self.disable_adapters or context.frozen:
             return y
+        routing = context.routing
+        cut = routing.cut(x, self.layer_name) if routing is not None and routing.cuts else None
+        if cut is not None:
+            x, y = x.unflatten(0, cut), y.unflatten(0, cut)
         for adapter in self.active_adapters:
             if adapter in self.hdmole_A:
                 y = self._added(y, x, adapter, context)
-        return y
+        return y if cut is None else y.flatten(0, 1)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter and its configuration."""
+        super().delete_adapter(adapter_name)
+        self.configs.pop(adapter_name, None)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Always raises ValueError: there is no single matrix to merge."""

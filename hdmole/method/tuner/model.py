@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from hdmole.method.prompts import owners, pooled
 from hdmole.method.recogniser import AccentRecogniser
-from hdmole.method.routing import Routing, RoutingError, checkpoint_contexts, current, use
+from hdmole.method.routing import Context, Routing, RoutingError, checkpoint_contexts, current, set_current, use
 from hdmole.method.tuner.config import HDMoLEConfig
+from hdmole.method.tuner.cuts import watch
 from hdmole.method.tuner.layer import HDMoLELinear
 
 _ROUTING_ARGUMENTS = ("accent_posterior", "utterance_rows")
@@ -24,30 +25,85 @@ _KEEP_ROUTING = {"use_reentrant": False, "context_fn": checkpoint_contexts}
 _MASKS = ("input_features_mask", "feature_attention_mask", "attention_mask")
 
 
-def _strip(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A forward pre-hook that removes the routing arguments, which the model does not know."""
-    return args, {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
-
-
 def _features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The features of a call: `input_features`, or the first argument unless it is token ids."""
     features: Tensor | None = kwargs.get("input_features")
     return args[0] if features is None and args and isinstance(args[0], Tensor) and args[0].is_floating_point() else features
 
 
-def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _begin(tuner: Any, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A forward pre-hook that removes the routing arguments, which the model does not know.
+
+    A model without PEFT's wrapper around it (`inject_adapter_in_model`) is routed by them here.
+    """
+    context = current()
+    if not context.within:
+        set_current(replace(tuner.routed(args, kwargs, wrapped=False), outer=context, entered=tuner))
+    return args, {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
+
+
+def _end(tuner: Any, _module: nn.Module, _args: Any, _output: Any) -> None:
+    """A forward hook that ends what `_begin` began."""
+    context = current()
+    if context.entered is tuner and context.outer is not None:
+        set_current(context.outer)
+
+
+def generate(model: Any, tuner: Any, *args: Any, **kwargs: Any) -> Any:
     """The model's own `generate`, without the routing arguments.
 
     The layers are told how many beams an utterance has.
     """
-    kwargs = {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
-    asked = kwargs.get("generation_config") or getattr(self, "generation_config", None)
-    beams = max(int(kwargs.get(k) or getattr(asked, k, None) or 1) for k in ("num_beams", "num_return_sequences"))
     context = current()
+    if not context.within:
+        context = tuner.routed(args, kwargs, wrapped=False)
+    kwargs = {k: v for k, v in kwargs.items() if k not in _ROUTING_ARGUMENTS}
+    asked = kwargs.get("generation_config") or getattr(model, "generation_config", None)
+    beams = max(int(kwargs.get(k) or getattr(asked, k, None) or 1) for k in ("num_beams", "num_return_sequences"))
     if context.routing is not None and beams > 1:
         context = replace(context, routing=replace(context.routing, beams=beams))
     with use(context):
-        return type(self).generate(self, *args, **kwargs)
+        return type(model).generate(model, *args, **kwargs)
+
+
+def _each_alone(model: Any, _tuner: Any, **kwargs: Any) -> Any:
+    """Whisper's step over one window of each sound of a batch, one sound after the other.
+
+    The batch holds the sounds that go on, and then those of them that are decoded again at a higher
+    temperature. Only Whisper's own code knows which they are.
+    """
+    context, sounds, conditions = current(), kwargs["batch_idx_map"], kwargs["do_condition_on_prev_tokens"]
+    if context.routing is None:
+        return type(model).generate_with_fallback(model, **kwargs)
+    found, copies = [], len(kwargs["seek"]) // len(context.routing.posterior)
+    for i, sound in enumerate(sounds):
+        for recorder in context.recorders:
+            recorder.begin({"encoder": int(kwargs["seek"][sound]) // 2})  # two mel frames make one
+        one = {k: _only(kwargs[k], i, len(sounds)) for k in ("segment_input", "decoder_input_ids")}
+        own = {k: _only(v, i, len(sounds)) for k, v in kwargs["kwargs"].items()}
+        changed = {"cur_bsz": 1, "batch_size": 1, "batch_idx_map": [sound], "do_condition_on_prev_tokens": [conditions[i]]}
+        routing = replace(context.routing, rows=torch.tensor([sound // copies]))
+        with use(replace(context, routing=routing)):
+            found.append(type(model).generate_with_fallback(model, **{**kwargs, **one, **changed, "kwargs": own}))
+        conditions[i] = found[-1][3][0]
+    sequences, outputs, skipped = ([step[k][0] for step in found] for k in range(3))
+    return sequences, outputs, skipped, conditions, found[0][4]
+
+
+def _only(value: Any, i: int, count: int) -> Any:
+    """Row `i` of a tensor or list with `count` rows; anything else as it is."""
+    return value[i : i + 1] if isinstance(value, Tensor | list) and len(value) == count else value
+
+
+def _checkpoint(model: Any, _tuner: Any, how: Any = None, *args: Any, **kwargs: Any) -> None:
+    """The model's own checkpointing; the recomputation sees the routing of the forward pass."""
+    type(model)._activation_checkpointing_enable(model, {**(how or {}), **_KEEP_ROUTING}, *args, **kwargs)
+
+
+# methods of transformers' models that have to know of the routing
+_METHODS = {
+    "generate": generate, "generate_with_fallback": _each_alone, "_activation_checkpointing_enable": _checkpoint,
+}  # fmt: skip
 
 
 class HDMoLEModel(BaseTuner):
@@ -71,12 +127,18 @@ class HDMoLEModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
         self.hdmole_recogniser = nn.ModuleDict()
+        self._handles = [
+            model.register_forward_pre_hook(partial(_begin, self), with_kwargs=True),
+            model.register_forward_hook(partial(_end, self), always_call=True),
+        ]
+        self._watched: list[Any] = []
+        for module in model.modules():
+            for name, own in _METHODS.items():
+                if hasattr(type(module), name) and (module is model or name.startswith("_")):
+                    setattr(module, name, partial(own, module, self))
         # it was switched on before the adapter was added
         if getattr(model, "is_activation_checkpointing", False):
-            model.activation_checkpointing_enable({**_KEEP_ROUTING})  # type: ignore[operator]
-        model.register_forward_pre_hook(_strip, with_kwargs=True)
-        if hasattr(type(model), "generate"):
-            model.generate = MethodType(generate, model)  # type: ignore[assignment]
+            model.activation_checkpointing_enable()  # type: ignore[operator]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Create the adapter's recogniser, then its layers.
@@ -90,6 +152,19 @@ class HDMoLEModel(BaseTuner):
             device, empty = next(model.parameters()).device, recogniser.output.weight.is_meta
             self.hdmole_recogniser[adapter_name] = recogniser if empty else recogniser.to(device)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for handle in self._watched:
+            handle.remove()
+        self._watched = list(watch(model, [m.layer_name for m in model.modules() if isinstance(m, HDMoLELinear)]))
+
+    def unload(self) -> nn.Module:
+        """The model without adapters, and without what this tuner has put into it."""
+        model = super().unload()
+        for handle in (*self._handles, *self._watched):
+            handle.remove()
+        for module in model.modules():
+            for name in _METHODS:
+                module.__dict__.pop(name, None)
+        return model
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
         """Move the recogniser to the device of the model.
@@ -155,14 +230,6 @@ class HDMoLEModel(BaseTuner):
         if adapter_name in self.hdmole_recogniser:
             del self.hdmole_recogniser[adapter_name]
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **how: Any) -> None:
-        """The model's own checkpointing; the recomputation sees the routing of the forward pass."""
-        self.model.activation_checkpointing_enable({**(activation_checkpointing_kwargs or {}), **_KEEP_ROUTING}, **how)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **how: Any) -> None:
-        """The older name of `activation_checkpointing_enable`."""
-        self.model.gradient_checkpointing_enable({**(gradient_checkpointing_kwargs or {}), **_KEEP_ROUTING}, **how)
-
     def set_recogniser(self, recogniser: AccentRecogniser, adapter_name: str = "default") -> None:
         """Copy a trained recogniser's weights into the adapter.
 
@@ -186,26 +253,35 @@ class HDMoLEModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Recognise the accent once. PEFT opens this block around a `forward` or `generate`."""
+        with use(self.routed(args, kwargs)):
+            yield
+
+    def routed(self, args: tuple[Any, ...], kwargs: dict[str, Any], wrapped: bool = True) -> Context:
+        """The context of a call of the model with these arguments.
+
+        `wrapped` says whether PEFT's model is around this one. Without it nobody has loaded the
+        recogniser, so it is not asked. Without routing, the first layer that runs says what is
+        missing. Raises ValueError for arguments by which PEFT would choose adapters by row.
+        """
         for name in ("adapter_names", "alora_offsets"):
             if kwargs.get(name) is not None:
                 raise ValueError(
                     f"HDMoLE does not take {name}: one adapter serves all rows. Call set_adapter and run each adapter's rows apart."
                 )
-        context = current()
+        context = replace(current(), within=True)
         cache = kwargs.get("past_key_values")
         if cache is None or (hasattr(cache, "get_seq_length") and cache.get_seq_length() == 0):
             for recorder in context.recorders:
                 recorder.begin()
         posterior, unmasked = kwargs.get("accent_posterior"), False
-        if posterior is None and context.routing is None:
+        if posterior is None and context.routing is None and wrapped:
             posterior, unmasked = self.recognise(args, kwargs), self._mask(args, kwargs) is None
         if posterior is not None:
             context = replace(context, routing=Routing(posterior.detach(), kwargs.get("utterance_rows"), unmasked=unmasked))
         if context.routing is not None and context.routing.rows is None and len(context.routing.posterior) > 1:
             rows = self._rows_of_windows(args, kwargs)
             context = replace(context, routing=replace(context.routing, rows=rows)) if rows else context
-        with use(context):  # without routing, the first layer that runs says what is missing
-            yield
+        return context
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward.
