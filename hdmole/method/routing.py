@@ -229,7 +229,8 @@ def adapter_of(model: nn.Module) -> tuple[str, Any]:
 
     Raises ValueError if there is none.
     """
-    configs, names = getattr(model, "peft_config", {}), getattr(model, "active_adapters", [])
+    configs: Any = getattr(model, "peft_config", {})
+    names: Any = getattr(model, "active_adapters", [])
     if callable(names):  # a model of transformers without PEFT's around it
         names = next((m.active_adapters for m in model.modules() if getattr(m, "is_hdmole_layer", False)), [])
     for name in names:

@@ -238,7 +238,7 @@ class Whisper(WhisperForConditionalGeneration):
         ids = torch.full((len(states), 1), self.prompt[0], device=states.device)
         hidden, _ = self._decoder(ids, states, _bias(mask, states.dtype))
         languages = self.tokens.languages
-        found = self.proj_out(hidden[:, 0])[:, languages].float().softmax(-1)
+        found: Tensor = self.proj_out(hidden[:, 0])[:, languages].float().softmax(-1)
         return found[:, languages.index(self.tokens.english)]
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -101,7 +101,7 @@ def _checkpoint(model: Any, _tuner: Any, how: Any = None, *args: Any, **kwargs: 
 
 
 # methods of transformers' models that have to know of the routing
-_METHODS = {
+_METHODS: dict[str, Callable[..., Any]] = {
     "generate": generate, "generate_with_fallback": _each_alone, "_activation_checkpointing_enable": _checkpoint,
 }  # fmt: skip
 
