@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from peft import PeftConfig
@@ -50,6 +51,12 @@ class HDMoLEConfig(PeftConfig):
     )
     r: int = field(default=8, metadata={"help": "Rank of each expert."})
     alpha: float = field(default=8.0, metadata={"help": "The experts' sum is scaled by alpha / r."})
+    use_rslora: bool = field(default=False, metadata={"help": "Scale by alpha / sqrt(r), as in rank-stabilised LoRA."})
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Other ranks, by a module's name or a regular expression, as in LoRA."}
+    )
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "The same for alpha."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of the experts' input in training, as LoRA's lora_dropout."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the nn.Linear modules to adapt, or a regular expression, as in LoRA."}
     )
@@ -111,9 +118,15 @@ class HDMoLEConfig(PeftConfig):
         default=None, metadata={"help": "Configuration of the accent recogniser that travels with the adapter."}
     )
     format: int | None = field(default=None, metadata={"help": "Version of the saved configuration; set by itself."})
+    use_dora: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, use_dora: bool) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if use_dora:
+            raise ValueError(
+                "HDMoLE has no DoRA: it normalises one merged weight, and here the weights change from frame to frame. Leave use_dora "
+                "out, or train a plain LoRA with it."
+            )
         # it was read from a file; a new configuration has no type yet
         if self.format is None and self.peft_type is not None:
             self._read_first_format()
@@ -151,6 +164,8 @@ class HDMoLEConfig(PeftConfig):
             raise ValueError("HDMoLEConfig.accents names each accent once; the general domain has no expert.")
         if self.shared_expert_rank and SHARED in self.accents:
             raise ValueError(f"HDMoLEConfig.accents cannot name {SHARED!r} beside a shared expert, which has this name.")
+        if min(self.r, *self.rank_pattern.values(), 1) < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("HDMoLEConfig needs ranks of at least 1, in rank_pattern too, and a dropout from 0 to below 1.")
         if self.r < 1 or self.top_k < 1 or not 0 < self.top_p <= 1 or self.shared_expert_rank < 0:
             raise ValueError("HDMoLEConfig needs r >= 1, top_k >= 1, 0 < top_p <= 1 and shared_expert_rank >= 0.")
         if self.recogniser is not None and list(self.recogniser["labels"][1:]) != self.accents:
@@ -200,5 +215,5 @@ class HDMoLEConfig(PeftConfig):
 
     @property
     def scale(self) -> float:
-        """alpha / r."""
-        return self.alpha / self.r
+        """alpha / r, or alpha / sqrt(r) with `use_rslora`."""
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)

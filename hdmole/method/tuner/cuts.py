@@ -1,7 +1,8 @@
 """Modules that change the first axis of what they get, before layers within them see it.
 
-* A mixture-of-experts block flattens (B, T, d) to (B * T, d) for its shared expert, and the Q-Former
-  of Granite Speech gets blocks of frames. A hook on the module notes it in the routing of the call.
+* A mixture-of-experts block flattens (B, T, d) to (B * T, d) for its shared expert, and the
+  Q-Former of Granite Speech gets blocks of frames. A hook on the module notes it in the routing of
+  the call.
 * The queries of that Q-Former and the padding of Gemma 3n are one row for all utterances. A hook
   gives each utterance a copy, so that each can be routed by its own accent.
 """

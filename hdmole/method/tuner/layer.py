@@ -1,4 +1,4 @@
-"""An `nn.Linear` with a mixture of LoRA experts beside it.
+"""An `nn.Linear`, or GPT-2's `Conv1D`, with a mixture of LoRA experts beside it.
 
 * All experts are stacked: A (N * r, d_in) and B (d_out, N * r). The gate scales the N * r numbers
   between them.
@@ -18,6 +18,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from hdmole.method.gate import Gates, auxiliary_loss, entropy, gates
 from hdmole.method.intervention import Intervention
@@ -84,7 +85,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.layer_name = layer_name
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        weight, transposed = base_layer.weight, isinstance(base_layer, Conv1D)
+        self.in_features, self.out_features = weight.shape if transposed else (base_layer.in_features, base_layer.out_features)
         self.configs: dict[str, HDMoLEConfig] = {}
         self.merged_adapters: list[str] = []
         for name in self.adapter_layer_names:
@@ -196,7 +198,8 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         pi, switches = plan.posterior, plan.switches
         if x.dtype != plan.a.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(plan.a.dtype)
-        ax = functional.linear(x, plan.a)  # (..., N * r)
+        heard = functional.dropout(x, config.dropout, self.training) if config.dropout else x
+        ax = functional.linear(heard, plan.a)  # (..., N * r)
         read = ax if config.router_input == "ax" else x
         # (..., N); with global routing there is no local router
         logits = pi.new_zeros((*read.shape[:-1], config.experts)) if plan.router is None else functional.linear(read, plan.router)
@@ -220,7 +223,7 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
         added, shared = functional.linear(each.view(ax.shape), plan.b), None
         y = y + added.to(y.dtype)
         if config.shared_expert_rank and (change is None or change.shared):
-            shared = functional.linear(functional.linear(x, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
+            shared = functional.linear(functional.linear(heard, self.hdmole_shared_A[adapter]), self.hdmole_shared_B[adapter])
             weight = result.mass if config.shared_expert_weight == "mass" else entropy(result.accents)
             shared = shared * (config.scale * weight[..., None]).to(shared.dtype)
             y = y + shared.to(y.dtype)

@@ -21,6 +21,12 @@ def _layers(model: PeftModel, adapter_name: str) -> list[HDMoLELinear]:
     return [m for m in model.modules() if isinstance(m, HDMoLELinear) and adapter_name in m.hdmole_A]
 
 
+def _one_rank(config: Any) -> None:
+    """Raise ValueError if layers have ranks or scales of their own."""
+    if config.rank_pattern or config.alpha_pattern:
+        raise ValueError("An adapter with rank_pattern or alpha_pattern cannot be copied from or to a LoRA of one rank.")
+
+
 @torch.no_grad()
 def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: str = "default") -> None:
     """Copy the LoRA adapter of each accent into the expert of that accent.
@@ -40,6 +46,7 @@ def warm_start(model: PeftModel, loras: Mapping[str, str | Path], adapter_name: 
         same modules
     """
     config: Any = model.peft_config[adapter_name]
+    _one_rank(config)
     layers = {f"base_model.model.{layer.layer_name}": layer for layer in _layers(model, adapter_name)}
     for accent, source in loras.items():
         if accent not in config.accents:
@@ -90,6 +97,7 @@ def export_lora(model: PeftModel, posterior: Tensor, folder: str | Path, adapter
         a posterior that is none
     """
     config: Any = model.peft_config[adapter_name]
+    _one_rank(config)
     per_input = config.learned and config.threshold_parametrisation == "input"
     if config.routing != "global" or per_input or config.shared_expert_rank:
         raise ValueError(

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from hdmole.method.prompts import owners, pooled
 from hdmole.method.recogniser import AccentRecogniser
@@ -123,7 +126,7 @@ class HDMoLEModel(BaseTuner):
 
     prefix = "hdmole_"
     tuner_layer_cls = HDMoLELinear
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # where target_modules is None
 
     def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
         self.hdmole_recogniser = nn.ModuleDict()
@@ -202,10 +205,14 @@ class HDMoLEModel(BaseTuner):
         self, config: HDMoLEConfig, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
         current_key: str, **kwargs: Any,
     ) -> None:  # fmt: skip
+        ranks, alphas = config.rank_pattern, config.alpha_pattern
+        if ranks or alphas:
+            rank = ranks.get(get_pattern_key(ranks.keys(), current_key), config.r)
+            config = replace(config, r=rank, alpha=alphas.get(get_pattern_key(alphas.keys(), current_key), config.alpha))
         if isinstance(target, HDMoLELinear):
             target.update_layer(adapter_name, config)
             return
-        if not isinstance(target, nn.Linear):
+        if not isinstance(target, nn.Linear | Conv1D):
             raise ValueError(
                 f"HDMoLE adapts nn.Linear modules; {current_key!r} is a {type(target).__name__}. Change target_modules."
             )
