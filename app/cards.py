@@ -23,8 +23,8 @@ from hdmole.figures.utterance import METHOD_COLOURS
 from hdmole.speech.words import count_errors, normalise
 
 if TYPE_CHECKING:
-    from hdmole.speech.asr import Transcript
     from hdmole.speech.decoding import Word
+    from hdmole.speech.transcript import Transcript
 
 _LAST = 40  # words that are shown while more come
 _MOST_SPANS = 8  # spans of a long recording that a warning lists

@@ -14,7 +14,7 @@ from app.session import session
 from app.texts import Text, t
 
 if TYPE_CHECKING:
-    from hdmole.speech.asr import Transcript
+    from hdmole.speech.transcript import Transcript
 
 CHOICES = {"dynamic": Text("Thresholds"), "top_k": "Top-k", "top_p": "Top-p", "dense": Text("All")}
 _MOST_PINS = 4

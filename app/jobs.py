@@ -34,8 +34,9 @@ from hdmole.speech.audio import Audio, decode
 
 if TYPE_CHECKING:
     from hdmole.method.tuner import HDMoLEConfig
-    from hdmole.speech.asr import ASR, Transcript
+    from hdmole.speech.asr import ASR
     from hdmole.speech.decoding import Encoded, Word
+    from hdmole.speech.transcript import Transcript
 
 LONGEST = 1800.0  # seconds of audio that the app accepts
 LONG = 30.0  # seconds; longer audio is long work, which comes after short work

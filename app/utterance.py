@@ -26,8 +26,9 @@ from hdmole.speech.manifest import manifest_rows
 from hdmole.study.results import Results
 
 if TYPE_CHECKING:
-    from hdmole.speech.asr import ASR, Transcript
+    from hdmole.speech.asr import ASR
     from hdmole.speech.decoding import Word
+    from hdmole.speech.transcript import Transcript
 
 _NO_MICROPHONE = {
     "denied": Text(

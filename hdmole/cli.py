@@ -40,6 +40,7 @@ bench = typer.Typer(help="Speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 _TASK = TaskID(0)  # the one task of `_progress`
+_AT_ONCE = 8  # recordings that are transcribed at once
 
 Model = Annotated[str, typer.Option(help="demo, real, a model folder, or the name of a repository on the Hugging Face hub.")]
 Adapters = Annotated[
@@ -132,21 +133,33 @@ def transcribe(
         _fail(error)
     results: list[dict[str, Any]] = []
     with _progress("Transcribing", len(audio)) as progress:
-        for path in audio:
+        for start in range(0, len(audio), _AT_ONCE):
+            paths = audio[start : start + _AT_ONCE]
+            found: dict[Path, Any] = {}
+            for path in paths:
+                try:
+                    found[path] = decode(path)
+                except UserError as error:
+                    found[path] = error
+            sounds = {path: sound for path, sound in found.items() if not isinstance(sound, UserError)}
             try:
-                heard = asr.transcribe(decode(path), method, accent)
+                found.update(zip(sounds, asr.transcribe_all(list(sounds.values()), method, accent), strict=True))
             except UserError as error:
-                results.append({"file": str(path), "error": str(error), "code": error.code})
-                errors.print(f"{path}: {error}", markup=False)
-            else:
-                results.append({"file": str(path), **heard.to_dict()})
-                if not as_json:
-                    if heard.in_domain["verdict"] is False:
-                        errors.print(f"{path}: {warning(heard.in_domain)}", style="yellow", markup=False)
-                    progress.stop()  # otherwise a terminal would show the line behind the bar
-                    typer.echo(f"{path}\t{heard.text}" if len(audio) > 1 else heard.text)
-                    progress.start()
-            progress.advance(_TASK)
+                found.update(dict.fromkeys(sounds, error))
+            for path in paths:
+                heard = found[path]
+                if isinstance(heard, UserError):
+                    results.append({"file": str(path), "error": str(heard), "code": heard.code})
+                    errors.print(f"{path}: {heard}", markup=False)
+                else:
+                    results.append({"file": str(path), **heard.to_dict()})
+                    if not as_json:
+                        if heard.in_domain["verdict"] is False:
+                            errors.print(f"{path}: {warning(heard.in_domain)}", style="yellow", markup=False)
+                        progress.stop()  # otherwise a terminal would show the line behind the bar
+                        typer.echo(f"{path}\t{heard.text}" if len(audio) > 1 else heard.text)
+                        progress.start()
+                progress.advance(_TASK)
     if as_json:
         _echo_json(results)
     if any("error" in r for r in results):

@@ -154,6 +154,18 @@ def test_a_batch_gives_what_each_gives_alone(asr: ASR) -> None:
             np.testing.assert_allclose(alone.log_probs[:length], result.log_probs[:length], atol=1e-3)
 
 
+def test_recordings_together_give_what_each_gives_alone(asr: ASR) -> None:
+    """Here the projector and the LLM are routed too."""
+    recordings = [speech_like(seconds, k) for k, seconds in enumerate((1.0, 2.2, 3.1))]
+    for method in asr.methods:
+        together = asr.transcribe_all(recordings, method, "indian")
+        for heard, recording in zip(together, recordings, strict=True):
+            alone = asr.transcribe(recording, method, "indian")
+            assert heard.layers == alone.layers and heard.accent == alone.accent
+            assert heard.in_domain["score"] == pytest.approx(alone.in_domain["score"], abs=0.01)
+            assert heard.text[:12] == alone.text[:12]
+
+
 def test_threads_get_what_each_gets_alone(asr: ASR) -> None:
     jobs = [(m, a) for m in asr.methods for a in ("auto", "indian", "german")]
 

@@ -70,6 +70,34 @@ def test_every_method_transcribes(asr: ASR) -> None:
     assert asr.transcribe(tones(2.5), "base").text == texts["base"]
 
 
+def test_recordings_together_give_what_each_gives_alone(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All segments are decoded at once; the routing of each is that of itself."""
+    recordings = [tones(2.5), speech_like(1.2), np.zeros(8_000, np.float32), tones(4.0), speech_like(3.1, 3)]
+    sizes: list[int] = []
+    decode = Whisper.decode
+
+    def counted(self: Whisper, states: torch.Tensor, mask: torch.Tensor) -> Any:
+        sizes.append(len(states))
+        return decode(self, states, mask)
+
+    monkeypatch.setattr(Whisper, "decode", counted)
+    for method in asr.methods:
+        alone = [asr.transcribe(recording, method).to_dict() for recording in recordings]
+        assert set(sizes) == {1}
+        sizes.clear()
+        together = [heard.to_dict() for heard in asr.transcribe_all(recordings, method)]
+        assert sizes == [len(recordings)]
+        sizes.clear()
+        assert all(heard.pop("rtf") > 0 for heard in together)
+        for one, other in zip(together, alone, strict=True):
+            del other["rtf"]
+            for word, as_alone in zip(one.pop("words"), other.pop("words"), strict=True):
+                assert word.pop("confidence") == pytest.approx(as_alone.pop("confidence"), abs=1e-3)
+                assert word == as_alone
+            assert one == other
+    assert asr.transcribe_all([]) == []
+
+
 def test_general_gives_the_base_and_the_decoder_is_shared(asr: ASR) -> None:
     assert asr.transcribe(speech_like(2.0), "hdmole", "general").text == asr.transcribe(speech_like(2.0), "base").text
     base = asr.models["base"]

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import LayerRecogniser
-from hdmole.method.routing import route
+from hdmole.method.routing import layers_of, route
 from hdmole.method.tracing import Trace, trace
 from hdmole.method.tuner import HDMoLEConfig, HDMoLEModel
 from hdmole.models.speech_llm import encode_all
@@ -41,38 +41,7 @@ from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_featur
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_tokenizer, weights_folder
 from hdmole.speech.mel import mel_features
 from hdmole.speech.segments import LONG_PAUSE, Span, cut, framed, heard_whole, pauses, stretches
-
-
-@dataclass
-class Transcript:
-    """What one method heard in a recording, with its words, accent and routing.
-
-    `seconds` is the length of the audio. `rtf` is the time of decoding divided by it.
-    """
-
-    text: str
-    words: list[Word]
-    accent: dict[str, float]
-    in_domain: dict[str, Any]
-    seconds: float
-    rtf: float
-    method: str
-    ctc_text: str
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    # where the words' times come from: ctc, attention, or "none" if nothing aligns words; "uniform"
-    # if a segment's tokens do not fit into the frames of the CTC head
-    timing: str = "ctc"
-    # what looks wrong with the text: loops, echoes, invention
-    flags: list[str] = field(default_factory=list)
-    trace: Trace | None = field(default=None, repr=False)
-    # the segments, with what the frozen base hears
-    encoded: list[Encoded] = field(default_factory=list, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON. Words without times have None there."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("trace", "encoded")}
-        words = [{k: None if v != v else v for k, v in asdict(word).items()} for word in self.words]
-        return {**kept, "words": words}
+from hdmole.speech.transcript import Heard, Transcript, layer_summary, mean_posterior, together
 
 
 class ASR:
@@ -311,7 +280,11 @@ class ASR:
         """
         self.check_method(method)
         posterior = torch.stack([self.posterior_of(s, accent, method) for s in segments]) if method in self.routed else None
-        found = greedy(self.models[method], self._states(segments, method, posterior), self.tokenizer, posterior)
+        return self._decoded(segments, method, self._states(segments, method, posterior), posterior)
+
+    def _decoded(self, segments: list[Encoded], method: str, states: list[Tensor], posterior: Tensor | None) -> list[Decoded]:
+        """What a method's decoder writes from its encoder's states (T, d_encoder) of each segment."""
+        found = greedy(self.models[method], states, self.tokenizer, posterior)
         nothing = Decoded("", [self.tokenizer.eos_token_id], [0.0])
         return [heard if segment.spoken else nothing for heard, segment in zip(found, segments, strict=True)]
 
@@ -328,9 +301,15 @@ class ASR:
     def ask_base(self, segments: Sequence[Encoded]) -> list[Encoded]:
         """The segments with the transcripts of the frozen base.
 
-        Only segments without such a transcript are decoded.
+        Only segments without such a transcript are decoded, several at once.
         """
-        return [self._asked(segment)[0] for segment in segments]
+        found = {k: segment for k, segment in enumerate(segments) if segment.base}
+        missing = [k for k in range(len(segments)) if k not in found]
+        for part in together([segments[k] for k in missing]):
+            numbers = [missing[k] for k in part]
+            results = self.decode_batch([segments[k] for k in numbers], "base")
+            found |= {k: replace(segments[k], base=result) for k, result in zip(numbers, results, strict=True)}
+        return [found[k] for k in range(len(segments))]
 
     def _asked(self, segment: Encoded) -> tuple[Encoded, Decoded]:
         base = segment.base or self.decode_batch([segment], "base")[0]
@@ -377,61 +356,124 @@ class ASR:
             ModelError: the model has no such method or accent.
         """
         self.check_method(method)
-        started, waited = time.perf_counter(), 0.0  # seconds that were not the work of this method
-        length = len(samples_of(audio)) / SAMPLE_RATE
+        coming = self.segments(audio) if encoded is None else encoded
+        found = (one for segment in coming for one in self._hear([segment], method, accent, intervention))
+        count = len(encoded) if isinstance(encoded, list) else None
+        return self._transcript(audio, method, found, count, want_trace=want_trace, progress=progress, heard=heard)
+
+    def transcribe_all(
+        self, audios: Sequence[Audio | np.ndarray], method: str = "hdmole", accent: str = "auto"
+    ) -> list[Transcript]:
+        """Transcribe several recordings, in less time than one after the other.
+
+        The decoder writes the words of several segments at once. Most of its time it reads its
+        weights from memory, and it then reads them once for all. The time of a segment is its
+        share of the time of those with which it was decoded.
+
+        Args:
+            audios: each is decoded audio, or samples (S,) at 16 kHz.
+            method: one of `methods`.
+            accent: "auto", or the name of an accent to route by.
+
+        Raises:
+            ModelError: the model has no such method or accent.
+        """
+        self.check_method(method)
+        recordings = [self.segment(audio) for audio in audios]
+        segments = [segment for recording in recordings for segment in recording]
+        if self.domain is not None and method != "base":
+            segments = self.ask_base(segments)
+        found: dict[int, Heard] = {}
+        for part in together(segments):
+            found.update(zip(part, self._hear([segments[k] for k in part], method, accent), strict=True))
+        each = iter(found[k] for k in range(len(segments)))
+        return [
+            self._transcript(audio, method, islice(each, len(recording)), len(recording))
+            for audio, recording in zip(audios, recordings, strict=True)
+        ]
+
+    def _hear(self, segments: list[Encoded], method: str, accent: str, intervention: dict[str, Any] | None = None) -> list[Heard]:
+        """What a method hears in segments, and how it is routed there."""
+        began, model = time.perf_counter(), self.models[method]
+        recorded: list[Trace | None] = [None] * len(segments)
+        if method not in self.routed:
+            results = self.decode_batch(segments, method, accent)
+        else:
+            results = []
+            with intervene(model, **intervention) if intervention else nullcontext():
+                if len(segments) > 1 and self._routes_encoder_alone(method):
+                    posteriors = [self.posterior_of(segment, accent, method)[None] for segment in segments]
+                    states = []
+                    for k, segment in enumerate(segments):
+                        with self._tracing(segment, method) as recorded[k]:
+                            states += self._states([segment], method, posteriors[k])
+                    results = self._decoded(segments, method, states, torch.cat(posteriors))
+                else:
+                    for k, segment in enumerate(segments):
+                        with self._tracing(segment, method) as recorded[k]:
+                            results += self.decode_batch([segment], method, accent)
+        seconds = (time.perf_counter() - began) / len(segments)
+        return [
+            Heard(replace(segment, base=result) if method == "base" else segment, result, one, seconds)
+            for segment, result, one in zip(segments, results, recorded, strict=True)
+        ]
+
+    def _routes_encoder_alone(self, method: str) -> bool:
+        """Whether all HDMoLE layers of a method lie in its encoder, so that decoding is not routed."""
+        encoder = self.models[method].get_base_model().speech_encoder
+        return set(layers_of(self.models[method])) <= {id(module) for module in encoder.modules()}
+
+    def _tracing(self, segment: Encoded, method: str) -> AbstractContextManager[Trace]:
+        """Records the routing of a segment, without the silence added after it."""
+        frames = self.frames(segment)
+        sounding = slice(0, frames) if frames < len(segment.states) else None
+        return trace(self.models[method], frames=sounding, seconds_per_frame=self.seconds_per_frame)
+
+    def _transcript(
+        self,
+        audio: Audio | np.ndarray,
+        method: str,
+        coming: Iterable[Heard],
+        count: int | None,
+        *,
+        want_trace: bool = False,
+        progress: Callable[[float], None] | None = None,
+        heard: Callable[[list[Word]], None] | None = None,
+    ) -> Transcript:
+        """The transcript of a recording from its segments, `count` in all if that is known."""
+        seconds = len(samples_of(audio)) / SAMPLE_RATE
         segments: list[Encoded] = []
         words: list[Word] = []
-        texts, layers, timing = [], [], ""
-        recorded: Trace | None = None
-        coming = iter(self.segments(audio) if encoded is None else encoded)
-        while True:
-            began = time.perf_counter()
-            segment = next(coming, None)
-            if segment is None:
-                break
-            waited += time.perf_counter() - began if encoded is not None else 0.0
-            segments.append(segment)
-            with ExitStack() as stack:
-                if method in self.routed:
-                    if intervention:
-                        stack.enter_context(intervene(self.models[method], **intervention))
-                    sounding = slice(0, self.frames(segment)) if self.frames(segment) < len(segment.states) else None
-                    tracing = trace(self.models[method], frames=sounding, seconds_per_frame=self.seconds_per_frame)
-                    recorded = stack.enter_context(tracing)
-                result = self.decode_batch([segment], method, accent)[0]
-            if method == "base":
-                segments[-1] = replace(segment, base=result)
-            texts.append(result.text)
-            timed, kind = self._words(segment, result)
+        texts, layers, timing, elapsed = [], [], "", 0.0
+        for found in coming:
+            segment = found.segment
+            texts.append(found.result.text)
+            timed, kind = self._words(segment, found.result)
             timing = "uniform" if "uniform" in (kind, timing) else kind
             words += timed
-            if recorded is not None:
+            elapsed += found.seconds
+            if found.trace is not None:
                 # times are negative in silence added before the recording
-                layers.append(recorded.shifted(segment.offset))
-            if self.domain is not None:
-                began = time.perf_counter()
-                segments[-1] = self._judged(segments[-1])
-                waited += time.perf_counter() - began
+                layers.append(found.trace.shifted(segment.offset))
+            segments.append(self._judged(segment))
             if heard:
                 heard(list(words))
             if progress:
-                progress(len(segments) / len(encoded) if isinstance(encoded, list) else min(1.0, segment.until / length))
+                progress(len(segments) / count if count else min(1.0, segment.until / seconds))
         full_trace = Trace.join(layers) if layers else None
-        seconds = len(samples_of(audio)) / SAMPLE_RATE
         sounded = [self.ctc_text(s) for s in segments]
         compared = [None if s.ctc is None else c for c, s in zip(sounded, segments, strict=True)]
-        found = [f for t, c, s in zip(texts, compared, segments, strict=True) for f in flags(t, c, s.seconds)]
-        elapsed = time.perf_counter() - started - waited
+        signs = [f for t, c, s in zip(texts, compared, segments, strict=True) for f in flags(t, c, s.seconds)]
         return Transcript(
             text=" ".join(filter(None, texts)),
             words=words,
-            accent=dict(zip(self.accents, _mean_posterior(segments, method), strict=False)),
+            accent=dict(zip(self.accents, mean_posterior(segments, method), strict=False)),
             in_domain=self.in_domain(segments),
             seconds=round(seconds, 3),
             rtf=round(elapsed / max(seconds, 1e-9), 4),
             method=method,
             ctc_text=" ".join(filter(None, sounded)),
-            flags=list(dict.fromkeys(found)),
+            flags=list(dict.fromkeys(signs)),
             layers=layer_summary(full_trace) if full_trace is not None else [],
             timing=timing,
             trace=full_trace if want_trace else None,
@@ -557,37 +599,3 @@ class ASR:
             posterior=segment.posterior.cpu().numpy(),
             blank=self.blank,
         )
-
-
-def _mean_posterior(segments: list[Encoded], method: str) -> list[float]:
-    weights = np.array([s.seconds for s in segments])
-    stacked = np.stack([s.posterior_of(method).cpu().numpy() for s in segments])
-    return [round(float(p), 4) for p in (weights[:, None] * stacked).sum(0) / weights.sum()]
-
-
-def layer_summary(recorded: Trace) -> list[dict[str, Any]]:
-    """Means over frames for each layer.
-
-    `effective_experts` is the effective number of experts (`hdmole.method.gate.effective`), and
-    `active_experts` how many have any weight. `share` is what each expert carries of the change of
-    the layer's output, over all frames together, the shared expert last if there is one.
-    """
-    summary = []
-    for name in recorded.layer_names:
-        a = recorded.arrays(name)
-        shares = np.concatenate([a["share"], a["shared_share"][:, None]], 1)
-        energy = a["change"][:, None].astype(float) ** 2
-        share = (shares * energy).sum(0) / max(float(energy.sum()), 1e-30)
-        carriers = [*recorded.experts, *([SHARED] if a["shared_share"].any() else [])]
-        summary.append(
-            {
-                "name": name,
-                "effective_experts": round(float(a["n_effective"].mean()), 3),
-                "active_experts": round(float(a["n_active"].mean()), 3),
-                "gate": {e: round(float(v), 4) for e, v in zip(recorded.experts, a["gate"].mean(0), strict=True)},
-                "share": {e: round(float(v), 4) for e, v in zip(carriers, share, strict=False)},
-                "tau_global": round(float(a["tau_global"].mean()), 5),
-                "tau_local": round(float(a["tau_local"].mean()), 5),
-            }
-        )
-    return summary

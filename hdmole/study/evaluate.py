@@ -20,6 +20,7 @@ from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
 from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import Line, ManifestError, fingerprint, read_manifest
+from hdmole.speech.transcript import together
 from hdmole.speech.words import score
 from hdmole.study.bootstrap import summarise
 from hdmole.study.results import Failure, Results, base_digest, provenance, save
@@ -232,20 +233,28 @@ def _hear(
         recordings.append(
             {
                 **about, "seconds": round(audio.seconds, 2), "level": _level(audio.samples), "clipped": audio.clipped,
-                "in_domain": asr.in_domain(encoded)["score"], "error": "",
+                "in_domain": np.nan, "error": "",
             }
         )  # fmt: skip
-    order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
+    if asr.domain is not None:
+        for part in together(segments, BATCH):
+            breathe(1 / (1 + len(methods)))
+            for k, asked in zip(part, asr.ask_base([segments[k] for k in part]), strict=True):
+                segments[k] = asked
+    for recording in recordings:
+        if own := [s for s, owner in zip(segments, owners, strict=True) if owner.name == recording["utterance"]]:
+            recording["in_domain"] = asr.in_domain(own)["score"]
     for number, method in enumerate(methods, 1):
         heard: dict[int, str] = {}
         size = 1 if method == traced and in_llm(asr.models[method]) else BATCH
-        for k in range(0, len(order), size):
-            breathe((number + k / len(order)) / (1 + len(methods)))
-            part = order[k : k + size]
+        parts = together(segments, size)
+        for k, part in enumerate(parts):
+            breathe((number + k / len(parts)) / (1 + len(methods)))
             lengths = [asr.frames(segments[i]) for i in part]
             wanted = method == traced and any(owners[i].number in routed for i in part)
             with routing_trace(asr.models[method], lengths) if wanted else nullcontext() as recorded:
-                found = asr.decode_batch([segments[i] for i in part], method, accent)
+                known = [segments[i].base for i in part] if method == "base" else []
+                found = [base for base in known if base] or asr.decode_batch([segments[i] for i in part], method, accent)
             heard.update({i: result.text for i, result in zip(part, found, strict=True)})
             if recorded is not None:
                 table = routing_table(recorded, pd.DataFrame([_about(owners[i]) for i in part]))

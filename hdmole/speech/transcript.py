@@ -1,0 +1,96 @@
+"""What a method heard in a recording, with its words, accent and routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hdmole.method.tracing import Trace
+from hdmole.names import SHARED
+from hdmole.speech.decoding import Decoded, Encoded, Word
+
+
+@dataclass
+class Transcript:
+    """What one method heard in a recording, with its words, accent and routing.
+
+    `seconds` is the length of the audio. `rtf` is the time of decoding divided by it.
+    """
+
+    text: str
+    words: list[Word]
+    accent: dict[str, float]
+    in_domain: dict[str, Any]
+    seconds: float
+    rtf: float
+    method: str
+    ctc_text: str
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    # where the words' times come from: ctc, attention, or "none" if nothing aligns words; "uniform"
+    # if a segment's tokens do not fit into the frames of the CTC head
+    timing: str = "ctc"
+    # what looks wrong with the text: loops, echoes, invention
+    flags: list[str] = field(default_factory=list)
+    trace: Trace | None = field(default=None, repr=False)
+    # the segments, with what the frozen base hears
+    encoded: list[Encoded] = field(default_factory=list, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON. Words without times have None there."""
+        kept = {k: v for k, v in vars(self).items() if k not in ("trace", "encoded")}
+        words = [{k: None if v != v else v for k, v in asdict(word).items()} for word in self.words]
+        return {**kept, "words": words}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A segment, what one method heard in it, its routing, and the seconds that this took."""
+
+    segment: Encoded
+    result: Decoded
+    trace: Trace | None
+    seconds: float
+
+
+def together(segments: Sequence[Encoded], most: int = 8) -> list[list[int]]:
+    """Groups of segments of similar length, as indices, at most `most` in each."""
+    order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
+    return [order[k : k + most] for k in range(0, len(order), most)]
+
+
+def mean_posterior(segments: list[Encoded], method: str) -> list[float]:
+    """The posterior (N + 1,) of a recording: the mean over its segments, weighted by their length."""
+    weights = np.array([s.seconds for s in segments])
+    stacked = np.stack([s.posterior_of(method).cpu().numpy() for s in segments])
+    return [round(float(p), 4) for p in (weights[:, None] * stacked).sum(0) / weights.sum()]
+
+
+def layer_summary(recorded: Trace) -> list[dict[str, Any]]:
+    """Means over frames for each layer.
+
+    `effective_experts` is the effective number of experts (`hdmole.method.gate.effective`), and
+    `active_experts` how many have any weight. `share` is what each expert carries of the change of
+    the layer's output, over all frames together, the shared expert last if there is one.
+    """
+    summary = []
+    for name in recorded.layer_names:
+        a = recorded.arrays(name)
+        shares = np.concatenate([a["share"], a["shared_share"][:, None]], 1)
+        energy = a["change"][:, None].astype(float) ** 2
+        share = (shares * energy).sum(0) / max(float(energy.sum()), 1e-30)
+        carriers = [*recorded.experts, *([SHARED] if a["shared_share"].any() else [])]
+        summary.append(
+            {
+                "name": name,
+                "effective_experts": round(float(a["n_effective"].mean()), 3),
+                "active_experts": round(float(a["n_active"].mean()), 3),
+                "gate": {e: round(float(v), 4) for e, v in zip(recorded.experts, a["gate"].mean(0), strict=True)},
+                "share": {e: round(float(v), 4) for e, v in zip(carriers, share, strict=False)},
+                "tau_global": round(float(a["tau_global"].mean()), 5),
+                "tau_local": round(float(a["tau_local"].mean()), 5),
+            }
+        )
+    return summary
