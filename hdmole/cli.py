@@ -394,7 +394,7 @@ def demo_build(
         typer.Option(help="A released model, such as assets/demo, whose weights are taken in place of training."),
     ] = None,
     methods: Annotated[str, typer.Option(help="With --real: comma-separated.")] = "lora,hdmole,full,hdmole-extended",
-    epochs: Annotated[float, typer.Option(help="With --real: passes over the training speech.")] = 2.0,
+    epochs: Annotated[float, typer.Option(help="With --real: passes over the training speech.")] = 1.0,
     search: Annotated[bool, typer.Option("--search", help="With --real: try three learning rates for each method.")] = False,
     processes: Annotated[int, typer.Option(help="With --real: how many methods are trained at once.", min=1)] = 1,
 ) -> None:

@@ -7,7 +7,8 @@
 * Each stage is kept in the work folder and skipped if it is there. An interrupted training goes on
   from its last checkpoint. Several processes can share the trainings.
 * `--search` tries all of `TRIALS` for every method and takes the best on dev; without it, every
-  method is trained as `CHOSEN` says, which is what the search found for the released folder.
+  method is trained as `CHOSEN` says, as those of the released folder were
+  (docs/experiments/whisper.md).
 * All methods get the same batches in the same order, with general speech among them.
 * No speaker is in two splits. Recordings whose licence forbids commercial use are judged only.
 * Accents of real people (their first languages) and of the synthesiser share experts, but never a
@@ -80,9 +81,9 @@ TRIALS: dict[str, list[tuple[float, str]]] = {
     "full": [(3e-6, "encoder"), (1e-5, "encoder"), (3e-5, "encoder")],
     "hdmole-extended": [(1e-4, "encoder"), (2e-4, "encoder"), (5e-4, "encoder")],
 }
-CHOSEN = {"lora": (1e-4, "encoder"), "hdmole": (5e-4, "encoder"), "full": (3e-5, "encoder"), "hdmole-extended": (5e-4, "encoder")}
+CHOSEN = {"lora": (2e-4, "encoder"), "hdmole": (5e-4, "encoder"), "full": (3e-5, "encoder"), "hdmole-extended": (5e-4, "encoder")}
 SCALES = (1.0, 0.8, 0.6, 0.4)  # of an adapter; one is chosen on dev
-EPOCHS = 2.0  # passes over the training speech
+EPOCHS = 1.0  # passes over the training speech
 FORGOTTEN = 0.5  # points of WER on general speech that an adapter may lose on dev
 # first language of a real speaker -> expert
 EXPERT = {
