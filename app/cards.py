@@ -101,18 +101,22 @@ def _digits(word: Word) -> list[Word]:
 
 def text_card(method: str, heard: str, reference: str) -> str:
     """A card for a text without word times and confidences, compared with what was said."""
-    # slow to import; by the time this runs a model is loaded
-    from hdmole.speech.decoding import Word
-
-    words = [Word(word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
     errors, count = count_errors(normalise(reference), normalise(heard))
-    body = heard_html(words, reference) or f"<span class='nothing'>{t('no words heard')}</span>"
     foot = t("{errors} errors in {words} words", errors=errors, words=count)
     return (
         f"<article class='card' style='--method: {METHOD_COLOURS.get(method, '#8A8A8A')}'>"
         f"<header><span>{escape(texts.method(method))}</span></header>"
-        f"<div class='heard'>{body}</div><footer>{foot}</footer></article>"
+        f"<div class='heard'>{text_html(heard, reference)}</div><footer>{foot}</footer></article>"
     )
+
+
+def text_html(heard: str, reference: str) -> str:
+    """A text without word times and confidences, with marks where it differs from what was said."""
+    # slow to import; by the time this runs a model is loaded
+    from hdmole.speech.decoding import Word
+
+    words = [Word(word, start=0.0, end=0.0, confidence=1.0) for word in heard.split()]
+    return heard_html(words, reference) or f"<span class='nothing'>{t('no words heard')}</span>"
 
 
 def method_card(

@@ -112,6 +112,12 @@ def take(name: str) -> str | None:
     return kept.opened.get(name, "")
 
 
+def names(*choices: str) -> bool:
+    """Whether the opened address says one of these, which no page has taken yet."""
+    kept = session()
+    return any((kept.opened or {}).get(name) and name not in kept.used for name in choices)
+
+
 def _choices(query: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in query.items() if name != "lang"}
 

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from app import gates, texts
 from app.access import audio_type
-from app.cards import legend_html, method_card
+from app.cards import WER, legend_html, method_card
 from app.jobs import Job
 from app.texts import Text, drawn, language, t
 from hdmole.figures import results as result_figures
@@ -35,7 +35,23 @@ h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }} audi
 table {{ border-collapse: collapse; display: block; overflow-x: auto; }} td, th {{ padding: .25rem .7rem; border-bottom: 1px solid #ccd; text-align: right; }}
 td:first-child, th:first-child {{ text-align: left; }} .note, footer {{ color: #5a6472; font-size: .85rem; }}
 .warning {{ border-left: 5px solid #B7791F; padding: .4rem .8rem; background: #fdf6e3; }}
-</style><script>{plotly}</script></head><body>{body}</body></html>
+@media screen and (prefers-color-scheme: dark) {{
+  :root {{ color-scheme: dark; }}
+  body {{ color: #e3e6ea; background: #15181d; }} .note, footer {{ color: #a4adb8; }} .warning {{ background: #2c2617; }}
+}}
+</style><script>{plotly}</script></head><body>{body}<script>
+const dark = matchMedia("screen and (prefers-color-scheme: dark)");
+const paint = () => document.querySelectorAll(".js-plotly-plot").forEach(plot => {{
+  const [paper, text, lines] = dark.matches ? ["#15181d", "#e3e6ea", "#3a424d"] : ["#ffffff", "#23272e", "#dfe3e8"];
+  const change = {{ paper_bgcolor: paper, plot_bgcolor: paper, "font.color": text }};
+  for (const axis of Object.keys(plot.layout).filter(name => /^[xy]axis/.test(name))) {{
+    change[axis + ".gridcolor"] = change[axis + ".zerolinecolor"] = lines;
+  }}
+  Plotly.relayout(plot, change);
+}});
+if (dark.matches) paint();
+dark.addEventListener("change", paint);
+</script></body></html>
 """
 
 
@@ -124,6 +140,8 @@ def html(
         if note:
             parts.append(f"<p class='warning'>{escape(note)}</p>")
         parts.append(f"<p>{texts.adapted(summary)}</p>{_table(summary)}")
+        if not reference.strip():  # else it stands under the cards
+            parts.append(f"<p class='note'>{t(WER)}</p>")
         for claim in summary.claims:
             line = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(t(claim_line(claim))))
             parts.append(f"<p>{line}</p>")

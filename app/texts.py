@@ -123,14 +123,22 @@ def layer(label: str) -> str:
     return t("{place} {number}: {part}", place=t(place), number=number, part=said) if place else said
 
 
-def table(summary: Results, labels: dict[str, str]) -> str:
-    """`hdmole.study.tables.markdown_table` with translated column names."""
+def table(summary: Results, labels: dict[str, str], across: bool = False) -> str:
+    """`hdmole.study.tables.markdown_table` with translated column names.
+
+    If `across` is true, a column is a method and a row a kind of speech, which is narrower.
+    """
     head, _, rows = markdown_table(
         _plain_domains(summary), {plain(name): plain(label) for name, label in labels.items()}
     ).partition("\n")
     # keeps a number and its interval on one line
     rows = re.sub(r"(?<=[\d.]) (?=[\[(×%])|(?<=,) (?=[\d.]+\])", "\u00a0", rows)
-    return re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head) + "\n" + rows
+    head = re.sub("[^|]+", lambda name: f" {t(name[0].strip())} ", head)
+    if not across:
+        return head + "\n" + rows
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (head, *rows.split("\n")[1:])]
+    first, *turned = ("|" + "|".join(row) + "|" for row in zip(*cells, strict=True))
+    return "\n".join([first, "|---|" + "---:|" * (len(cells) - 1), *turned])
 
 
 def _plain_domains(summary: Results) -> Results:

@@ -5,7 +5,8 @@ An utterance is a sample, a file or a recording by microphone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +101,7 @@ REASONS = {  # for choosing a sample, by `Sample.because`
     "better": Text("HDMoLE makes fewer errors here than the frozen base: {mine} against {theirs}"),
     "worse": Text("HDMoLE makes more errors here than the frozen base: {mine} against {theirs}"),
     "everywhere": Text(
-        "this sentence is spoken in all accents, and in {count} of {all} some method makes more or fewer errors than the frozen base"
+        "this sentence is spoken in all accents, and in {count} of {all} HDMoLE makes more or fewer errors than the frozen base"
     ),
 }
 
@@ -114,7 +115,8 @@ class Sample:
 
     One that is `borrowed` comes with the small model, and is synthetic.
 
-    `because` says why it was chosen (`hdmole.demo.samples`); it may be empty.
+    `because` says why it was chosen, and `heard` what each method makes of it
+    (`hdmole.demo.samples`); both may be empty.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Sample:
     speaker: str
     because: str = ""
     borrowed: bool = False
+    heard: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def label(self) -> str:
@@ -165,6 +168,7 @@ def _samples(manifest: Path, borrowed: bool) -> list[Sample]:
             speaker=row.get("speaker", ""),
             because=row.get("because", ""),
             borrowed=borrowed,
+            heard=row.get("heard", {}),
         )
         for _, row in manifest_rows(manifest, ("audio", "text"))
     ]
@@ -204,7 +208,7 @@ def chosen_because(sample: Sample, clips: list[Sample]) -> str:
     alike = [errors.get(clip.name, {}) for clip in clips if clip.text == sample.text and clip.because == sample.because]
     reason = t(
         REASONS[sample.because], mine=found["hdmole"], theirs=found["base"], all=len(alike),
-        count=sum(len(set(each.values())) > 1 for each in alike),
+        count=sum(each.get("hdmole") != each.get("base") for each in alike),
     )  # fmt: skip
     return t("**Chosen because** {reason}{model}.", reason=reason, model=t(" (by the small model)") if sample.borrowed else "")
 

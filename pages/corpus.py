@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from app import access, links, plots, results, texts, watch
-from app.cards import LEGEND_DIFFERENCE, text_card
+from app.cards import LEGEND_DIFFERENCE, WER, text_card
 from app.corpus import Evaluation
 from app.model import REAL, load_model
 from app.session import session
@@ -147,6 +147,7 @@ plots.show(
     t("lower is better; thin lines are 95 % intervals over speakers."), "corpus_rates",
 )  # fmt: skip
 st.markdown(texts.table(summary, labels))
+st.html(f"<div class='legend'>{t(WER)}</div>")
 
 
 def archive() -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import links, results, texts, tour
+from app import links, results, texts, tour, voices
 from app.access import plain
 from app.model import REAL, ROOT, device_name, load_model
 from app.session import session
@@ -28,20 +28,21 @@ st.markdown(
         "moment, how much each expert works, and learned thresholds how many of them. Here you can hear it, watch it and compare it."
     )
 )
-with st.container(key="method"):  # on a phone it scrolls to the side
-    st.image(texts.picture(ROOT / "assets" / "ui" / "method.svg"), width="stretch")
 real = session().model == REAL
 if real and st.button(t("Speak, or upload a recording"), type="primary", icon=":material/mic:"):
     st.session_state.way = "Microphone"
     st.switch_page("../pages/transcribe.py")
+voices.show(clips)
 if clips:
-    st.markdown(t("**Or start with a synthetic voice:**") if real else t("**Start with somebody speaking:**"))
+    st.markdown(t("**Open one, to see who did what in it:**"))
     with st.container(horizontal=True):
         for accent in dict.fromkeys(clip.accent for clip in clips):
             clip = opening_sample([c for c in clips if c.accent == accent], sample_results(clips))
             if st.button(plain(texts.accent(accent)), key=f"go-{accent}", help=chosen_because(clip, clips) or plain(clip.text)):
                 choose_sample(clip)
                 st.switch_page("../pages/transcribe.py")
+with st.container(key="method"):  # on a phone it scrolls to the side
+    st.image(texts.picture(ROOT / "assets" / "ui" / "method.svg"), width="stretch")
 left, right = st.columns(2)
 with left:
     st.header(t("Show it to somebody"))

@@ -133,8 +133,9 @@ def reasons(summary: Results) -> list[str]:
 st.title(t("The paper and this model"))
 st.caption(
     t(
-        "The paper ({source}) counts characters of Mandarin, we count words of English. So compare changes in percent, not error "
-        "rates. Below zero there are fewer errors.",
+        "An error rate counts what was heard wrong, added or missing, per hundred that were said. The paper ({source}) counts "
+        "characters of Mandarin, we count words of English. So compare changes in percent, not error rates. Below zero there are "
+        "fewer errors.",
         source=paper.SOURCE,
     )
 )  # fmt: skip

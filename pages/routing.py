@@ -109,20 +109,18 @@ plots.show(
     f"gates-{key}", on_select=remember_click(f"gates-{key}", chosen.key, words) if timed else "ignore",
 )  # fmt: skip
 
-st.header(t("What each expert carries, in all layers"))
-plots.show(
-    effect.carried_bars(carried), f"{chosen.stem}-carried", carried,
-    t(
-        "hatched, an expert's share of the weights; full, its share of what all experts together change in the layers' outputs. The two "
-        "can differ: an expert with much weight may change little. Below zero an expert works against the others."
-    )
-    + (t(" The shared expert has no weight to compare: it works in every frame.") if config.shared_expert_rank else ""),
-    f"carried-{chosen.key}-{method}-{stretch.number}",
-)  # fmt: skip
+with st.expander(t("What each expert carries, in all layers")):
+    plots.show(
+        effect.carried_bars(carried), f"{chosen.stem}-carried", carried,
+        t(
+            "hatched, an expert's share of the weights; full, its share of what all experts together change in the layers' outputs. The two "
+            "can differ: an expert with much weight may change little. Below zero an expert works against the others."
+        )
+        + (t(" The shared expert has no weight to compare: it works in every frame.") if config.shared_expert_rank else ""),
+        f"carried-{chosen.key}-{method}-{stretch.number}",
+    )  # fmt: skip
 
-left, right = st.columns(2)
-with left:
-    st.header(t("Thresholds and what they cut: {layer}", layer=plain(texts.layer(label))))
+with st.expander(t("Thresholds and what they cut, in this layer")):
     at = moment.time if moment else None
     cut = figures.threshold_data(table, layer, at)
     when = t("at {time} s", time=f"{at:.2f}") if at is not None else t("averaged over the utterance, with its range")
@@ -133,8 +131,7 @@ with left:
         + (t(" The experts that reach it share a weight of τ: it selects, and it scales.") if config.thresholds == "dynamic" else ""),
         f"thresholds-{key}",
     )  # fmt: skip
-with right:
-    st.header(t("All layers: {gate}, mean", gate=gate.lower()))
+with st.expander(t("All layers, mean over time")):
     overview = figures.overview_data(table, which)
 
     def choose_layer() -> None:
@@ -149,79 +146,79 @@ with right:
         f"overview-{key}", on_select=choose_layer,
     )  # fmt: skip
 
-st.header(t("All layers: experts at work, over time"))
-working = figures.effective_data(table)
-count = figures.EFFECTIVE[which]
-plots.show(
-    figures.effective_heatmap(working, table.expert.nunique(), words, count, span), f"{chosen.stem}-effective", working,
-    t(
-        "how many experts work at each layer and moment ({gate}), weighed: two of even weight count as 2, one with nearly all the "
-        "weight as little more than 1, however many others have some; dark is none. Click a cell to hear it.",
-        gate=gate.lower(),
-    ),
-    f"effective-{key}",
-    on_select=remember_click(f"effective-{key}", chosen.key, words) if table.time.notna().any() else "ignore",
-)  # fmt: skip
-if table.time.notna().any() and table.time.isna().any():
-    st.caption(t("Layers that see no frames of audio are left out here."))
-
-st.header(t("Word by word"))
-view = st.segmented_control(
-    t("What is shown"), ["gate", "worth"], default="gate", required=True, key="word_view",
-    format_func={"gate": t("{gate}, mean over layers", gate=gate), "worth": t("What each expert was worth")}.__getitem__,
-)  # fmt: skip
-if not words:
-    st.caption(t("No words were heard here."))
-elif view == "gate" and table.time.isna().all():
-    st.caption(t("Layers in the LLM have no times, so they cannot be told apart by word."))
-elif view == "gate":
-    carried = figures.word_data(table, words, which)
+with st.expander(t("All layers: experts at work, over time")):
+    working = figures.effective_data(table)
+    count = figures.EFFECTIVE[which]
     plots.show(
-        figures.word_heatmap(carried, most), f"{chosen.stem}-words", carried,
+        figures.effective_heatmap(working, table.expert.nunique(), words, count, span), f"{chosen.stem}-effective", working,
         t(
-            "a column is a word, a row an expert; the brighter, the more weight it had. Weight is not use: what an expert was worth to "
-            "a word is the other view."
+            "how many experts work at each layer and moment ({gate}), weighed: two of even weight count as 2, one with nearly all the "
+            "weight as little more than 1, however many others have some; dark is none. Click a cell to hear it.",
+            gate=gate.lower(),
         ),
-        f"words-{key}",
+        f"effective-{key}",
+        on_select=remember_click(f"effective-{key}", chosen.key, words) if table.time.notna().any() else "ignore",
     )  # fmt: skip
-else:
-    asked = watch.worth_of(asr, job, method, stretch.number)
-    watch.ended(asked, 1.0)
-    if asked.error:
-        st.error(t(asked.error))
-    elif asked.words is None and st.button(t("Go on"), key="worth_again"):
-        session().stopped = ""
-        st.rerun()
-    if asked.words:
-        worth = figures.worth_data(asked.words)
-        plots.show(
-            figures.worth_heatmap(worth), f"{chosen.stem}-worth", worth,
-            t(
-                "one expert is left out at a time and the same words are scored again: brown, the word became less likely without "
-                "the expert, which so helped; purple, it became likelier. The full colour is half or twice as likely; pale is little."
-            ),
-            f"worth-{key}",
-        )  # fmt: skip
+    if table.time.notna().any() and table.time.isna().any():
+        st.caption(t("Layers that see no frames of audio are left out here."))
 
-st.header(t("Beside another utterance"))
-others = [clip for clip in clips if clip.name != chosen.sample]
-same = [clip for clip in others if chosen.reference and clip.text == chosen.reference]
-beside = st.selectbox(
-    t("Another sample, for instance the same sentence in another accent"), [*same, *[c for c in others if c not in same]],
-    index=None, format_func=lambda clip: f"{texts.accent(clip.accent)}: {clip.text}", key=f"beside-{chosen.key}",
-    placeholder=t("none"),
-)  # fmt: skip
-if beside is not None:
-    other = watch.heard_job(asr, beside.utterance())
-    second = other.routing(method, 0)
-    if second is not None:
-        for column, name, rows, text in zip(
-            st.columns(2), (chosen.name, beside.path.name), (table, second), (heard, other.transcripts[method]), strict=True
-        ):
-            with column:
-                st.markdown(f"**{plain(name)}**: {plain(text.text)}")
-                shown = figures.gate_data(rows, layer, which)
-                plots.show(
-                    figures.gate_heatmap(shown, most, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,
-                    t("the same layer, gate and scale of both; rows are experts."), f"beside-{name}-{key}",
-                )  # fmt: skip
+with st.expander(t("Word by word")):
+    view = st.segmented_control(
+        t("What is shown"), ["gate", "worth"], default="gate", required=True, key="word_view",
+        format_func={"gate": t("{gate}, mean over layers", gate=gate), "worth": t("What each expert was worth")}.__getitem__,
+    )  # fmt: skip
+    if not words:
+        st.caption(t("No words were heard here."))
+    elif view == "gate" and table.time.isna().all():
+        st.caption(t("Layers in the LLM have no times, so they cannot be told apart by word."))
+    elif view == "gate":
+        carried = figures.word_data(table, words, which)
+        plots.show(
+            figures.word_heatmap(carried, most), f"{chosen.stem}-words", carried,
+            t(
+                "a column is a word, a row an expert; the brighter, the more weight it had. Weight is not use: what an expert was worth to "
+                "a word is the other view."
+            ),
+            f"words-{key}",
+        )  # fmt: skip
+    else:
+        asked = watch.worth_of(asr, job, method, stretch.number)
+        watch.ended(asked, 1.0)
+        if asked.error:
+            st.error(t(asked.error))
+        elif asked.words is None and st.button(t("Go on"), key="worth_again"):
+            session().stopped = ""
+            st.rerun()
+        if asked.words:
+            worth = figures.worth_data(asked.words)
+            plots.show(
+                figures.worth_heatmap(worth), f"{chosen.stem}-worth", worth,
+                t(
+                    "one expert is left out at a time and the same words are scored again: brown, the word became less likely without "
+                    "the expert, which so helped; purple, it became likelier. The full colour is half or twice as likely; pale is little."
+                ),
+                f"worth-{key}",
+            )  # fmt: skip
+
+with st.expander(t("Beside another utterance")):
+    others = [clip for clip in clips if clip.name != chosen.sample]
+    same = [clip for clip in others if chosen.reference and clip.text == chosen.reference]
+    beside = st.selectbox(
+        t("Another sample, for instance the same sentence in another accent"), [*same, *[c for c in others if c not in same]],
+        index=None, format_func=lambda clip: f"{texts.accent(clip.accent)}: {clip.text}", key=f"beside-{chosen.key}",
+        placeholder=t("none"),
+    )  # fmt: skip
+    if beside is not None:
+        other = watch.heard_job(asr, beside.utterance())
+        second = other.routing(method, 0)
+        if second is not None:
+            for column, name, rows, text in zip(
+                st.columns(2), (chosen.name, beside.path.name), (table, second), (heard, other.transcripts[method]), strict=True
+            ):
+                with column:
+                    st.markdown(f"**{plain(name)}**: {plain(text.text)}")
+                    shown = figures.gate_data(rows, layer, which)
+                    plots.show(
+                        figures.gate_heatmap(shown, most, which, words if rows is table else text.words), f"{name}-{label}-{which}", shown,
+                        t("the same layer, gate and scale of both; rows are experts."), f"beside-{name}-{key}",
+                    )  # fmt: skip

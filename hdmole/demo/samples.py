@@ -3,14 +3,16 @@
 Each accent has two clips by test speakers:
 
 1. A sentence that is the same in all accents, and that the base hears well in the general one. Of
-   those sentences of test speech on which methods differ most, it is the one on which some method
-   differs from the base in the most accents.
+   those sentences of test speech on which HDMoLE and the base differ in the most accents, it is the
+   one that shows it best when it is said again. Who says it is the test speaker who said it in test
+   speech, if there is one.
 2. An utterance of the accent on which HDMoLE and the base differ most. It is one where HDMoLE makes
    fewer errors, and in every third accent one where it makes more.
 
-Clips that the in-domain score warns of are passed over. The manifest says why each clip was chosen.
-`because` is "everywhere" for the first one, and "better" or "worse" for the second. It is missing
-where HDMoLE and the base make equally many errors.
+Clips that the in-domain score warns of are passed over where there is another. The manifest says
+what each method hears of a clip (`heard`), and why it was chosen: `because` is "everywhere" for the
+first one, and "better" or "worse" for the second. It is missing where HDMoLE and the base make
+equally many errors.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.words import score
 
 WORDS = (5, 11)  # fewest and most words of a sample
-TRIES = 8  # clips, or sentences in all accents, that are heard before one is taken
+TRIES = 8  # clips that are heard before one is taken
+SENTENCES = 3  # sentences that are heard in all accents before one is taken
 WORSE_EVERY = 3  # in every third accent the second clip is one that HDMoLE hears worse
 
 Errors = dict[str, int]  # by method
@@ -46,6 +49,7 @@ class Clip:
     accent: str
     speaker: str
     sound: bytes
+    heard: dict[str, str]  # by method
     errors: Errors
     inside: bool  # whether the model's in-domain score takes it for what the model was made for
 
@@ -75,7 +79,7 @@ def write_samples(
     def keep(name: str, clip: Clip, because: str) -> None:
         (folder / f"{name}.flac").write_bytes(clip.sound)
         line = {"audio": f"{name}.flac", "text": clip.text, "accent": clip.accent, "speaker": clip.speaker}
-        lines.append(line | ({"because": because} if because else {}))
+        lines.append(line | ({"because": because} if because else {}) | {"heard": clip.heard})
         errors[name] = clip.errors
         report(f"sample {name}: {because or 'no method differs'}: {clip.text} {clip.errors}")
 
@@ -87,22 +91,32 @@ def write_samples(
             soundfile.write(clip, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             return Clip(text, accent, speaker, clip.getvalue(), *hear(asr, clip.getvalue(), text))
 
+        def say_well(text: str, accent: str) -> Clip:
+            """The sentence by who said it in test speech, or else by the accent's own voice."""
+            spoken = pairs[(pairs.reference == text) & (pairs.accent == accent)].speaker
+            for speaker in dict.fromkeys([*spoken, voices[accent]]):
+                clip = say(text, accent, speaker)
+                if clip.inside:
+                    break
+            return clip
+
         said: dict[str, list[Clip]] = {}
         # where test speech has no sentence of a fitting length, as in a small trial, one is made
         texts = shared_sentences(pairs) or [s for s in sentences(200, seed + 7, "test") if _fits(s)][:1]
         for text in texts:
-            general = say(text, GENERAL, voices[GENERAL])
+            general = say_well(text, GENERAL)
             if general.errors["base"] and text != texts[-1]:
                 continue
-            said[text] = [general, *(say(text, accent, voices[accent]) for accent in ACCENTS if accent != GENERAL)]
-            if len(said) == TRIES:
+            said[text] = [general, *(say_well(text, accent) for accent in ACCENTS if accent != GENERAL)]
+            if len(said) == SENTENCES:
                 break
-        shared = max(said, key=lambda text: sum(differs(clip.errors) if clip.inside else -1 for clip in said[text]))
+        shared = max(said, key=lambda text: sum(gain(clip.errors) != 0 if clip.inside else -1 for clip in said[text]))
+        others = pairs[pairs.reference != shared]
         for k, first in enumerate(said[shared]):
             keep(f"{first.accent}_1", first, "everywhere")
             worse = k % WORSE_EVERY == 0
             # speech made anew is not the same to the millisecond, so that what is heard may differ
-            for text, speaker in ranked(pairs, first.accent, worse)[:TRIES] or [(shared, first.speaker)]:
+            for text, speaker in ranked(others, first.accent, worse)[:TRIES] or [(shared, first.speaker)]:
                 second = say(text, first.accent, speaker)
                 if second.inside and (gain(second.errors) < 0 if worse else gain(second.errors) > 0):
                     break
@@ -111,17 +125,17 @@ def write_samples(
     return errors
 
 
-def hear(asr: ASR, sound: bytes, text: str) -> tuple[Errors, bool]:
-    """Number of word errors of each method in an audio file of `text`, and whether it is in the
-    model's domain.
+def hear(asr: ASR, sound: bytes, text: str) -> tuple[dict[str, str], Errors, bool]:
+    """What each method hears in an audio file of `text`, its number of word errors, and whether the
+    audio is in the model's domain.
     """
     samples = soundfile.read(io.BytesIO(sound), dtype="float32")[0]
-    encoded, heard, inside = asr.segment(samples), {}, True
+    encoded, heard, inside = asr.segment(samples), dict[str, str](), True
     for method in asr.methods:
         transcript = asr.transcribe(samples, method=method, encoded=encoded)
         encoded, heard[method], inside = transcript.encoded, transcript.text, transcript.in_domain["verdict"] is not False
     found = score([text] * len(heard), heard.values())["errors"]
-    return {method: int(count) for method, count in zip(heard, found, strict=True)}, inside
+    return heard, {method: int(count) for method, count in zip(heard, found, strict=True)}, inside
 
 
 def pairs_of(rows: pd.DataFrame) -> pd.DataFrame:
@@ -134,11 +148,10 @@ def pairs_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shared_sentences(pairs: pd.DataFrame) -> list[str]:
-    """Sentences, those first in which some method differs from the base most often and by most
-    errors.
+    """Sentences, those first on which HDMoLE and the base differ in the most utterances, and by the
+    most errors.
     """
-    methods = [name for name in pairs.columns if name not in ("utterance", "accent", "speaker", "reference", "base")]
-    by = pairs[methods].sub(pairs.base, axis=0).abs().max(axis=1)
+    by = (pairs.hdmole - pairs.base).abs()
     table = pairs.assign(differs=(by > 0).astype(int), by=by).groupby("reference")[["differs", "by"]].sum()
     return list(table.sort_values(["differs", "by"], ascending=False, kind="stable").index)
 
