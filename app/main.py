@@ -19,7 +19,7 @@ import hdmole  # noqa: E402
 from app import links, tour  # noqa: E402
 from app.access import plain  # noqa: E402
 from app.model import choose_model, device_name, load_model, show_model  # noqa: E402
-from app.texts import choose_language, t  # noqa: E402
+from app.texts import choose_language, t, translate_streamlit  # noqa: E402
 
 ASSETS = ROOT / "assets" / "ui"
 # A page opened from the sidebar has an address without choices, which the page then completes. For
@@ -60,6 +60,7 @@ page = st.navigation(
 links.read()
 with st.sidebar:
     choose_language()
+    translate_streamlit()
     choose_model()
     with st.spinner(t("Loading the model …")):
         asr = load_model()

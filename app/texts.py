@@ -61,6 +61,25 @@ def choose_language() -> None:
     )  # fmt: skip
 
 
+def translate_streamlit() -> None:
+    """Put the visitor's language in the place of the file uploader's English."""
+    if language() == "en":
+        return
+    box = "[data-testid='stFileUploaderDropzone']"
+    parts = {
+        f"{box} button p": t("Upload"),
+        f"{box} [data-testid='stFileUploaderDropzoneInstructions'] span": t("up to 100 MB per file"),
+    }
+    st.html(
+        "<style>"
+        + "".join(
+            f"{part} {{ font-size: 0; }} {part}::after {{ font-size: .875rem; content: '{text}'; }}"
+            for part, text in parts.items()
+        )
+        + "</style>"
+    )
+
+
 def t(text: str | UserError, /, **values: Any) -> str:
     """A text or the sentence of an error in the visitor's language, with its values in place."""
     if isinstance(text, Text | UserError):

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import links, results
 from app.model import load_model, model_card
-from app.texts import t
+from app.texts import language, t
 from hdmole import __version__
 
 links.write()
@@ -21,6 +21,8 @@ if summary and summary.accent_recogniser:
 card = folder / "README.md"
 if card.is_file():
     st.divider()
+    if language() != "en":
+        st.caption(t("The model card is written in English."))
     st.markdown(model_card(card))
 else:
     st.info(t("This model comes without a model card (README.md in its folder)."))

@@ -66,7 +66,7 @@ with st.expander(t("The recordings"), expanded=not (earlier or (task and not tas
     left, right = st.columns(2)
     file = left.file_uploader(t("A ZIP with the recordings and a .jsonl manifest"), type="zip", key="corpus_zip")
     path = right.text_input(t("or the path of a manifest on the app's machine"), key="corpus_path", placeholder="data/test.jsonl")
-    methods = st.multiselect(t("Methods"), asr.methods, asr.methods, format_func=texts.method)
+    methods = st.multiselect(t("Methods"), asr.methods, asr.methods, format_func=texts.method, placeholder=t("none"))
     with st.container(horizontal=True):
         start = st.button(t("Start"), type="primary", disabled=not (methods and (file or path.strip())), key="corpus_start")
         samples = sample_manifest(asr.folder)

@@ -36,6 +36,10 @@ EFFECTS = {  # by `effect.effect_size`
     ),
 }
 
+_TO_WORDS = """<script>
+document.querySelector(".to-words").onclick = () => document.querySelector(".st-key-words_heard").scrollIntoView({ behavior: "smooth" });
+</script>"""
+
 asr = load_model()
 clips = samples(asr.folder)
 choose_linked(clips)
@@ -47,6 +51,7 @@ st.caption(
 chosen = routed_utterance(asr)
 explained = st.container()
 controls, outcome = st.columns([1, 1.9], gap="medium")
+outcome = outcome.container(key="words_heard")
 with controls:
     sample_select(clips, t("Utterance"))
     method = gates.choose_adapter(asr, st.container())
@@ -152,6 +157,7 @@ with buttons:
     )  # fmt: skip
 links.write(**shown, **link)
 
+st.html(f"<button type='button' class='to-words'>{t('To the words')}</button>{_TO_WORDS}", unsafe_allow_javascript=True)
 with outcome:
     links.show_notes()
     warn_if_outside(job)

@@ -23,7 +23,7 @@ from hdmole.speech.domain import flags
 from hdmole.speech.manifest import ManifestError
 from hdmole.study.claims import claim_line, verdict
 from hdmole.study.config import known_methods
-from hdmole.study.results import Claim, Difference, Results, provenance
+from hdmole.study.results import Claim, Difference, Results, load, provenance
 from hdmole.texts import Text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,17 @@ def test_texts_with_values(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Results(methods={}, differences=[], provenance=provenance(0, "cpu", run_seconds=3, config="", hours={}))
     shown = texts.origin(made)
     assert shown["运行秒数"] == 3 and shown["设备"] == "cpu" and len(shown) == 9  # neither configuration nor hours
+
+
+def test_a_table_across_has_a_column_for_each_method() -> None:
+    summary = load(ROOT / "assets" / "demo" / "results")
+    labels = {**summary.labels, "base": "a | b"}
+    tall, wide = (
+        [re.split(r"(?<!\\)\|", line)[1:-1] for line in texts.table(summary, labels, across).splitlines() if "---" not in line]
+        for across in (False, True)
+    )
+    assert [list(column) for column in zip(*tall, strict=True)] == wide
+    assert len(wide[0]) == 1 + len(summary.methods) and wide[1][0].strip() == "Trainable"
 
 
 def sentences() -> Iterator[str]:
