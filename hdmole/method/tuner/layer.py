@@ -81,12 +81,14 @@ class HDMoLELinear(nn.Module, BaseTunerLayer):
     hdmole_shared_A: nn.ParameterDict
     hdmole_shared_B: nn.ParameterDict
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: HDMoLEConfig, layer_name: str) -> None:
+    def __init__(self, base_layer: nn.Linear | Conv1D, adapter_name: str, config: HDMoLEConfig, layer_name: str) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.layer_name = layer_name
-        weight, transposed = base_layer.weight, isinstance(base_layer, Conv1D)
-        self.in_features, self.out_features = weight.shape if transposed else (base_layer.in_features, base_layer.out_features)
+        if isinstance(base_layer, Conv1D):
+            self.in_features, self.out_features = base_layer.weight.shape
+        else:
+            self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.configs: dict[str, HDMoLEConfig] = {}
         self.merged_adapters: list[str] = []
         for name in self.adapter_layer_names:

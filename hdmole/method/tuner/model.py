@@ -126,7 +126,8 @@ class HDMoLEModel(BaseTuner):
 
     prefix = "hdmole_"
     tuner_layer_cls = HDMoLELinear
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # where target_modules is None
+    # where target_modules is None
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def _pre_injection_hook(self, model: nn.Module, config: HDMoLEConfig, adapter_name: str) -> None:  # type: ignore[override]
         self.hdmole_recogniser = nn.ModuleDict()
@@ -207,8 +208,8 @@ class HDMoLEModel(BaseTuner):
     ) -> None:  # fmt: skip
         ranks, alphas = config.rank_pattern, config.alpha_pattern
         if ranks or alphas:
-            rank = ranks.get(get_pattern_key(ranks.keys(), current_key), config.r)
-            config = replace(config, r=rank, alpha=alphas.get(get_pattern_key(alphas.keys(), current_key), config.alpha))
+            rank = ranks.get(get_pattern_key(list(ranks), current_key), config.r)
+            config = replace(config, r=rank, alpha=alphas.get(get_pattern_key(list(alphas), current_key), config.alpha))
         if isinstance(target, HDMoLELinear):
             target.update_layer(adapter_name, config)
             return
