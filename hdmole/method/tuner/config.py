@@ -164,7 +164,7 @@ class HDMoLEConfig(PeftConfig):
             raise ValueError("HDMoLEConfig.accents names each accent once; the general domain has no expert.")
         if self.shared_expert_rank and SHARED in self.accents:
             raise ValueError(f"HDMoLEConfig.accents cannot name {SHARED!r} beside a shared expert, which has this name.")
-        if min(self.r, *self.rank_pattern.values(), 1) < 1 or not 0 <= self.dropout < 1:
+        if any(rank < 1 for rank in self.rank_pattern.values()) or not 0 <= self.dropout < 1:
             raise ValueError("HDMoLEConfig needs ranks of at least 1, in rank_pattern too, and a dropout from 0 to below 1.")
         if self.r < 1 or self.top_k < 1 or not 0 < self.top_p <= 1 or self.shared_expert_rank < 0:
             raise ValueError("HDMoLEConfig needs r >= 1, top_k >= 1, 0 < top_p <= 1 and shared_expert_rank >= 0.")
