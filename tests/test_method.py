@@ -545,5 +545,6 @@ def test_the_documentation_names_every_switch_and_its_default() -> None:
     inherited = {f.name for f in fields(PeftConfig)}
     for field in fields(HDMoLEConfig):
         if field.name not in inherited:
-            default = "required" if field.name == "accents" else f"`{field.default!r}`"
+            made = field.default_factory() if callable(field.default_factory) else field.default
+            default = "required" if field.name == "accents" else f"`{made!r}`"
             assert f"| `{field.name}` | {default} |" in text, field.name
