@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
+import re
 import shutil
 import stat
 import threading
@@ -117,8 +119,7 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
             if len(entries) > MOST_FILES:
                 sentence = "The ZIP holds more than {count} files; divide it into several."
                 raise ManifestError("manifest.zip_too_many", sentence, count=f"{MOST_FILES:,}")
-            for entry in entries:
-                entry.filename = _plain_name(entry)
+            _name_plainly(archive, entries)
             if any(_leads_out(e) for e in entries):
                 raise ManifestError(
                     "manifest.zip_leads_out",
@@ -161,14 +162,35 @@ def _leads_out(entry: zipfile.ZipInfo) -> bool:
     return stat.S_ISLNK(entry.external_attr >> 16) or any(name.anchor or ".." in name.parts for name in names)
 
 
-def _plain_name(entry: zipfile.ZipInfo) -> str:
-    """The name of a ZIP's entry, whichever system packed it: composed letters, and "/" between
-    folders.
+# How systems write names in a ZIP without saying so: Macs, then Windows in the West, China, Japan, Korea, Taiwan, Russia and
+# Eastern Europe. The second is the ZIP's own code page, for which Python takes them.
+_SPELLINGS = ("utf-8", "cp437", "cp1252", "cp850", "gb18030", "cp932", "cp949", "cp950", "cp866", "cp1251", "cp1250", "cp852")
 
-    Python takes a name without the flag for UTF-8 as code page 437. Macs write UTF-8 without it.
+
+def _name_plainly(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo]) -> None:
+    """Give a ZIP's entries their names, whichever system packed them: composed letters, and "/"
+    between folders.
+
+    Where names do not say how they are spelt, the spelling is that by which the manifests name
+    most of them. UTF-8 is taken where no name tells.
     """
-    name = entry.filename
-    if not entry.flag_bits & 0x800:
-        with contextlib.suppress(UnicodeError):
-            name = name.encode("cp437").decode("utf-8")
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+    def spelt(entry: zipfile.ZipInfo, spelling: str) -> str:
+        name = entry.filename
+        if not entry.flag_bits & 0x800:
+            with contextlib.suppress(UnicodeError):
+                name = name.encode("cp437").decode(spelling)
+        return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+    spelling = "utf-8"
+    if any(not entry.flag_bits & 0x800 and not entry.filename.isascii() for entry in entries):
+        manifests = [e for e in entries if e.filename.lower().endswith(".jsonl") and "__MACOSX" not in e.filename]
+        told = b"\n".join(archive.open(e).read(int(LARGE)) for e in manifests[:3]).decode("utf-8", "replace")
+        named: set[str] = set()
+        for found in re.findall(r'"audio"\s*:\s*("(?:[^"\\\n]|\\.)*")', told):
+            with contextlib.suppress(ValueError):
+                named.add(PurePosixPath(unicodedata.normalize("NFC", json.loads(found).replace("\\", "/"))).name)
+        known = {s: sum(PurePosixPath(spelt(e, s)).name in named for e in entries) for s in _SPELLINGS}
+        spelling = max(known, key=known.__getitem__)
+    for entry in entries:
+        entry.filename = spelt(entry, spelling)

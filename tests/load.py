@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -103,14 +104,17 @@ def started() -> tuple[subprocess.Popen[bytes], str]:
     command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)]
     environment = {**os.environ, "HDMOLE_MODEL": "demo"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
-            return process, f"ws://127.0.0.1:{port}/_stcore/stream"
-        except OSError:
-            time.sleep(0.2)
-    process.kill()
-    raise RuntimeError("the app does not start")
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
+                return process, f"ws://127.0.0.1:{port}/_stcore/stream"
+            except OSError:
+                time.sleep(0.2)
+        raise RuntimeError("the app does not start")
+    except BaseException:
+        process.kill()
+        raise
 
 
 async def sessions(address: str, count: int) -> None:
@@ -149,5 +153,6 @@ def main(visitors: int, count: int) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the app ends too
     given = [int(argument) for argument in sys.argv[1:]]
     sys.exit(main(*(given + [50, 1_000][len(given) :])))

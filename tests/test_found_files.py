@@ -46,7 +46,8 @@ def test_offset_and_duration_are_obeyed_and_each_part_has_its_own_name(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "line", [{"offset": -1}, {"offset": "soon"}, {"duration": 0}, {"duration": float("nan")}, {"offset": True}]
+    "line",
+    [{"offset": -1}, {"offset": "soon"}, {"duration": 0}, {"duration": float("nan")}, {"offset": True}, {"offset": 10**400}],
 )
 def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, line: dict[str, object]) -> None:
     with pytest.raises(ManifestError, match=f"Line 1 of m.jsonl has the {next(iter(line))} .*; it must be a number") as error:
@@ -54,10 +55,22 @@ def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, line: dict[str,
     assert error.value.code == "manifest.bad_seconds"
 
 
-@pytest.mark.parametrize("field", ["start", "end_time", "channel"])
+@pytest.mark.parametrize("field", ["start", "end_time", "channel", "Offset", "startSec", "frame_offset", "tempo"])
 def test_fields_that_change_the_meaning_are_refused_by_name(tmp_path: Path, field: str) -> None:
     with pytest.raises(ManifestError, match=f"has the field {field}, which is not known here"):
         read_manifest(manifest(tmp_path, {field: 2}))
+
+
+def test_fields_that_change_nothing_do_not_matter(tmp_path: Path) -> None:
+    fields = {"start": 0, "end": None, "speed": 1.0, "channels": 1, "channel": 0, "segment_id": "7", "lang": "en"}
+    assert read_manifest(manifest(tmp_path, fields))[0].decode().seconds == 4.0
+
+
+def test_the_first_of_two_channels_is_not_taken_for_both(tmp_path: Path) -> None:
+    path = manifest(tmp_path, {"channel": 0})
+    soundfile.write(tmp_path / "session.wav", np.full((SAMPLE_RATE, 2), 0.1), SAMPLE_RATE)
+    with pytest.raises(AudioError, match=r"session.wav has 2 channels, of which the manifest names one"):
+        read_manifest(path)[0].decode()
 
 
 def test_a_part_beyond_the_end_is_refused(tmp_path: Path) -> None:
@@ -97,6 +110,36 @@ def test_zips_of_any_system_are_read(tmp_path: Path, entries: list[tuple[str | z
     assert line.audio.name == name and line.audio.read_bytes() == b"1"
 
 
+class Spelt(zipfile.ZipInfo):
+    """An entry whose name is spelt as Windows in some country does, without saying so."""
+
+    spelling = "cp437"
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:
+        return self.filename.encode(self.spelling), self.flag_bits & ~0x800
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("cp1252", "gr\u00fc\u00dfe.flac"),
+        ("gbk", "\u5f55\u97f3.flac"),
+        ("cp932", "\u8868\u793a.flac"),
+        ("cp949", "\ub179\uc74c.flac"),
+        ("cp866", "\u0437\u0430\u043f\u0438\u0441\u044c.flac"),
+    ],
+)
+def test_names_are_spelt_as_the_manifest_has_them(tmp_path: Path, spelling: str, name: str) -> None:
+    packed, entry = io.BytesIO(), Spelt(f"set/{name}")
+    entry.spelling = spelling
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(entry, b"1")
+        archive.writestr("set/m.jsonl", json.dumps({"audio": name, "text": "x", "accent": "general"}))
+    packed.seek(0)
+    [line] = read_manifest(unpack(packed, tmp_path))
+    assert line.audio.name == name and line.audio.read_bytes() == b"1"
+
+
 def test_the_uploader_takes_what_phones_and_messengers_send() -> None:
     assert {"oga", "aac", "caf", "mov", "mka", "mkv", "amr", "3gp", "aif", "aiff", "opus", "w64", "au"} <= set(UPLOADS)
 
@@ -106,7 +149,7 @@ def test_every_apostrophe_is_the_same(apostrophe: str) -> None:
     assert normalise(f"At four O{apostrophe}Clock. {apostrophe}Yes{apostrophe}") == "at four o'clock yes"
 
 
-@pytest.mark.parametrize("character", "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202a\u2066\ufe0f\u034f")
+@pytest.mark.parametrize("character", "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202a\u2066\ufe0f\u034f\x00\x08\x80")
 def test_what_shows_nothing_changes_nothing(character: str) -> None:
     assert normalise(f"{character}good mor{character}ning{character}") == "good morning"
 

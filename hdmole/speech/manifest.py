@@ -38,10 +38,14 @@ class Line:
     speaker: str
     offset: float = 0.0  # seconds into the file at which the recording begins
     duration: float | None = None  # its length in seconds; None for all that follows
+    first_channel: bool = False  # whether the line means the first channel only
 
     def decode(self) -> Audio:
         """The recording's sound. Raises AudioError."""
         audio = decode(self.audio)
+        if self.first_channel and audio.channels > 1:
+            sentence = "{name} has {count} channels, of which the manifest names one; give a file with this channel only."
+            raise AudioError("audio.one_channel", sentence, name=audio.source, count=audio.channels)
         if not self.offset and self.duration is None:
             return audio
         first = round(self.offset * SAMPLE_RATE)
@@ -55,11 +59,17 @@ class Line:
         return replace(audio, samples=samples, seconds=len(samples) / SAMPLE_RATE)
 
 
-# Fields of other toolkits that would change what a line means. They are refused, not passed over.
-_UNKNOWN = (
-    "start", "end", "begin", "stop", "start_time", "end_time", "start_ms", "end_ms", "channel", "channels", "channel_selector",
-    "segments", "speed",
-)  # fmt: skip
+# Fields of other toolkits that would change what a line means, without "_" and capitals, and the value
+# that changes nothing. Others are refused, not passed over.
+_UNKNOWN = dict.fromkeys(
+    (
+        "start", "end", "begin", "stop", "starttime", "endtime", "begintime", "stoptime", "startms", "endms", "startsec", "endsec",
+        "starts", "ends", "startseconds", "endseconds", "startsample", "endsample", "startframe", "endframe", "startoffset",
+        "endoffset", "offsetms", "offsetsec", "offsetseconds", "sampleoffset", "frameoffset", "onset", "tmin", "tmax", "trim",
+        "channel", "channelselector", "channelid", "segments", "gain", "gaindb", "volumedb",
+    ),
+    0,
+) | dict.fromkeys(("channels", "speed", "tempo", "speedfactor", "volume"), 1)  # fmt: skip
 
 
 def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent")) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -152,7 +162,8 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
         if name in names:
             name = f"{name} (line {number})"
         names.add(name)
-        lines.append(Line(number, name, audio, normalise(row["text"]), row["accent"], str(speaker), offset, duration))
+        first = row.get("channel") not in (None, "")
+        lines.append(Line(number, name, audio, normalise(row["text"]), row["accent"], str(speaker), offset, duration, first))
     if not lines:
         sentence = "{name} is empty; give a JSON-lines file with audio, text and accent on each line."
         raise ManifestError("manifest.empty", sentence, name=path.name)
@@ -173,8 +184,10 @@ def _part(number: int, name: str, row: dict[str, Any]) -> tuple[float, float | N
 
     Raises ManifestError where a field cannot be obeyed.
     """
-    for field in _UNKNOWN:
-        if row.get(field) not in (None, "", 0):
+    for field, value in row.items():
+        known = field.lower().replace("_", "").replace("-", "")
+        changes = known in _UNKNOWN and value not in (None, "", _UNKNOWN[known])
+        if changes or (known in ("offset", "duration") and field != known):
             sentence = (
                 "Line {number} of {name} has the field {field}, which is not known here; give offset and duration in seconds."
             )
@@ -184,7 +197,7 @@ def _part(number: int, name: str, row: dict[str, Any]) -> tuple[float, float | N
         value = row.get(field)
         try:
             seconds = None if value in (None, "") or isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             seconds = math.nan
         if isinstance(value, bool) or (
             seconds is not None and not (math.isfinite(seconds) and seconds >= (field == "duration") * 1e-9)

@@ -15,8 +15,8 @@ from rapidfuzz.distance import Levenshtein
 _APOSTROPHES = dict.fromkeys(
     map(
         ord,
-        "\u0060\u00b4\u0384\u02b9\u02bb\u02bc\u02bd\u02be\u02c8\u02ca\u02cb\u02f4\u0374\u055a\u055d\u05f3\u07f4\u07f5"
-        "\u1fbd\u1fbf\u1fef\u1ffd\u1ffe\u2018\u2019\u201b\u2032\u2035\ua78c\uff07\uff40",
+        "\u0060\u00b4\u0384\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u02c8\u02ca\u02cb\u02f4\u0374\u055a\u055d\u05f3\u07f4\u07f5"
+        "\u1fbd\u1fbf\u1fef\u1ffd\u1ffe\u2018\u2019\u201b\u2032\u2035\ua78b\ua78c\uff07\uff40",
     ),
     "'",
 )
@@ -29,11 +29,13 @@ _HAN = r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
 def _invisible(character: str) -> bool:
     """Whether a character shows nothing.
 
-    It has zero width, or is a soft hyphen, a mark of direction or a selector of a variant.
+    It has zero width, or is a soft hyphen, a mark of direction, a selector of a variant or a
+    control character that is no space.
     """
-    code = ord(character)
+    code, category = ord(character), unicodedata.category(character)
     return (
-        unicodedata.category(character) == "Cf"
+        category == "Cf"
+        or (category == "Cc" and not character.isspace())
         or code in (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0)
         or 0x180B <= code <= 0x180F
         or 0xFE00 <= code <= 0xFE0F
