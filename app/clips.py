@@ -11,9 +11,10 @@ import time
 from dataclasses import replace
 
 from app.jobs import Utterance
+from hdmole.settings import settings
 
 KEPT = 3600.0  # seconds after its last use for which a recording is kept
-MOST_BYTES = 500_000_000  # of all recordings; beyond it, the one that was used longest ago goes first
+MOST_BYTES = settings().kept_mb * 1e6  # of all recordings; beyond it, the one that was used longest ago goes first
 
 _clips: dict[str, tuple[Utterance, float]] = {}  # key -> recording and its last use; the last used comes last
 _lock = threading.Lock()

@@ -162,8 +162,9 @@ def _leads_out(entry: zipfile.ZipInfo) -> bool:
     return stat.S_ISLNK(entry.external_attr >> 16) or any(name.anchor or ".." in name.parts for name in names)
 
 
-# How systems write names in a ZIP without saying so: Macs, then Windows in the West, China, Japan, Korea, Taiwan, Russia and
-# Eastern Europe. The second is the ZIP's own code page, for which Python takes them.
+# How systems write names in a ZIP without saying so: Macs, then Windows in the West, China, Japan,
+# Korea, Taiwan, Russia and Eastern Europe. The second is the ZIP's own code page, for which Python
+# takes them.
 _SPELLINGS = ("utf-8", "cp437", "cp1252", "cp850", "gb18030", "cp932", "cp949", "cp950", "cp866", "cp1251", "cp1250", "cp852")
 
 

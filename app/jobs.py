@@ -30,6 +30,7 @@ from app.texts import Text, without_folders
 from app.turns import Ticket, Turns
 from hdmole.errors import UserError
 from hdmole.names import method_label
+from hdmole.settings import settings
 from hdmole.speech.audio import Audio, decode
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
     from hdmole.speech.decoding import Encoded, Word
     from hdmole.speech.transcript import Transcript
 
-LONGEST = 1800.0  # seconds of audio that the app accepts
+LONGEST = settings().seconds  # of audio that the app accepts
 LONG = 30.0  # seconds; longer audio is long work, which comes after short work
-TURNS = Turns(max(1, (os.cpu_count() or 2) // 2))
+TURNS = Turns(settings().turns or max(1, (os.cpu_count() or 2) // 2))
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,9 @@ class Task:
         return time.monotonic() - self._gone_since if self._gone_since else 0.0
 
     def _run(self) -> None:
-        self._take_turn()
         try:
+            TURNS.admit(self._visitor)
+            self._take_turn()
             if not self.cancelled:
                 self._work()
         except Stopped:

@@ -16,7 +16,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import hdmole  # noqa: E402
-from app import links, tour  # noqa: E402
+from app import door, links, tour  # noqa: E402
 from app.access import plain  # noqa: E402
 from app.model import choose_model, device_name, load_model, show_model  # noqa: E402
 from app.texts import choose_language, t, translate_streamlit  # noqa: E402
@@ -57,6 +57,7 @@ page = st.navigation(
     ],
     position="top" if presenting else "sidebar",
 )
+door.ask()
 links.read()
 with st.sidebar:
     choose_language()

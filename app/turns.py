@@ -6,11 +6,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hdmole.errors import UserError
+from hdmole.settings import settings
+
 HEAD_START = 5.0  # seconds by which short work goes before long work that has waited as long
+
+
+class QueueError(UserError):
+    """More work was asked for than is taken. The codes begin with `queue.`"""
 
 
 @dataclass(eq=False)
@@ -34,8 +41,27 @@ class Turns:
         self.count = count
         self._free, self._held = count, Counter[str]()
         self._waiting: list[Ticket] = []
+        self._starts: dict[str, deque[float]] = {}  # visitor -> when tasks were started in the last minute
         self._changed = threading.Condition()
         self._seconds = 1.0  # that a turn lasted lately
+
+    def admit(self, visitor: str) -> None:
+        """Let a new task of a visitor in. Work that is no visitor's always comes in.
+
+        Raises QueueError where more tasks wait, or were started by the visitor in the last minute,
+        than the settings allow.
+        """
+        limits, now = settings(), time.monotonic()
+        with self._changed:
+            for name in [name for name, times in self._starts.items() if now - times[-1] > 60]:
+                del self._starts[name]
+            recent = deque(start for start in self._starts.get(visitor, ()) if now - start <= 60)
+            if visitor and len(self._waiting) >= limits.waiting:
+                raise QueueError("queue.full", "Too many people wait for the model; try again in a few minutes.")
+            own = sum(ticket.visitor == visitor for ticket in self._waiting)
+            if visitor and (own >= limits.waiting_of_one or len(recent) >= limits.starts_a_minute):
+                raise QueueError("queue.too_many", "You have started too much at once; wait a minute and try again.")
+            self._starts[visitor] = deque([*recent, now])
 
     def take(self, ticket: Ticket, stopped: Callable[[], bool], told: Callable[[int, float], None]) -> bool:
         """Wait for a turn. False if `stopped` became true before there was one.

@@ -17,11 +17,12 @@ import streamlit as st
 from app import clips as clips_kept
 from app import links, results, texts
 from app.access import plain
-from app.jobs import Job, Utterance
+from app.jobs import LONGEST, Job, Utterance
 from app.model import REAL, SMALL
 from app.session import session
 from app.texts import Text, t
 from hdmole.names import GENERAL
+from hdmole.settings import settings
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.manifest import manifest_rows
 from hdmole.study.results import Results
@@ -329,7 +330,8 @@ def choose_utterance(clips: list[Sample]) -> None:
                 st.caption(t("These samples are synthetic voices. This model is for people: record yourself or upload a file."))
         elif way == "Upload":
             st.file_uploader(
-                t("Audio file, up to half an hour and 100 MB"), type=UPLOADS, key="upload", on_change=take, args=("upload", ""),
+                t("Audio file, up to {minutes} minutes and {size} MB", minutes=f"{LONGEST / 60:g}", size=settings().upload_mb),
+                type=UPLOADS, key="upload", on_change=take, args=("upload", ""), max_upload_size=settings().upload_mb,
                 help=t(
                     "It stays in this computer's memory for an hour after it was last used. The address of this page opens it, also "
                     "for others who have the address."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from hdmole.errors import UserError
 from hdmole.files import write_between, written
+from hdmole.settings import app_command_line, keep_password, settings
 
 if TYPE_CHECKING:
     from hdmole.speech.asr import ASR
@@ -127,6 +127,7 @@ def transcribe(
     asr = _load(model, adapter, revision)
     method = method or asr.default
     try:
+        longest = settings().seconds
         asr.check_method(method)
         asr.check_accent(accent)
     except ValueError as error:
@@ -138,7 +139,7 @@ def transcribe(
             found: dict[Path, Any] = {}
             for path in paths:
                 try:
-                    found[path] = decode(path)
+                    found[path] = decode(path, max_seconds=longest)
                 except UserError as error:
                     found[path] = error
             sounds = {path: sound for path, sound in found.items() if not isinstance(sound, UserError)}
@@ -571,6 +572,12 @@ def app_command(
     address: Annotated[
         str, typer.Option(help="Address of this machine at which the app listens and is visited; by default nobody else can.")
     ] = "localhost",
+    limits: Annotated[
+        Path | None, typer.Option("--settings", envvar="HDMOLE_SETTINGS", help="File with other limits; docs/app.md lists them.")
+    ] = None,
+    password: Annotated[
+        bool, typer.Option("--password", help="Ask for a password now, and then every visitor; or set HDMOLE_PASSWORD.")
+    ] = False,
 ) -> None:
     """Start the web app on this machine; Ctrl-C ends it."""
     main = Path(__file__).resolve().parent.parent / "app" / "main.py"
@@ -578,16 +585,11 @@ def app_command(
         _fail("The app is not installed with the package; clone the repository and run 'make app' there.")
     # the app runs in the repository's folder, so the path must not be relative
     os.environ["HDMOLE_MODEL"] = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    for folder in data or []:
-        if not folder.is_dir():
-            _fail(f"There is no folder {folder}; give --data the folder that visitors may open.")
-    if data:
-        os.environ["HDMOLE_DATA"] = os.pathsep.join(str(folder.resolve()) for folder in data)
-    command = [sys.executable, "-m", "streamlit", "run", str(main), "--server.address", address]
-    if "STREAMLIT_SERVER_ALLOWED_HOSTS" not in os.environ:  # which an operator sets where visitors come by another name
-        for host in dict.fromkeys(["localhost", "127.0.0.1", "::1", socket.gethostname(), address]):
-            command += ["--server.allowedHosts", host]
-    command += ["--server.port", str(port)]
+    keep_password(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True) if password else "")
+    try:
+        command = app_command_line(main, address, port, data or [], limits)
+    except UserError as error:
+        _fail(error)
     os.chdir(main.parent.parent)
     os.execv(sys.executable, command)
 

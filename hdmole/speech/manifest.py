@@ -59,8 +59,8 @@ class Line:
         return replace(audio, samples=samples, seconds=len(samples) / SAMPLE_RATE)
 
 
-# Fields of other toolkits that would change what a line means, without "_" and capitals, and the value
-# that changes nothing. Others are refused, not passed over.
+# Fields of other toolkits that would change what a line means, without "_" and capitals, and the
+# value that changes nothing. Others are refused, not passed over.
 _UNKNOWN = dict.fromkeys(
     (
         "start", "end", "begin", "stop", "starttime", "endtime", "begintime", "stoptime", "startms", "endms", "startsec", "endsec",
