@@ -61,8 +61,9 @@ def read(path: Path) -> Settings:
         if name not in known:
             sentence = "The settings file names {setting}, which is no setting; it may name {known}."
             raise SettingsError("settings.unknown", sentence, setting=name, known=", ".join(known))
-        kinds: tuple[type, ...] = (int, float) if name in ("seconds", "kept_mb") else (int,)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value + (name == "turns") < 1e9:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        fraction = isinstance(value, float) and name in ("seconds", "kept_mb")
+        if not (whole or fraction) or not 0 < value + (name == "turns") < 1e9:
             sentence = "The setting {setting} is {value}; give a number above 0, and a whole one unless it counts seconds or MB."
             raise SettingsError("settings.value", sentence, setting=name, value=repr(value))
     return Settings(**values)
