@@ -380,7 +380,7 @@ class ASR:
         """
         self.check_method(method)
         recordings = [self.segment(audio) for audio in audios]
-        segments = [segment for recording in recordings for segment in recording]
+        segments = list(chain.from_iterable(recordings))
         if self.domain is not None and method != "base":
             segments = self.ask_base(segments)
         found: dict[int, Heard] = {}
@@ -449,15 +449,14 @@ class ASR:
             segment = found.segment
             texts.append(found.result.text)
             timed, kind = self._words(segment, found.result)
-            timing = "uniform" if "uniform" in (kind, timing) else kind
-            words += timed
+            timing, words = "uniform" if "uniform" in (kind, timing) else kind, words + timed
             elapsed += found.seconds
             if found.trace is not None:
                 # times are negative in silence added before the recording
                 layers.append(found.trace.shifted(segment.offset))
             segments.append(self._judged(segment))
             if heard:
-                heard(list(words))
+                heard(words)
             if progress:
                 progress(len(segments) / count if count else min(1.0, segment.until / seconds))
         full_trace = Trace.join(layers) if layers else None
