@@ -8,7 +8,6 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,8 +194,16 @@ def test_long_audio_is_cut_and_its_words_keep_their_times(asr: ASR) -> None:
 def test_silence_around_speech_changes_neither_text_nor_verdict(noise: float) -> None:
     demo, folder = ASR.load("demo"), find_model("demo") / "samples"
     rng = np.random.default_rng(0)
-    clips = ((line.text, decode(line.audio).samples) for line in read_manifest(folder / "manifest.jsonl"))
-    right = list(islice((clip for text, clip in clips if demo.transcribe(clip).text == text), 4))
+    assert demo.domain is not None
+    right = []
+    for line in read_manifest(folder / "manifest.jsonl"):
+        clip = decode(line.audio).samples
+        found = demo.transcribe(clip)
+        # a score near the threshold may fall on its other side
+        if found.text == line.text and found.in_domain["score"] > demo.domain.threshold + 0.1:
+            right.append(clip)
+        if len(right) == 4:
+            break
     assert len(right) == 4
     for clip in right:
         around = np.zeros(len(clip) + 3 * 16_000, np.float32)
@@ -379,7 +386,8 @@ def test_greedy_decoding_ends_at_the_end_and_keeps_its_probability() -> None:
 def test_the_demo_hears_sentences_in_a_row_as_it_hears_each_alone() -> None:
     """Its training knows one sentence at a time; several at once end in invention."""
     demo, folder = ASR.load("demo"), find_model("demo") / "samples"
-    lines = read_manifest(folder / "manifest.jsonl")[:8]
+    # the first clip of each accent is one sentence in all of them
+    lines = read_manifest(folder / "manifest.jsonl")[1::2][:8]
     quiet = np.zeros(8_000, np.float32)
     clips = [decode(line.audio).samples for line in lines]
     whole = np.concatenate([part for clip in clips for part in (clip, quiet)])

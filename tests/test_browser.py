@@ -116,11 +116,13 @@ def test_clicking_the_overview_chooses_the_layer(page: Page, app_url: str) -> No
     expect(page.locator(".js-plotly-plot")).to_have_count(6)
     page.get_by_text("All layers, mean over time").click()
     overview = page.locator("[class*='st-key-overview'] .js-plotly-plot").first
-    overview.scroll_into_view_if_needed()
-    box = overview.locator(".nsewdrag").first.bounding_box()
+    area = overview.locator(".nsewdrag").first
+    area.hover()  # it waits until the part is unfolded and stands still
+    box = area.bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.97 * box["height"])
-    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.97 * box["height"])  # the last layer's row
+    last = {"x": 0.5 * box["width"], "y": 0.97 * box["height"]}  # the last layer's row
+    area.hover(position=last)
+    area.click(position=last)
     page.wait_for_url(re.compile("layer=linear_2"))
 
 

@@ -115,9 +115,14 @@ class Whisper(WhisperForConditionalGeneration):
         super().__init__(config)
 
     @classmethod
-    def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load the weights, and the special tokens from the folder's tokenizer."""
-        loaded: Any = super().from_pretrained(folder, **kwargs)
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: Any, trust_remote_code: bool = False, use_safetensors: bool = True, **kwargs: Any
+    ) -> Any:
+        """Load the weights, and the special tokens from the folder's tokenizer.
+
+        No code of the folder is run and no pickle is opened, whatever is asked for.
+        """
+        loaded: Any = super().from_pretrained(folder, trust_remote_code=False, use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model.tokens = Tokens.of(tokenizer, model.config, model.generation_config)
