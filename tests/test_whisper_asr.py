@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_recordings_together_give_what_each_gives_alone(asr: ASR, monkeypatch: p
                 assert word == as_alone
             assert one == other
     assert asr.transcribe_all([]) == []
+
+
+def test_the_real_time_factor_counts_encoding_unless_it_was_done_before(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = ASR.encode
+
+    def slowly(self: ASR, *args: Any) -> Any:
+        time.sleep(2)
+        return encode(self, *args)
+
+    monkeypatch.setattr(ASR, "encode", slowly)
+    alone = asr.transcribe(tones(2.0), "base")
+    assert alone.rtf >= 1 and all(heard.rtf >= 1 for heard in asr.transcribe_all([tones(2.0)] * 2, "base"))
+    assert asr.transcribe(tones(2.0), "base", encoded=alone.encoded).rtf < alone.rtf - 0.5
 
 
 def test_general_gives_the_base_and_the_decoder_is_shared(asr: ASR) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -356,10 +356,17 @@ class ASR:
             ModelError: the model has no such method or accent.
         """
         self.check_method(method)
-        coming = self.segments(audio) if encoded is None else encoded
-        found = (one for segment in coming for one in self._hear([segment], method, accent, intervention))
+
+        def each() -> Iterator[Heard]:
+            began = time.perf_counter()
+            for segment in self.segments(audio) if encoded is None else encoded:
+                encoding = time.perf_counter() - began if encoded is None else 0.0
+                (one,) = self._hear([segment], method, accent, intervention)
+                yield replace(one, seconds=one.seconds + encoding)
+                began = time.perf_counter()
+
         count = len(encoded) if isinstance(encoded, list) else None
-        return self._transcript(audio, method, found, count, want_trace=want_trace, progress=progress, heard=heard)
+        return self._transcript(audio, method, each(), count, want_trace=want_trace, progress=progress, heard=heard)
 
     def transcribe_all(
         self, audios: Sequence[Audio | np.ndarray], method: str = "hdmole", accent: str = "auto"
@@ -379,7 +386,10 @@ class ASR:
             ModelError: the model has no such method or accent.
         """
         self.check_method(method)
-        recordings = [self.segment(audio) for audio in audios]
+        recordings, times = [], [time.perf_counter()]
+        for audio in audios:
+            recordings.append(self.segment(audio))
+            times.append(time.perf_counter())
         segments = list(chain.from_iterable(recordings))
         if self.domain is not None and method != "base":
             segments = self.ask_base(segments)
@@ -388,8 +398,8 @@ class ASR:
             found.update(zip(part, self._hear([segments[k] for k in part], method, accent), strict=True))
         each = iter(found[k] for k in range(len(segments)))
         return [
-            self._transcript(audio, method, islice(each, len(recording)), len(recording))
-            for audio, recording in zip(audios, recordings, strict=True)
+            self._transcript(audio, method, islice(each, len(recording)), len(recording), encoding=end - start)
+            for audio, recording, (start, end) in zip(audios, recordings, pairwise(times), strict=True)
         ]
 
     def _hear(self, segments: list[Encoded], method: str, accent: str, intervention: dict[str, Any] | None = None) -> list[Heard]:
@@ -436,15 +446,19 @@ class ASR:
         coming: Iterable[Heard],
         count: int | None,
         *,
+        encoding: float = 0.0,
         want_trace: bool = False,
         progress: Callable[[float], None] | None = None,
         heard: Callable[[list[Word]], None] | None = None,
     ) -> Transcript:
-        """The transcript of a recording from its segments, `count` in all if that is known."""
+        """The transcript of a recording from its segments, `count` in all if that is known.
+
+        `encoding` are seconds beside those of the segments.
+        """
         seconds = len(samples_of(audio)) / SAMPLE_RATE
         segments: list[Encoded] = []
         words: list[Word] = []
-        texts, layers, timing, elapsed = [], [], "", 0.0
+        texts, layers, timing, elapsed = [], [], "", encoding
         for found in coming:
             segment = found.segment
             texts.append(found.result.text)
@@ -461,8 +475,8 @@ class ASR:
                 progress(len(segments) / count if count else min(1.0, segment.until / seconds))
         full_trace = Trace.join(layers) if layers else None
         sounded = [self.ctc_text(s) for s in segments]
-        compared = [None if s.ctc is None else c for c, s in zip(sounded, segments, strict=True)]
-        signs = [f for t, c, s in zip(texts, compared, segments, strict=True) for f in flags(t, c, s.seconds)]
+        both = zip(texts, sounded, segments, strict=True)
+        signs = [sign for text, ctc, s in both for sign in flags(text, None if s.ctc is None else ctc, s.seconds)]
         return Transcript(
             text=" ".join(filter(None, texts)),
             words=words,

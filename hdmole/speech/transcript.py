@@ -17,7 +17,8 @@ from hdmole.speech.decoding import Decoded, Encoded, Word
 class Transcript:
     """What one method heard in a recording, with its words, accent and routing.
 
-    `seconds` is the length of the audio. `rtf` is the time of decoding divided by it.
+    `seconds` is the length of the audio. `rtf` is the time of encoding and decoding divided by it,
+    without encoding where that was done before, and without the in-domain score.
     """
 
     text: str
