@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import LayerRecogniser
-from hdmole.method.routing import layers_of, route
+from hdmole.method.routing import layers_of
 from hdmole.method.tracing import Trace, trace
 from hdmole.method.tuner import HDMoLEConfig, HDMoLEModel
 from hdmole.models.speech_llm import encode_all
@@ -36,12 +36,12 @@ from hdmole.models.whisper import layer_statistics
 from hdmole.names import GENERAL, METHOD_NAMES, SHARED
 from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE, Audio, samples_of
-from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_tokens
-from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_features, domain_features, flags, verdict_of_all
+from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_log_probs, word_tokens
+from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_features, domain_features, verdict_of_all
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_tokenizer, weights_folder
 from hdmole.speech.mel import mel_features
 from hdmole.speech.segments import LONG_PAUSE, Span, cut, framed, heard_whole, pauses, stretches
-from hdmole.speech.transcript import Heard, Transcript, layer_summary, mean_posterior, together
+from hdmole.speech.transcript import Heard, Transcript, joined, together
 
 
 class ASR:
@@ -423,10 +423,12 @@ class ASR:
                         with self._tracing(segment, method) as recorded[k]:
                             results += self.decode_batch([segment], method, accent)
         seconds = (time.perf_counter() - began) / len(segments)
-        return [
-            Heard(replace(segment, base=result) if method == "base" else segment, result, one, seconds)
-            for segment, result, one in zip(segments, results, recorded, strict=True)
-        ]
+        found = []
+        for segment, result, one in zip(segments, results, recorded, strict=True):
+            known = replace(segment, base=result) if method == "base" else segment
+            words, timing = self._words(segment, result)
+            found.append(Heard(known, result, words, timing, self.ctc_text(segment), one, seconds))
+        return found
 
     def _routes_encoder_alone(self, method: str) -> bool:
         """Whether all HDMoLE layers of a method lie in its encoder, so that decoding is not routed."""
@@ -456,42 +458,15 @@ class ASR:
         `encoding` are seconds beside those of the segments.
         """
         seconds = len(samples_of(audio)) / SAMPLE_RATE
-        segments: list[Encoded] = []
-        words: list[Word] = []
-        texts, layers, timing, elapsed = [], [], "", encoding
+        parts: list[Heard] = []
         for found in coming:
-            segment = found.segment
-            texts.append(found.result.text)
-            timed, kind = self._words(segment, found.result)
-            timing, words = "uniform" if "uniform" in (kind, timing) else kind, words + timed
-            elapsed += found.seconds
-            if found.trace is not None:
-                # times are negative in silence added before the recording
-                layers.append(found.trace.shifted(segment.offset))
-            segments.append(self._judged(segment))
+            parts.append(replace(found, segment=self._judged(found.segment)))
             if heard:
-                heard(words)
+                heard([word for part in parts for word in part.words])
             if progress:
-                progress(len(segments) / count if count else min(1.0, segment.until / seconds))
-        full_trace = Trace.join(layers) if layers else None
-        sounded = [self.ctc_text(s) for s in segments]
-        both = zip(texts, sounded, segments, strict=True)
-        signs = [sign for text, ctc, s in both for sign in flags(text, None if s.ctc is None else ctc, s.seconds)]
-        return Transcript(
-            text=" ".join(filter(None, texts)),
-            words=words,
-            accent=dict(zip(self.accents, mean_posterior(segments, method), strict=False)),
-            in_domain=self.in_domain(segments),
-            seconds=round(seconds, 3),
-            rtf=round(elapsed / max(seconds, 1e-9), 4),
-            method=method,
-            ctc_text=" ".join(filter(None, sounded)),
-            flags=list(dict.fromkeys(signs)),
-            layers=layer_summary(full_trace) if full_trace is not None else [],
-            timing=timing,
-            trace=full_trace if want_trace else None,
-            encoded=segments,
-        )
+                progress(len(parts) / count if count else min(1.0, found.segment.until / seconds))
+        in_domain = self.in_domain([part.segment for part in parts])
+        return joined(parts, method, self.accents, in_domain, seconds, encoding=encoding, want_trace=want_trace)
 
     @torch.no_grad()
     def likelihoods(
@@ -517,20 +492,12 @@ class ASR:
         """
         self.gate(method)
         model, result = self.models[method], self.decode_batch([segment], method, accent)[0]
-        words, _ = self._words(segment, result)
-        labels = torch.tensor([result.ids], device=self.device)
         posterior = self.posterior_of(segment, accent, method)[None]
-        tokens, groups = word_tokens(result.ids, self.tokenizer)
 
         def scores() -> list[float]:
             """The log-probability of each word."""
             (states,) = self._states([segment], method, posterior)
-            mask = torch.ones(1, len(states), dtype=torch.bool, device=self.device)
-            with route(posterior):
-                out = model(encoder_states=states[None], encoder_mask=mask, labels=labels)
-            log_probs = out.logits[0, -len(result.ids) - 1 : -1].float().log_softmax(-1)
-            found: list[float] = log_probs.gather(1, labels[0][:, None])[:, 0].tolist()
-            return [sum(found[tokens[k]] for k in numbers) for _, numbers in groups]
+            return word_log_probs(model, states, result.ids, posterior, self.tokenizer)
 
         before, after = scores(), []
         for change in changes:
@@ -538,7 +505,7 @@ class ASR:
                 after.append(scores())
         return [
             {"word": w.word, "start": w.start, "end": w.end, "before": before[k], "after": [found[k] for found in after]}
-            for k, w in enumerate(words)
+            for k, w in enumerate(self._words(segment, result)[0])
         ]
 
     def attribution(self, segment: Encoded, accent: str = "auto", method: str = "hdmole") -> list[dict[str, Any]]:

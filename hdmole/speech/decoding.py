@@ -1,4 +1,7 @@
-"""Decoding: from encoder outputs to texts, and to words with times and confidences."""
+"""Decoding: from encoder outputs to texts, and to words with times and confidences.
+
+`token_log_probs` and `word_log_probs` say how likely a given text is.
+"""
 
 from __future__ import annotations
 
@@ -93,6 +96,24 @@ def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor |
     ]
 
 
+@torch.no_grad()
+def token_log_probs(model: Any, states: list[Tensor], ids: list[list[int]], posterior: Tensor) -> Tensor:
+    """Log-probabilities (U, L) in nats of given tokens, each after those before it.
+
+    They are 0 where the text of an utterance has ended. `states` are the encoder outputs
+    (T, d_encoder) of U utterances, `ids` the tokens of each with its end token, and `posterior`
+    (U, N + 1) routes an HDMoLE model.
+    """
+    mask = nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.bool, device=s.device) for s in states], batch_first=True)
+    texts = [torch.tensor(text, device=posterior.device) for text in ids]
+    labels = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=-100)
+    with route(posterior):
+        out = model(encoder_states=nn.utils.rnn.pad_sequence(states, batch_first=True), encoder_mask=mask, labels=labels)
+    scores = out.logits[:, -labels.shape[1] - 1 : -1].float().log_softmax(-1)
+    picked: Tensor = scores.gather(2, labels.clamp_min(0)[..., None])[..., 0] * (labels >= 0)
+    return picked
+
+
 def ctc_text(log_probs: Tensor, tokenizer: Any, blank: int) -> str:
     """What the CTC head alone hears, by greedy decoding.
 
@@ -119,6 +140,17 @@ def word_tokens(ids: list[int], tokenizer: Any) -> tuple[list[int], list[tuple[s
         if words:
             found[min(max(0, len(text.split()) - 1), len(words) - 1)].append(n)
     return tokens, [(word, numbers) for word, numbers in zip(words, found, strict=True) if numbers]
+
+
+def word_log_probs(model: Any, states: Tensor, ids: list[int], posterior: Tensor, tokenizer: Any) -> list[float]:
+    """The log-probability of each word of a given text, in nats: the sum over the word's tokens.
+
+    `states` are the encoder outputs (T, d_encoder) of an utterance, `ids` the text's tokens with
+    the end token, and `posterior` (1, N + 1) routes an HDMoLE model.
+    """
+    scores: list[float] = token_log_probs(model, [states], [ids], posterior)[0].tolist()
+    tokens, groups = word_tokens(ids, tokenizer)
+    return [sum(scores[tokens[k]] for k in numbers) for _, numbers in groups]
 
 
 def timed_words(segment: Encoded, heard: Decoded, tokenizer: Any, blank: int | None, step: float) -> tuple[list[Word], str]:

@@ -11,6 +11,7 @@ import numpy as np
 from hdmole.method.tracing import Trace
 from hdmole.names import SHARED
 from hdmole.speech.decoding import Decoded, Encoded, Word
+from hdmole.speech.domain import flags
 
 
 @dataclass
@@ -48,12 +49,59 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Heard:
-    """A segment, what one method heard in it, its routing, and the seconds that this took."""
+    """What one method heard in a segment.
+
+    `timing` says where the words' times come from, as in `Transcript`. `ctc_text` is what the CTC
+    head alone hears. `seconds` is how long it took.
+    """
 
     segment: Encoded
     result: Decoded
+    words: list[Word]
+    timing: str
+    ctc_text: str
     trace: Trace | None
     seconds: float
+
+
+def joined(
+    parts: Sequence[Heard], method: str, accents: Sequence[str], in_domain: dict[str, Any], seconds: float, *,
+    encoding: float = 0.0, want_trace: bool = False,
+) -> Transcript:  # fmt: skip
+    """The transcript of a recording from what a method heard in its segments.
+
+    Args:
+        parts: the segments, in their order.
+        method: name of the method.
+        accents: the N + 1 classes of the accent recogniser.
+        in_domain: what `ASR.in_domain` says of the segments.
+        seconds: length of the recording.
+        encoding: seconds that were spent beside those of the segments.
+        want_trace: keep the full trace of the routing.
+    """
+    # times are negative in silence added before the recording
+    layers = [part.trace.shifted(part.segment.offset) for part in parts if part.trace is not None]
+    trace = Trace.join(layers) if layers else None
+    segments, timings = [part.segment for part in parts], [part.timing for part in parts]
+    signs = [
+        sign for part in parts
+        for sign in flags(part.result.text, None if part.segment.ctc is None else part.ctc_text, part.segment.seconds)
+    ]  # fmt: skip
+    return Transcript(
+        text=" ".join(filter(None, (part.result.text for part in parts))),
+        words=[word for part in parts for word in part.words],
+        accent=dict(zip(accents, mean_posterior(segments, method), strict=False)),
+        in_domain=in_domain,
+        seconds=round(seconds, 3),
+        rtf=round((encoding + sum(part.seconds for part in parts)) / max(seconds, 1e-9), 4),
+        method=method,
+        ctc_text=" ".join(filter(None, (part.ctc_text for part in parts))),
+        flags=list(dict.fromkeys(signs)),
+        layers=layer_summary(trace) if trace is not None else [],
+        timing="uniform" if "uniform" in timings else timings[-1],
+        trace=trace if want_trace else None,
+        encoded=segments,
+    )
 
 
 def together(segments: Sequence[Encoded], most: int = 8) -> list[list[int]]:

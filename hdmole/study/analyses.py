@@ -20,13 +20,14 @@ from torch import nn
 from hdmole.files import written
 from hdmole.method.intervention import intervene
 from hdmole.method.recogniser import AccentRecogniser
-from hdmole.method.routing import adapter_of, route
+from hdmole.method.routing import adapter_of
 from hdmole.names import GENERAL
+from hdmole.speech.decoding import token_log_probs
 from hdmole.speech.words import count_errors
 from hdmole.study.bootstrap import ROUTING_RESAMPLES
 from hdmole.study.results import RecogniserResult
 from hdmole.study.routing_table import routing_summary, routing_table, routing_trace
-from hdmole.training.adapt import Adaptation, Around, Speech, encoder_states, pad
+from hdmole.training.adapt import Adaptation, Around, Speech, encoder_states
 from hdmole.training.data import Corpus
 from hdmole.training.preparation import SpeechError
 
@@ -206,15 +207,9 @@ def log_likelihood(speech: Speech, model: nn.Module, adaptation: Adaptation, row
     """Log-probability (U,) in nats of each reference, including the end-of-sequence token."""
     device = next(model.parameters()).device
     states = encoder_states(speech, model, adaptation, rows)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
     texts = speech.tokenizer(list(speech.corpus.index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
-    labels = pad([[*t, speech.tokenizer.eos_token_id] for t in texts]).to(device)
-    with route(speech.posterior(rows, adaptation).to(device)):
-        out = model(
-            encoder_states=torch.nn.utils.rnn.pad_sequence(states, batch_first=True), encoder_mask=mask.to(device), labels=labels
-        )
-    scores = out.logits[:, -labels.shape[1] - 1 : -1].float().log_softmax(-1)
-    picked = scores.gather(2, labels.clamp_min(0)[..., None])[..., 0] * (labels >= 0)
+    ids = [[*text, speech.tokenizer.eos_token_id] for text in texts]
+    picked = token_log_probs(model, states, ids, speech.posterior(rows, adaptation).to(device))
     likelihood: np.ndarray = picked.sum(1).double().cpu().numpy()
     return likelihood
 
