@@ -148,7 +148,7 @@ def test_where_results_cannot_be_written_is_said_before_the_work(
     arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("hdmole.cli._load", lambda model: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("hdmole.cli.load_model", lambda model: pytest.fail("the model was loaded"))
     status, output = run_here(*(a.format(folder=tmp_path, file=tmp_path / "file") for a in arguments))
     assert status == 1 and sentence in output
 

@@ -1,10 +1,14 @@
 """The accent recogniser: a network that computes the accent posterior of an utterance.
 
-The posterior routes the utterance. The network reads mel features, or a learned weighted sum of the
-frozen encoder's layers, as in EAR (arXiv 2606.10454). It is a small time-delay network of dilated
-convolutions (x-vectors, Snyder et al. 2018) with statistics pooling. Only valid frames are pooled,
-so padding does not change the result. It is trained before the adapter, then frozen, and saved with
-the adapter.
+The posterior routes the utterance. A recogniser is trained before the adapter, then frozen. There
+are two kinds:
+
+* `AccentRecogniser` reads frames: mel features, or a learned weighted sum of the frozen encoder's
+  layers, as in EAR (arXiv 2606.10454). It is a small time-delay network of dilated convolutions
+  (x-vectors, Snyder et al. 2018) with statistics pooling. Only valid frames are pooled, so padding
+  does not change the result. It is saved with the adapter.
+* `LayerRecogniser` reads means and deviations over time of the layers of a pretrained encoder. So
+  much is learned there already that a small network is enough. It is saved with the model.
 """
 
 from __future__ import annotations
@@ -21,10 +25,11 @@ from torch.nn import functional
 from hdmole.files import write_text, written
 
 
-class _Saved(nn.Module):
-    """What both recognisers share: saving, loading and labels."""
+class _Recogniser(nn.Module):
+    """What both recognisers share: saving, loading, labels and the posterior."""
 
     arguments: dict[str, Any]
+    temperature: Tensor
 
     def save(self, folder: Path) -> None:
         """Write the weights and the arguments the network was made with into `folder`."""
@@ -45,8 +50,22 @@ class _Saved(nn.Module):
         labels: list[str] = self.arguments["labels"]
         return labels
 
+    @torch.no_grad()
+    def posterior(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Posterior pi (B, N + 1): the softmax of the logits divided by the stored temperature.
 
-class AccentRecogniser(_Saved):
+        The temperature calibrates it (Guo et al. 2017). Takes what `forward` takes. Computed in
+        float32, without gradient and without dropout.
+        """
+        training = self.training
+        self.eval()
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self(features.float()) if mask is None else self(features.float(), mask)
+        self.train(training)
+        return (logits / self.temperature).softmax(1)
+
+
+class AccentRecogniser(_Recogniser):
     """From the features of an utterance to a posterior over accents.
 
     Class 0 is the general domain. With `layers`, the features of a frame are the outputs of that
@@ -66,8 +85,6 @@ class AccentRecogniser(_Saved):
     ------
     ValueError : an unknown feature layout, or "mel_first" with `layers`
     """
-
-    temperature: Tensor
 
     def __init__(
         self, labels: list[str], n_mels: int = 80, channels: int = 128, feature_layout: str = "time_first", dropout: float = 0.2,
@@ -145,22 +162,8 @@ class AccentRecogniser(_Saved):
         logits: Tensor = self.output(self.dropout(functional.relu(self.hidden(pooled))))
         return logits
 
-    @torch.no_grad()
-    def posterior(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Posterior pi (B, N + 1): the softmax of the logits divided by the stored temperature.
 
-        The temperature calibrates it (Guo et al. 2017). Takes what `forward` takes. Computed in
-        float32, without gradient and without dropout.
-        """
-        training = self.training
-        self.eval()
-        with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self(features.float(), mask)
-        self.train(training)
-        return (logits / self.temperature).softmax(1)
-
-
-class LayerRecogniser(_Saved):
+class LayerRecogniser(_Recogniser):
     """From statistics of the layers of a frozen encoder to a posterior over accents.
 
     The layers are added with learned weights that sum to 1, as in SUPERB (Yang et al. 2021).
@@ -173,8 +176,6 @@ class LayerRecogniser(_Saved):
     hidden : width of the network
     dropout : dropout before the output layer, in training
     """
-
-    temperature: Tensor
 
     def __init__(self, labels: list[str], layers: int, width: int, hidden: int = 256, dropout: float = 0.3) -> None:
         super().__init__()
@@ -191,12 +192,3 @@ class LayerRecogniser(_Saved):
         x = (statistics * self.weights.softmax(0)[:, None]).sum(1)
         logits: Tensor = self.output(self.dropout(functional.relu(self.hidden(self.norm(x)))))
         return logits
-
-    @torch.no_grad()
-    def posterior(self, statistics: Tensor) -> Tensor:
-        """Posterior pi (B, N + 1): the softmax of the logits divided by the stored temperature."""
-        training = self.training
-        self.eval()
-        logits: Tensor = self(statistics.float())
-        self.train(training)
-        return (logits / self.temperature).softmax(1)

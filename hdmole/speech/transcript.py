@@ -13,6 +13,8 @@ from hdmole.names import SHARED
 from hdmole.speech.decoding import Decoded, Encoded, Word
 from hdmole.speech.domain import flags
 
+AT_ONCE = 8  # recordings, and segments of them, that are decoded at once
+
 
 @dataclass
 class Transcript:
@@ -104,7 +106,7 @@ def joined(
     )
 
 
-def together(segments: Sequence[Encoded], most: int = 8) -> list[list[int]]:
+def together(segments: Sequence[Encoded], most: int = AT_ONCE) -> list[list[int]]:
     """Groups of segments of similar length, as indices, at most `most` in each."""
     order = sorted(range(len(segments)), key=lambda k: len(segments[k].states))
     return [order[k : k + most] for k in range(0, len(order), most)]
