@@ -205,63 +205,54 @@ digest_of = st.cache_data(show_spinner=False, max_entries=2)(base_digest)
 # -- showing ---------------------------------------------------------------------------------------
 
 
-HEADLINES = {
-    "accent": Text("Word errors, accents"),
-    "general": Text("Word errors, general speech"),
-    "real_adults": Text("Word errors, real adults"),
-    "real_general": Text("Word errors, real general speech"),
-    "synthetic_accents": Text("Word errors, synthetic accents"),
-    "synthetic_general": Text("Word errors, synthetic general speech"),
+SPEECH = {
+    "accent": Text("On accents"),
+    "general": Text("On general speech"),
+    "real_adults": Text("On real adults"),
+    "real_general": Text("On real general speech"),
+    "synthetic_accents": Text("On synthetic accents"),
+    "synthetic_general": Text("On synthetic general speech"),
+}
+MESSAGES = {  # by whether the difference is established, and its sign
+    "fewer": Text("{speech}, HDMoLE makes **{mine} errors in 100 words**, {points} fewer than the frozen base."),
+    "more": Text("{speech}, HDMoLE makes **{mine} errors in 100 words**, {points} more than the frozen base."),
+    "open": Text(
+        "{speech}, HDMoLE makes **{mine} errors in 100 words**; that this differs from the frozen base is not established."
+    ),
 }
 
 
-def headline(summary: Results) -> None:
-    """Show the main numbers of the results, as far as they have them.
-
-    A change has a colour only if its interval says that there is one.
-    """
-    numbers: list[tuple[str, str, str | None, bool]] = []
+def message(summary: Results) -> str:
+    """What the results say of HDMoLE in a few sentences, as far as they have it."""
+    said = []
     domains = {method: entry.domains for method, entry in summary.methods.items()}
-    for domain in filter(HEADLINES.__contains__, (summary.target, GENERAL_OF.get(summary.target, ""))):
+    for domain in filter(SPEECH.__contains__, (summary.target, GENERAL_OF.get(summary.target, ""))):
         rates = [domains.get(method, {}).get(domain) for method in ("hdmole", "base")]
         found = [rate.mean_over_accents if domain == "accent" else rate.wer for rate in rates if rate]
         if len(found) == 2:
+            points = found[0] - found[1]
             sure = summary.established("hdmole", "base", domain)
-            points = f"{found[0] - found[1]:+z.1f}"
-            change = (
-                t("{points} points against the base", points=points)
-                if sure
-                else t("{points} points against the base, not established", points=points)
-            )
-            numbers.append((t(HEADLINES[domain]), f"{found[0]:.1f} %", change, sure))
-    trained = {method: entry.trainable for method, entry in summary.methods.items()}
-    if mine := trained.get("hdmole"):
-        full = trained.get("full")
-        count = t("{share} % of full", share=f"{100 * mine / full:.1f}") if full else f"{mine:,}"
-        numbers.append((t("Parameters HDMoLE trains"), count, None, False))
-    if summary.accent_recogniser:
-        numbers.append((t("Accent recogniser, right"), f"{100 * summary.accent_recogniser.balanced_accuracy:.0f} %", None, False))
-    for column, (label, value, delta, sure) in zip(st.columns(max(1, len(numbers))), numbers, strict=False):
-        column.metric(label, value, delta, delta_color="inverse" if sure else "off")
-    st.caption(t("Word errors are those of HDMoLE, in percent of the words that were said (word error rate)."))
+            which = "open" if not sure else "fewer" if points < 0 else "more"
+            said.append(t(MESSAGES[which], speech=SPEECH[domain], mine=f"{found[0]:.1f}", points=f"{abs(points):.1f}"))
+    mine, full = (entry.trainable if (entry := summary.methods.get(name)) else None for name in ("hdmole", "full"))
+    if mine and full:
+        said.append(t("It trains {share} % of what full fine-tuning trains.", share=f"{100 * mine / full:.1f}"))
+    return " ".join(said)
 
 
 def trained_anew(asr: ASR, folder: Path, summary: Results) -> str:
-    """A note if the HDMoLE of these results is not the one that the app lets hear, with the rates
-    of both.
+    """A note if the HDMoLE of these results is not the one that the app lets hear, with the rate of
+    that one.
     """
     own_folder = asr.folder / "results"
     own = summary_of(own_folder)
-    mine, theirs = (
-        s.methods["hdmole"].domains.get(summary.target) if s and "hdmole" in s.methods else None for s in (own, summary)
-    )
-    if folder == own_folder or mine is None or theirs is None:
+    mine = own.methods["hdmole"].domains.get(summary.target) if own and "hdmole" in own.methods else None
+    if folder == own_folder or mine is None or "hdmole" not in summary.methods:
         return ""
-    rates = [rate.mean_over_accents if summary.target == "accent" else rate.wer for rate in (theirs, mine)]
     return t(
-        "**Not the model that you hear:** the HDMoLE of these results was trained anew for them, with a word error rate of {theirs} %. "
-        "The one on the other pages has {mine} %.",
-        theirs=f"{rates[0]:.1f}", mine=f"{rates[1]:.1f}",
+        "**Not the model that you hear:** HDMoLE was trained anew for these results. The one on the other pages makes {mine} errors "
+        "in 100 words.",
+        mine=f"{mine.mean_over_accents if summary.target == 'accent' else mine.wer:.1f}",
     )  # fmt: skip
 
 
@@ -282,7 +273,6 @@ def verdicts(claims: Sequence[Claim], first: int = 3) -> None:
 
 def confusion(recogniser: RecogniserResult) -> None:
     """Show the confusion matrix of the accent recogniser."""
-    st.header(t("What the accent recogniser hears"))
     table = result_figures.confusion_data(recogniser)
     plots.show(
         result_figures.confusion_matrix(table), "accent-confusion", table,

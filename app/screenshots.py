@@ -93,7 +93,7 @@ def take(url: str, out: Path, themes: list[str], sizes: list[str], full_page: bo
                 for name, path in PAGES.items():
                     page.goto(f"{url}/{path}" + (f"?sample={sample}" if sample else ""))
                     page.locator(
-                        ".js-plotly-plot, [data-testid='stImage'] img, [data-testid='stAlertContentInfo'], [data-testid='stFileUploader'], iframe"
+                        ".cards, .js-plotly-plot, [data-testid='stImage'] img, [data-testid='stAlertContentInfo'], [data-testid='stFileUploader'], iframe"
                     ).first.wait_for(timeout=90_000)
                     page.wait_for_timeout(2_500)  # figures are drawn one after the other
                     if full_page:

@@ -17,6 +17,7 @@ summary = results.summary_of(folder / "results")
 st.title(t("What the model can hear, and what it cannot"))
 st.caption(t("This is HDMoLE {version}.", version=__version__))
 if summary and summary.accent_recogniser:
+    st.header(t("What the accent recogniser hears"))
     results.confusion(summary.accent_recogniser)
 card = folder / "README.md"
 if card.is_file():

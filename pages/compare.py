@@ -40,12 +40,9 @@ ours = folder.resolve().is_relative_to(ROOT / "assets")
 labels = {name: texts.label(label) for name, label in summary.labels.items()}
 plain_labels = {name: plain(label) for name, label in labels.items()}
 
-results.headline(summary)
+st.markdown(results.message(summary))
 if note := results.trained_anew(asr, folder, summary):
-    st.info(note)
-results.verdicts(summary.claims)
-if adapted := texts.adapted(summary):
-    st.caption(adapted)
+    st.caption(note)
 bars, plane = st.columns([1.6, 1])
 with bars:
     domains = [d for d in summary.domains if d in DOMAIN_LABELS and d not in GENERAL_OF.values()] or ["accent"]
@@ -82,6 +79,9 @@ with plane:
                 result_figures.parameters(named, against_general), "accents-against-parameters", cost,
                 t("down is better on accents, left is smaller; the dotted line is the frozen base."), "parameters",
             )  # fmt: skip
+results.verdicts(summary.claims)
+if adapted := texts.adapted(summary):
+    st.caption(adapted)
 main = {name: entry for name, entry in summary.methods.items() if name in result_figures.MAIN_METHODS} or summary.methods
 with st.expander(t("All numbers")):
     st.markdown(texts.table(summary.model_copy(update={"methods": main}), labels, across=True))

@@ -77,14 +77,38 @@ def number(measure: Measure) -> str:
     return f"{measure.value:.2f}{interval}{chance}"
 
 
-known = [
-    t(
-        "**{router}**: match {purity}, agreement {information}", router=t(label),
-        purity=number(measured.routers[name].all.purity), information=number(measured.routers[name].all.nmi),
+def told(router: str) -> str:
+    """In how many utterances the strongest expert of a router tells the accent, and whether that is
+    more than chance.
+    """
+    match = measured.routers[router].all.purity
+    chance = match.chance
+    said = t("in **{count} of 100**", count=f"{100 * match.value:.0f}")
+    if chance is None:
+        return said
+    by_chance = f"{100 * chance:.0f}"
+    if speakers < FEW_SPEAKERS:
+        return t("{said} (by chance {chance})", said=said, chance=by_chance)
+    return (
+        t("{said}, more than the {chance} of chance", said=said, chance=by_chance)
+        if match.interval[0] > chance
+        else t("{said}, no more than by chance ({chance})", said=said, chance=by_chance)
     )
-    for name, label in ROUTERS.items()
-]  # fmt: skip
-st.caption(t("Routing of **{method}**", method=plain(shown)) + " · " + " · ".join(known))
+
+
+st.markdown(
+    t(
+        "The strongest expert tells the accent of an utterance: by the global router {recognised}; by the local router {found}.",
+        recognised=told("global_gate"), found=told("local_probability"),
+    )
+)  # fmt: skip
+st.caption(
+    t(
+        "Routing of **{method}**. The global router is given the accent by a recogniser, so its correspondence is no discovery; the "
+        "local router's would be.",
+        method=plain(shown),
+    )
+)  # fmt: skip
 which, where = st.columns(2)
 links.set_widget("router", "router", ROUTERS, "gate")
 links.set_widget("corpus_layer", "layer", layers, None)
@@ -136,34 +160,26 @@ with right:
         with clicked:
             marks = event.selection.points
             hear(folder, unescape(marks[0]["customdata"][0]) if marks else str(named))
-st.caption(
-    t(
-        "Match: the share of utterances whose strongest expert is mostly that of their accent. Agreement: 1 where expert and accent tell "
-        "each other, 0 where they know nothing of each other (normalised mutual information). The global router is given the accent by "
-        "its recogniser, so its correspondence is no discovery; the local router's would be."
-    )
-)
-
 recogniser = summary.accent_recogniser
 # other results may come from another recogniser
 if not recogniser and folder in results.folders(asr).values():
     own = results.summary_of(asr.folder / "results")
     recogniser = own.accent_recogniser if own else None
 if recogniser:
-    results.confusion(recogniser)
+    with st.expander(t("What the accent recogniser hears")):
+        results.confusion(recogniser)
 worth = result_figures.attribution_data(summary)
 if len(worth):
-    st.header(t("What an expert is worth"))
-    plots.show(
-        result_figures.attribution(worth), "attribution", worth,
-        t(
-            "leave one expert out and score the right words again: below zero they become less likely, so the expert helped. "
-            "Cells without colour are not established. Of {all} cells {count} are established."
-            ,
-            all=len(worth), count=int(((worth.low > 0) | (worth.high < 0)).sum()),
-        ),
-        "worth",
-    )  # fmt: skip
+    with st.expander(t("What an expert is worth")):
+        plots.show(
+            result_figures.attribution(worth), "attribution", worth,
+            t(
+                "leave one expert out and score the right words again: below zero they become less likely, so the expert helped. "
+                "Cells without colour are not established. Of {all} cells {count} are established.",
+                all=len(worth), count=int(((worth.low > 0) | (worth.high < 0)).sum()),
+            ),
+            "worth",
+        )  # fmt: skip
 per_layer = pd.DataFrame(
     [
         {
@@ -178,7 +194,22 @@ per_layer = pd.DataFrame(
         for name in layers.values()
     ]
 )
-with st.expander(t("Layer by layer")):
+with st.expander(t("All numbers, layer by layer")):
+    st.markdown(
+        "\n".join(
+            t(
+                "- **{router}**: match {purity}, agreement {information}", router=t(label),
+                purity=number(measured.routers[name].all.purity), information=number(measured.routers[name].all.nmi),
+            )
+            for name, label in ROUTERS.items()
+        )
+    )  # fmt: skip
+    st.caption(
+        t(
+            "Match: the share of utterances whose strongest expert is mostly that of their accent. Agreement: 1 where expert and accent "
+            "tell each other, 0 where they know nothing of each other (normalised mutual information)."
+        )
+    )
     heads = {"layer": t("layer")}
     for router in ROUTERS.values():
         heads[f"{router}: match"] = t("{router}: match", router=t(router))

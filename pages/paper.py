@@ -53,20 +53,8 @@ def markdown(data: pd.DataFrame) -> str:
     return "\n".join(lines).replace(" %", "\u00a0%")
 
 
-def order(summary: Results) -> None:
-    """Where methods stand in another order than in the paper, and what may explain it."""
-    pairs = figures.order_data(summary)
-    if pairs.empty:
-        return
-    st.header(t("Where the order is another"))
-    count = pairs.order.value_counts()
-    st.markdown(
-        t(
-            "Of {pairs} pairs of methods {same} stand in the paper's order, {opposite} in the opposite one, and {open} are open: "
-            "their interval includes zero.",
-            pairs=len(pairs), same=count.get("same", 0), opposite=count.get("opposite", 0), open=count.get("open", 0),
-        )
-    )  # fmt: skip
+def order(pairs: pd.DataFrame, summary: Results) -> None:
+    """Show where methods stand in another order than in the paper, and what may explain it."""
     turned = pairs[pairs.order == "opposite"]
     lines = [
         t(
@@ -76,10 +64,7 @@ def order(summary: Results) -> None:
         )
         for _, row in turned.iterrows()
     ]  # fmt: skip
-    st.markdown("\n".join(lines[:6]))
-    if lines[6:]:
-        with st.expander(t("All {count} pairs in the opposite order", count=len(lines))):
-            st.markdown("\n".join(lines[6:]))
+    st.markdown("\n".join(lines) or t("No pair of methods stands in the opposite order."))
     st.download_button(
         t("All pairs (CSV)"),
         pairs.to_csv(index=False),
@@ -131,26 +116,37 @@ def reasons(summary: Results) -> list[str]:
 
 
 st.title(t("The paper and this model"))
-st.caption(
-    t(
-        "An error rate counts what was heard wrong, added or missing, per hundred that were said. The paper ({source}) counts "
-        "characters of Mandarin, we count words of English. So compare changes in percent, not error rates. Below zero there are "
-        "fewer errors.",
-        source=paper.SOURCE,
-    )
-)  # fmt: skip
 folder = results.folders(asr).get("paper")
 summary = results.summary_of(folder) if folder else None
 everything = figures.paper_data(summary)
 done, rows = figures.rows_computed(everything)
+pairs = figures.order_data(summary) if summary else pd.DataFrame()
+if len(pairs):
+    count = pairs.order.value_counts()
+    st.markdown(
+        t(
+            "Of {pairs} pairs of methods **{same} stand in the paper's order**, {opposite} in the opposite one, and {open} are open: "
+            "their interval includes zero.",
+            pairs=len(pairs), same=count.get("same", 0), opposite=count.get("opposite", 0), open=count.get("open", 0),
+        )
+    )  # fmt: skip
+so_far = (
+    ""
+    if summary is None or done >= rows
+    else t("{done} of {rows} rows are computed so far; `sh runs/paper.sh` goes on.", done=done, rows=rows)
+)
+st.caption(
+    t(
+        "An error rate counts what was heard wrong, added or missing, per hundred that were said. The paper ({source}) counts "
+        "characters of Mandarin, we count words of English. So compare changes in percent, not error rates.",
+        source=paper.SOURCE,
+    )
+    + " " + so_far
+)  # fmt: skip
 if session().model == REAL:
     st.info(t("Our side of these tables belongs to the controlled experiment; choose the small model in the sidebar to see it."))
 elif summary is None:
     st.info(t("Our side of these tables is not computed yet: `sh runs/paper.sh` trains and judges every method."))
-elif done < rows:
-    st.info(t("{done} of {rows} rows are computed so far; `sh runs/paper.sh` goes on.", done=done, rows=rows))
-if summary:
-    results.verdicts(summary.claims)
 left, right = st.columns(2)
 links.set_widget("paper_table", "table", list(TABLES), "I")
 links.set_widget("paper_against", "against", list(BASES), "base")
@@ -187,19 +183,22 @@ st.download_button(
     on_click="ignore",
 )
 if summary:
-    order(summary)
-st.header(t("Experts at work, from the lowest layer to the highest"))
-st.markdown(t("The paper's Figure 2 gives no numbers: its lower layers use more experts, its higher layers fewer."))
-routing = folder / "routing.parquet" if folder else None
-if routing and routing.is_file():
-    used = results.read_table(routing)
-    active = figures.active_data(used)
-    plots.show(
-        figures.active(active, used.expert.nunique()), "paper-active-experts", active,
-        t("a row is an accent as spoken, a column a layer, lowest first; each number is the mean of experts with a weight above zero."),
-        "paper-active",
-    )  # fmt: skip
-else:
-    st.markdown(t("Ours: not computed yet."))
+    results.verdicts(summary.claims, first=0)
+if summary and len(pairs):
+    with st.expander(t("Where the order is another, and what may explain it")):
+        order(pairs, summary)
+with st.expander(t("Experts at work, from the lowest layer to the highest")):
+    st.markdown(t("The paper's Figure 2 gives no numbers: its lower layers use more experts, its higher layers fewer."))
+    routing = folder / "routing.parquet" if folder else None
+    if routing and routing.is_file():
+        used = results.read_table(routing)
+        active = figures.active_data(used)
+        plots.show(
+            figures.active(active, used.expert.nunique()), "paper-active-experts", active,
+            t("a row is an accent as spoken, a column a layer, lowest first; each number is the mean of experts with a weight above zero."),
+            "paper-active",
+        )  # fmt: skip
+    else:
+        st.markdown(t("Ours: not computed yet."))
 if summary:
     results.origin(summary)

@@ -63,9 +63,7 @@ if job.audio is None:
 
 overview(job)
 best = next((job.transcripts[m] for m in [*asr.routed, *job.methods] if m in job.transcripts), None)
-sound, accent = st.columns([1.7, 1])
-with sound:
-    st.header(t("The sound"))
+with st.expander(t("The sound")):
     stretch = choose_stretch(job, best)
 
     def later(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,8 +81,9 @@ with sound:
         "sound",
     )  # fmt: skip
 if best is not None and len(best.accent) > 1:
-    with accent:
-        st.header(t("The accent it hears"))
+    likeliest = max(best.accent, key=best.accent.__getitem__)
+    share = f"{100 * best.accent[likeliest]:.0f}"
+    with st.expander(t("The accent it hears: {accent}, {share} % sure", accent=plain(texts.accent(likeliest)), share=share)):
         told = t(" This sample is {accent}.", accent=plain(texts.accent(chosen.accent))) if chosen.accent else ""
         plots.show(
             figures.accent_posterior(best.accent), f"{chosen.stem}-accent",

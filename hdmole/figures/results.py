@@ -35,7 +35,7 @@ GREY = "#8A8A8A"  # can be read on light and on dark pages
 # marks of accents without an expert
 NO_EXPERT = ("x", "triangle-up", "star", "cross", "square", "triangle-down", "diamond", "hourglass")
 # A legend below the figure, away from the tools above it.
-_BELOW: dict[str, Any] = dict(orientation="h", yanchor="top", y=-0.3, xanchor="left", x=0)
+_BELOW: dict[str, Any] = dict(orientation="h", yref="container", yanchor="bottom", y=0, xanchor="left", x=0)
 
 
 def error_rate_data(results: Results, domain: str = "accent") -> pd.DataFrame:
