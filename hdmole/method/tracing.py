@@ -31,6 +31,7 @@ _PER_FRAME = (
     "tau_global", "tau_local", "lambda_", "mass", "n_active", "n_active_global", "n_active_local",
     "n_effective", "n_effective_global", "n_effective_local", "shared_share", "change",
 )  # fmt: skip
+_BRANCHES = {"": "gate", "_global": "global_gate", "_local": "local_gate"}  # end of a count's name -> what is counted
 
 
 @dataclass(frozen=True)
@@ -266,8 +267,6 @@ class Recorder:
             local_probability=flat(gates.probabilities, n), global_gate=flat(gates.global_gate, n),
             local_gate=flat(gates.local_gate, n), gate=flat(gates.gate, n), tau_global=flat(gates.tau_global),
             tau_local=flat(gates.tau_local), lambda_=flat(gates.mixing), mass=flat(gates.mass),
-            n_effective=flat(effective(gates.gate)), n_effective_global=flat(effective(gates.global_gate)),
-            n_effective_local=flat(effective(gates.local_gate)),
         )  # fmt: skip
         parts = flat(carried, n + 1)
         whole = parts.sum(-1).clip(0)
@@ -278,16 +277,19 @@ class Recorder:
         if lengths is not None:
             keep &= frame < lengths[utterance]
         if self.frames is not None:
-            keep &= np.isin(frame, range(*self.frames.indices(int(frame.max(initial=-1)) + 1)))
+            wanted = np.zeros(int(frame.max(initial=-1)) + 1, bool)
+            wanted[self.frames] = True
+            keep &= wanted[frame]
         if not keep.any():
             return
         arrays = {k: v[keep] for k, v in arrays.items()}
         arrays["time"] = arrays["frame"] * self._seconds(name)
         # a free threshold, and with it the weights of a branch, may be negative
         arrays["active"] = (arrays["gate"] != 0).astype(np.float32)
-        for kind in ("global", "local"):
-            arrays[f"n_active_{kind}"] = (arrays[f"{kind}_gate"] != 0).sum(-1).astype(np.float32)
-        arrays["n_active"] = arrays["active"].sum(-1)
+        weights = np.stack([arrays[branch] for branch in _BRANCHES.values()])
+        active, sizes = (weights != 0).sum(-1).astype(np.float32), effective(torch.from_numpy(weights)).numpy()
+        for end, on, size in zip(_BRANCHES, active, sizes, strict=True):
+            arrays |= {f"n_active{end}": on, f"n_effective{end}": size}
         if self.aggregate == "mean":
             arrays = _mean(arrays)
         self.trace.records.append(Record(name, order, call, arrays))
@@ -306,6 +308,8 @@ class Recorder:
 
 def _count_within(utterance: np.ndarray) -> np.ndarray:
     """For each element (F,), how many earlier elements are the same."""
+    if not utterance.size or (utterance == utterance[0]).all():
+        return np.arange(len(utterance))
     order = np.argsort(utterance, kind="stable")
     _, first, counts = np.unique(utterance[order], return_index=True, return_counts=True)
     frame = np.empty(len(utterance), np.int64)

@@ -258,7 +258,7 @@ class Whisper(WhisperForConditionalGeneration):
         limits = [int(TOKENS + TOKENS_PER_SECOND * max(0.0, s)) for s in seconds]
         most = self.config.max_target_positions - len(self.prompt)
         bias, cache = _bias(mask, states.dtype), EncoderDecoderCache(DynamicCache(), DynamicCache())
-        end = self.end
+        end, (never, begins) = self.end, self._suppressed(states.device)
         step = torch.tensor([self.prompt] * len(states), device=states.device)
         written: list[list[int]] = [[] for _ in seconds]
         scores: list[list[float]] = [[] for _ in seconds]
@@ -271,9 +271,11 @@ class Whisper(WhisperForConditionalGeneration):
             hidden, cross = self._decoder(step, states, bias, cache)
             attention.append(torch.stack([cross[layer][:, head, -1] for layer, head in self._alignment_heads], 1))
             if turn == 0 and self.tokens.no_speech is not None:
-                silent = self.proj_out(hidden[:, 0]).float().softmax(-1)[:, self.tokens.no_speech].tolist()
-            logits = self.proj_out(hidden[:, -1]).float()
-            logits[:, self._suppressed(turn == 0)] = -torch.inf
+                first, logits = self.proj_out(hidden[:, [0, -1]]).float().unbind(1)  # the weights are read once
+                silent = first.softmax(-1)[:, self.tokens.no_speech].tolist()
+            else:
+                logits = self.proj_out(hidden[:, -1]).float()
+            logits[:, never if turn else begins] = -torch.inf
             best = logits.log_softmax(-1).max(-1)
             step = best.indices[:, None]
             for i, (token, score) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
@@ -311,16 +313,18 @@ class Whisper(WhisperForConditionalGeneration):
         layers = range(self.config.decoder_layers // 2, self.config.decoder_layers)
         return known or [(layer, head) for layer in layers for head in range(self.config.decoder_attention_heads)]
 
-    def _suppressed(self, first: bool) -> list[int]:
-        """Ids of tokens that are never text; at the first step also those that begin no text.
+    def _suppressed(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Ids (S,) of tokens that are never text, and these with those that begin no text.
 
         A configuration that names none has those of OpenAI's models, which a smaller vocabulary
         lacks.
         """
         settings = self.generation_config
         never = {*(getattr(settings, "suppress_tokens", None) or []), *self.tokens.no_text}
-        begins = getattr(settings, "begin_suppress_tokens", None) or [] if first else []
-        return sorted(i for i in never | set(begins) if i < self.config.vocab_size)
+        begins = never | set(getattr(settings, "begin_suppress_tokens", None) or [])
+        of_both = ([i for i in sorted(ids) if i < self.config.vocab_size] for ids in (never, begins))
+        first, second = (torch.tensor(ids, dtype=torch.long, device=device) for ids in of_both)
+        return first, second
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor | None:
