@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from hdmole.names import METHOD_NAMES
 from hdmole.study.results import Results
 from hdmole.study.tables import markdown_table
 
@@ -66,5 +67,5 @@ def _in_domain(results: Results) -> str:
         return "It has no in-domain score."
     return (
         "The in-domain score tells speech that it can hear from silence, noise, music and other languages (the latter synthetic): "
-        f"AUROC {results.in_domain.auroc:.3f} on test."
+        f"AUROC {results.in_domain.auroc:.3f} on test, judged by what {METHOD_NAMES[results.in_domain.method]} hears."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,14 +18,17 @@ from hdmole.demo.corpus import plan_outside, render
 from hdmole.demo.real_corpus import Sizes, plan, read_people
 from hdmole.demo.synth import Synthesiser
 from hdmole.speech.asr import ASR
-from hdmole.speech.domain import DomainScorer
+from hdmole.speech.decoding import Encoded
+from hdmole.speech.domain import SCORE, DomainScorer
+from hdmole.speech.transcript import together
 from hdmole.study.results import InDomain, provenance
 
 OUTSIDE = "outside_"  # domains of sounds that are not English speech begin with it
 
 
 def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[str], None], most: int = 40) -> InDomain:
-    """Fit the in-domain score on dev speech and sounds, and save it as the model's `domain.json`.
+    """Fit an in-domain score for each method on dev speech and sounds, and save it as `domain.json`
+    in the folder of the method.
 
     A sound in which nobody speaks, or no word is heard, is outside without a score, and
     counts as 0.
@@ -37,24 +41,35 @@ def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[s
         most: utterances of each domain and split that are used at most.
 
     Returns:
-        Figures of the score on test speech and sounds.
+        Figures of the default method's score on test speech and sounds.
     """
-    (out / "domain.json").unlink(missing_ok=True)
     asr = ASR.load(out)
     planned = plan(read_people(folders), Sizes(), seed)
     planned += [{**job, "seed": [seed + 3, number]} for number, job in enumerate(plan_outside(most, seed))]
-    tables = {}
+    sounds = {}
     with Synthesiser() as synthesiser:
         for split in ("dev", "test"):
             jobs = pd.DataFrame([{"domain": job["domain"], "job": job} for job in planned if job["split"] == split])
-            rows = [
-                {"domain": domain, **_features(asr, render(job, synthesiser))}
+            sounds[split] = [
+                (domain, asr.segment(render(job, synthesiser))[0])
                 for domain, group in jobs.groupby("domain")
                 for job in group.job.sample(min(most, len(group)), random_state=seed)
             ]
-            tables[split] = pd.DataFrame(rows)
-            report(f"in-domain score: {split} features of {len(rows)} utterances")
-    dev, test = tables["dev"].dropna(), tables["test"]
+            report(f"in-domain score: {len(sounds[split])} {split} sounds")
+    results = {}
+    for method in asr.methods:
+        tables = {split: _features(asr, method, *zip(*found, strict=True)) for split, found in sounds.items()}
+        scorer, results[method] = _fitted(tables["dev"], tables["test"], method)
+        scorer.provenance = {**provenance(seed, str(asr.device)).to_dict(), **results[method].to_dict()}
+        scorer.save((out if method == "base" else out / "adapters" / method) / SCORE)
+        told = results[method]
+        report(f"in-domain score of {method}: AUROC {told.auroc:.3f} on test, {told.auroc_by_domain}; accepted {told.accepted}")
+    return results[asr.default]
+
+
+def _fitted(dev: pd.DataFrame, test: pd.DataFrame, method: str) -> tuple[DomainScorer, InDomain]:
+    """A score fitted on the features of dev sounds, and how good it is on those of test sounds."""
+    dev = dev.dropna()
     names = [column for column in dev.columns if column != "domain"]
     inside = [domain for domain in set(dev.domain) if not domain.startswith(OUTSIDE)]
     scorer = DomainScorer.fit(dev[names], dev.domain.to_numpy(), inside)
@@ -63,7 +78,8 @@ def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[s
     scores[heard] = scorer.scores(test[heard])
     within = test.domain.isin(inside).to_numpy()
     domains = sorted(set(test.domain))
-    result = InDomain(
+    return scorer, InDomain(
+        method=method,
         auroc=round(float(roc_auc_score(within, scores)), 4),
         auroc_by_domain={
             d: round(float(roc_auc_score(within[keep], scores[keep])), 4)
@@ -72,14 +88,15 @@ def in_domain(out: Path, folders: Sequence[Path], seed: int, report: Callable[[s
         accepted={d: round(float((scores[test.domain == d] >= scorer.threshold).mean()), 3) for d in domains},
         utterances={d: int((test.domain == d).sum()) for d in domains},
     )  # fmt: skip
-    scorer.provenance = {**provenance(seed, str(asr.device)).to_dict(), **result.to_dict()}
-    scorer.save(out / "domain.json")
-    report(f"in-domain score: AUROC {result.auroc:.3f} on test, {result.auroc_by_domain}; accepted {result.accepted}")
-    return result
 
 
-def _features(asr: ASR, sound: np.ndarray) -> dict[str, float]:
-    """The features of a sound's first segment; none if nobody speaks in it or no word is heard."""
-    segment = asr.segment(sound)[0]
-    heard = asr.decode_batch([segment], "base")[0]
-    return asr.domain_features(segment, heard) if heard.text else {}
+def _features(asr: ASR, method: str, domains: Sequence[str], segments: Sequence[Encoded]) -> pd.DataFrame:
+    """The features of what a method hears in each sound; NaN if nobody speaks in it or no word is heard."""
+    rows: list[dict[str, Any]] = [{"domain": domain} for domain in domains]
+    spoken = [k for k, segment in enumerate(segments) if segment.spoken]
+    for part in together([segments[k] for k in spoken]):
+        numbers = [spoken[k] for k in part]
+        found = asr.decode_batch([segments[k] for k in numbers], method)
+        for k, heard in zip(numbers, found, strict=True):
+            rows[k] |= asr.domain_features(segments[k], heard) if heard.text else {}
+    return pd.DataFrame(rows)

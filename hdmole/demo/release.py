@@ -26,7 +26,7 @@ from hdmole.names import GENERAL, METHOD_NAMES
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.decoding import Encoded
-from hdmole.speech.domain import DomainScorer
+from hdmole.speech.domain import SCORE, DomainScorer
 from hdmole.speech.loading import SUMS, write_sums
 from hdmole.speech.words import score
 from hdmole.study.analyses import mean_rates, recogniser_results
@@ -217,7 +217,7 @@ def in_domain(trained: Trained, asr: ASR, out: Path, most: int = 200) -> InDomai
         keep = inside | (test.domain == domain).to_numpy()
         result.auroc_by_domain[domain] = round(float(roc_auc_score(inside[keep], scores[keep])), 4)
     scorer.provenance = {**provenance(trained.seed, str(asr.device)).to_dict(), **result.to_dict()}
-    scorer.save(out / "domain.json")
+    scorer.save(out / SCORE)
     trained.report(f"in-domain score: AUROC {result.auroc:.3f} on test, {result.auroc_by_domain}")
     return result
 

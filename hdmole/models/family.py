@@ -13,7 +13,15 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-Heard = tuple[list[int], list[float], list[tuple[float, float]] | None]
+
+class Heard(NamedTuple):
+    """What a decoder wrote of one utterance."""
+
+    ids: list[int]  # with the end token
+    log_probs: list[float]  # of each id, in nats
+    # start and end in seconds of each text token from the beginning of the sound, where the model knows them
+    times: list[tuple[float, float]] | None = None
+    english: float | None = None  # probability that English is spoken, where the model tells languages apart
 
 
 class Family(Protocol):
@@ -58,7 +66,7 @@ class Family(Protocol):
         """Encoder states and their mask."""
 
     def decode(self, states: Tensor, mask: Tensor) -> list[Heard]:
-        """For each utterance token ids, their log-probabilities, and their times or None."""
+        """What is heard in each utterance."""
 
     def forward(self, *, encoder_states: Tensor, encoder_mask: Tensor, labels: Tensor) -> Any:
         """`loss` and `logits`, of which the last L + 1 belong to the labels (B, L)."""

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
+from hdmole.models.family import Heard
 from hdmole.models.training import text_loss
 
 SILENCE = 1.0  # seconds of silence after a clip; with less, Whisper tends to say things twice
@@ -234,25 +235,11 @@ class Whisper(WhisperForConditionalGeneration):
         return Seq2SeqLMOutput(loss=text_loss(logits[:, :-1], labels, num_items_in_batch), logits=logits)
 
     @torch.no_grad()
-    def english(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Probability (B,) that English is spoken, among all languages, from encoder states (B, T,
-        d). It is 1 for a model that writes English only.
-        """
-        if self.tokens.english is None:
-            return states.new_ones(len(states))
-        ids = torch.full((len(states), 1), self.prompt[0], device=states.device)
-        hidden, _ = self._decoder(ids, states, _bias(mask, states.dtype))
-        languages = self.tokens.languages
-        found: Tensor = self.proj_out(hidden[:, 0])[:, languages].float().softmax(-1)
-        return found[:, languages.index(self.tokens.english)]
-
-    @torch.no_grad()
-    def decode(self, states: Tensor, mask: Tensor) -> list[tuple[list[int], list[float], list[tuple[float, float]]]]:
+    def decode(self, states: Tensor, mask: Tensor) -> list[Heard]:
         """Write what is heard in encoder states (B, T, d) with their mask (B, T).
 
-        Returns:
-            For each clip the token ids with the end token, the log-probability (nats) of each, and
-            start and end of each text token in seconds from the beginning of the clip.
+        `english` of each clip is the probability that English is spoken, among all languages; 1 for
+        a model that writes English only.
         """
         seconds = (STEP * mask.sum(1) - SILENCE).tolist()
         limits = [int(TOKENS + TOKENS_PER_SECOND * max(0.0, s)) for s in seconds]
@@ -265,16 +252,14 @@ class Whisper(WhisperForConditionalGeneration):
         attention: list[Tensor] = []  # of each step, (B, heads, T)
         starts: list[list[int]] = [[0] for _ in seconds]  # of sentences, as numbers of tokens
         over = [False] * len(seconds)  # whether the last sentence ends where the speech does
-        silent = [0.0 for _ in seconds]  # probability that nobody speaks
         open_ = [True] * len(seconds)
         for turn in range(min(most, max(limits))):
             hidden, cross = self._decoder(step, states, bias, cache)
             attention.append(torch.stack([cross[layer][:, head, -1] for layer, head in self._alignment_heads], 1))
-            if turn == 0 and self.tokens.no_speech is not None:
-                first, logits = self.proj_out(hidden[:, [0, -1]]).float().unbind(1)  # the weights are read once
-                silent = first.softmax(-1)[:, self.tokens.no_speech].tolist()
-            else:
-                logits = self.proj_out(hidden[:, -1]).float()
+            logits = self.proj_out(hidden[:, [0, -1]] if turn == 0 else hidden[:, -1:]).float()
+            if turn == 0:
+                silent, english = self._silent_and_english(logits[:, 0])
+            logits = logits[:, -1]
             logits[:, never if turn else begins] = -torch.inf
             best = logits.log_softmax(-1).max(-1)
             step = best.indices[:, None]
@@ -293,15 +278,29 @@ class Whisper(WhisperForConditionalGeneration):
             if not any(open_):
                 break
         weights = torch.stack(attention, 2).float()  # (B, heads, steps, T)
-        found: list[tuple[list[int], list[float], list[tuple[float, float]]]] = []
+        found: list[Heard] = []
         for i, (ids, values) in enumerate(zip(written, scores, strict=True)):
             if silent[i] > NO_SPEECH and np.mean(values) < UNSURE:
-                found.append(([end], [float(np.log(silent[i]))], []))
+                found.append(Heard([end], [float(np.log(silent[i]))], [], english[i]))
                 continue
             text = len(ids) - (ids[-1:] == [end])
             frames = max(1, min(int(mask[i].sum()), round(seconds[i] / STEP)))
-            found.append((ids, values, token_times(weights[i, :, : len(ids), :frames], text)))
+            found.append(Heard(ids, values, token_times(weights[i, :, : len(ids), :frames], text), english[i]))
         return found
+
+    def _silent_and_english(self, logits: Tensor) -> tuple[list[float], list[float]]:
+        """Probability that nobody speaks, and that English is spoken, of each clip.
+
+        Args:
+            logits: (B, vocabulary), those after the first token of the prompt.
+        """
+        silent, english = logits.new_zeros(len(logits)), logits.new_ones(len(logits))
+        if self.tokens.no_speech is not None:
+            silent = logits.softmax(-1)[:, self.tokens.no_speech]
+        if self.tokens.english is not None:
+            languages = self.tokens.languages
+            english = logits[:, languages].softmax(-1)[:, languages.index(self.tokens.english)]
+        return silent.tolist(), english.tolist()
 
     @property
     def _alignment_heads(self) -> list[tuple[int, int]]:

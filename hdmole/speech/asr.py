@@ -38,7 +38,7 @@ from hdmole.speech.alignment import align
 from hdmole.speech.audio import SAMPLE_RATE, Audio, samples_of
 from hdmole.speech.decoding import Decoded, Encoded, Word, ctc_text, greedy, timed_words, word_log_probs, word_tokens
 from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_features, domain_features, verdict_of_all
-from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_tokenizer, weights_folder
+from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_scores, load_tokenizer, weights_folder
 from hdmole.speech.mel import mel_features
 from hdmole.speech.segments import LONG_PAUSE, Span, cut, framed, heard_whole, pauses, stretches
 from hdmole.speech.transcript import Heard, Transcript, joined, together
@@ -61,7 +61,7 @@ class ASR:
             self.accents += self.gate(self.routed[0]).accents
         towers = {name: model.get_base_model() if isinstance(model, PeftModel) else model for name, model in self.models.items()}
         self.own_encoder = {name for name, model in towers.items() if model.speech_encoder is not base.speech_encoder}
-        self.domain = DomainScorer.load(folder / "domain.json") if (folder / "domain.json").is_file() else None
+        self.domain = load_scores(folder, adapters)  # by method
 
     @classmethod
     def load(
@@ -391,7 +391,7 @@ class ASR:
             recordings.append(self.segment(audio))
             times.append(time.perf_counter())
         segments = list(chain.from_iterable(recordings))
-        if self.domain is not None and method != "base":
+        if self.judge(method) == "base" != method:
             segments = self.ask_base(segments)
         found: dict[int, Heard] = {}
         for part in together(segments):
@@ -460,12 +460,13 @@ class ASR:
         seconds = len(samples_of(audio)) / SAMPLE_RATE
         parts: list[Heard] = []
         for found in coming:
-            parts.append(replace(found, segment=self._judged(found.segment)))
+            known = self.ask_base([found.segment]) if self.judge(method) == "base" else [found.segment]
+            parts.append(replace(found, segment=known[0]))
             if heard:
                 heard([word for part in parts for word in part.words])
             if progress:
                 progress(len(parts) / count if count else min(1.0, found.segment.until / seconds))
-        in_domain = self.in_domain([part.segment for part in parts])
+        in_domain = self.in_domain([part.segment for part in parts], method, [part.result for part in parts])
         return joined(parts, method, self.accents, in_domain, seconds, encoding=encoding, want_trace=want_trace)
 
     @torch.no_grad()
@@ -527,10 +528,22 @@ class ASR:
             for word in self.likelihoods(segment, [{"mask": [expert]} for expert in experts], accent, method)
         ]  # fmt: skip
 
-    def in_domain(self, segments: Sequence[Encoded]) -> dict[str, Any]:
+    def judge(self, method: str) -> str | None:
+        """The method by whose transcripts the in-domain score judges audio that `method` hears.
+
+        It is the method itself or, where that has no score, the frozen base; None if neither has.
+        """
+        return next((name for name in (method, "base") if name in self.domain), None)
+
+    def in_domain(
+        self, segments: Sequence[Encoded], method: str = "base", heard: Sequence[Decoded] | None = None
+    ) -> dict[str, Any]:
         """Whether the audio is of the kind that the model was made for.
 
-        It is judged by what the frozen base hears in the segments.
+        Args:
+            segments: the segments of a recording.
+            method: the method whose transcript is judged, as `judge` says.
+            heard: what the method heard in each segment, so that it is not asked again.
 
         Returns:
             `score` from 0 to 1, `verdict` (true: in domain) and `reasons` in words. For several
@@ -539,43 +552,38 @@ class ASR:
         """
         if not any(segment.spoken for segment in segments):
             return {"score": 0.0 if self.domain else None, "verdict": False, "reasons": [UNSPOKEN]}
-        if self.domain is None:
+        judge = self.judge(method)
+        if judge is None:
             return {"score": None, "verdict": None, "reasons": ["this model has no in-domain score"]}
-        found = [segment.score or self._scored(self.domain, segment) for segment in segments]
+        if judge == "base":
+            heard = [segment.base for segment in self.ask_base(segments) if segment.base]
+        elif heard is None:
+            heard = self.decode_batch(list(segments), judge)
+        found = [self._scored(self.domain[judge], *part) for part in zip(segments, heard, strict=True)]
         spans = [(segment.offset, segment.offset + segment.seconds) for segment in segments]
         return found[0] if len(found) == 1 else verdict_of_all(found, spans)
 
-    def _judged(self, segment: Encoded) -> Encoded:
-        """The segment with what the base hears and with its in-domain score."""
-        if segment.score is not None or self.domain is None:
-            return segment
-        segment, _ = self._asked(segment)
-        return replace(segment, score=self._scored(self.domain, segment))
-
-    def _scored(self, domain: DomainScorer, segment: Encoded) -> dict[str, Any]:
+    def _scored(self, domain: DomainScorer, segment: Encoded, heard: Decoded) -> dict[str, Any]:
         """The score of one segment; without a word it is out of domain."""
-        _, base = asked = self._asked(segment)
-        if base.text:
-            return domain.score(self.domain_features(*asked))
+        if heard.text:
+            return domain.score(self.domain_features(segment, heard))
         return {"score": 0.0, "verdict": False, "reasons": [PHRASES["empty"] if segment.spoken else UNSPOKEN]}
 
-    def domain_features(self, segment: Encoded, base: Decoded) -> dict[str, float]:
-        """The features of the in-domain score, by name. `base` is the base's transcript."""
+    def domain_features(self, segment: Encoded, heard: Decoded) -> dict[str, float]:
+        """The features of the in-domain score, by name, of what a method heard in a segment."""
+        posterior = segment.posterior.cpu().numpy()
         if segment.ctc is None or self.blank is None:
-            mask = torch.ones(1, len(segment.states), dtype=torch.bool, device=self.device)
-            return decoder_features(
-                segment.samples, base.text, base.log_probs, segment.posterior.cpu().numpy(),
-                float(self.models["base"].english(segment.states[None], mask)[0]),
-            )  # fmt: skip
-        tokens, _ = word_tokens(base.ids, self.tokenizer)
-        aligned = align(segment.ctc, [base.ids[k] for k in tokens], self.blank)
+            english = 1.0 if heard.english is None else heard.english
+            return decoder_features(segment.samples, heard.text, heard.log_probs, posterior, english)
+        tokens, _ = word_tokens(heard.ids, self.tokenizer)
+        aligned = align(segment.ctc, [heard.ids[k] for k in tokens], self.blank)
         return domain_features(
             samples=segment.samples,
             ctc_log_probs=segment.ctc.cpu().numpy(),
             ctc_text=self.ctc_text(segment),
-            text=base.text,
-            token_log_probs=base.log_probs,
+            text=heard.text,
+            token_log_probs=heard.log_probs,
             alignment_score=aligned[1] if aligned else None,
-            posterior=segment.posterior.cpu().numpy(),
+            posterior=posterior,
             blank=self.blank,
         )

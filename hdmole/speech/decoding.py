@@ -30,6 +30,7 @@ class Decoded:
     # start and end of each text token in seconds from the segment's first sample, where the model
     # itself knows them
     times: list[tuple[float, float]] | None = None
+    english: float | None = None  # probability that English is spoken, where the model tells languages apart
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class Encoded:
     ctc: Tensor | None  # (T, vocabulary) log-probabilities; None if the model has no CTC head
     posterior: Tensor  # (N + 1,), by the recogniser of the model or of its first HDMoLE adapter
     base: Decoded | None = None  # what the frozen base hears; None if it has not decoded this yet
-    score: dict[str, Any] | None = None  # its in-domain score (`hdmole.speech.domain`), once it is known
     until: float = float("inf")  # second of the recording at which the sound ends
     # (T_mel, n_mels); kept only if a method has an encoder of its own
     features: Tensor | None = None
@@ -86,14 +86,12 @@ def greedy(model: Any, states: list[Tensor], tokenizer: Any, posterior: Tensor |
     mask = torch.arange(padded.shape[1], device=padded.device)[None] < lengths[:, None]
     with nullcontext() if posterior is None else route(posterior):
         found = model.decode(padded, mask)
-    if any(math.isnan(score) for _, scores, _ in found for score in scores):
+    if any(math.isnan(score) for _, scores, *_ in found for score in scores):
         sentence = (
             "From this sound the model computes values that are no numbers, so its weights are damaged; copy the model again."
         )
         raise ModelError("model.computes_no_numbers", sentence)
-    return [
-        Decoded(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids, scores, times) for ids, scores, times in found
-    ]
+    return [Decoded(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids, *told) for ids, *told in found]
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ There is one score per utterance. It needs no reference. Its features say whethe
 the LLM agree, whether both are sure, whether the accent recogniser knows the accent, and whether
 the sound resembles speech. For a model without a CTC head they say how sure its decoder is of the
 words and of English, and how much of the text is said twice. A logistic regression weighs them. Its
-coefficients lie in `domain.json` beside the model, with their measured quality and the command that
-made them.
+coefficients lie in `domain.json` beside the weights of the method whose transcripts it judges, with
+their measured quality and the command that made them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from hdmole.speech.audio import SAMPLE_RATE
 from hdmole.speech.words import character_disagreement
 from hdmole.texts import Text
 
+SCORE = "domain.json"  # file of a score, in the folder of the method that it judges
 DIGIT_WORDS = {"zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "double", "triple"}
 # feature -> what is said when it speaks against the audio
 PHRASES = {

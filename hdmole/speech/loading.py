@@ -25,6 +25,7 @@ from hdmole.files import write_text
 from hdmole.method.tuner import HDMoLEModel  # the import makes PEFT know HDMoLE
 from hdmole.models import pretrained
 from hdmole.models.family import FAMILIES, family
+from hdmole.speech.domain import SCORE, DomainScorer
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"  # of the repository
 # in a model's folder: weights changed by full fine-tuning
@@ -251,6 +252,14 @@ def load_models(folder: Path, device: torch.device, adapters: Sequence[Path] = (
             folder=folder,
         )
     return models
+
+
+def load_scores(folder: Path, adapters: Sequence[Path] = ()) -> dict[str, DomainScorer]:
+    """The in-domain scores of a model, by method: that of the base lies in the model's folder, that
+    of an adapter in the adapter's.
+    """
+    known = {"base": folder} | {at.name: at for at in [*(folder / "adapters").glob("[!.]*/"), *(a.resolve() for a in adapters)]}
+    return {method: DomainScorer.load(at / SCORE) for method, at in known.items() if (at / SCORE).is_file()}
 
 
 def load_tokenizer(folder: Path) -> Any:

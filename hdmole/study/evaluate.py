@@ -236,14 +236,13 @@ def _hear(
                 "in_domain": np.nan, "error": "",
             }
         )  # fmt: skip
-    if asr.domain is not None:
+    judge = asr.judge(asr.default if asr.default in methods else "base")
+    if judge == "base":
         for part in together(segments, BATCH):
             breathe(1 / (1 + len(methods)))
             for k, asked in zip(part, asr.ask_base([segments[k] for k in part]), strict=True):
                 segments[k] = asked
-    for recording in recordings:
-        if own := [s for s, owner in zip(segments, owners, strict=True) if owner.name == recording["utterance"]]:
-            recording["in_domain"] = asr.in_domain(own)["score"]
+    judged = {k: segment.base for k, segment in enumerate(segments) if segment.base}
     for number, method in enumerate(methods, 1):
         heard: dict[int, str] = {}
         size = 1 if method == traced and in_llm(asr.models[method]) else BATCH
@@ -256,6 +255,8 @@ def _hear(
                 known = [segments[i].base for i in part] if method == "base" else []
                 found = [base for base in known if base] or asr.decode_batch([segments[i] for i in part], method, accent)
             heard.update({i: result.text for i, result in zip(part, found, strict=True)})
+            if method == judge:
+                judged.update(zip(part, found, strict=True))
             if recorded is not None:
                 table = routing_table(recorded, pd.DataFrame([_about(owners[i]) for i in part]))
                 routing.append(table[table.utterance.isin({owners[i].name for i in part if owners[i].number in routed})])
@@ -268,6 +269,10 @@ def _hear(
                 {**about, "accent": line.accent, "method": method, "seed": seed, "reference": line.text,
                  **{name: values[k] for name, values in scored.items()}}
             )  # fmt: skip
+    for recording in recordings if judge else []:
+        if own := [i for i, owner in enumerate(owners) if owner.name == recording["utterance"]]:
+            found = asr.in_domain([segments[i] for i in own], judge, [judged[i] for i in own])
+            recording["in_domain"] = found["score"]
     tables = {"utterances": pd.DataFrame(rows)} if rows else {}
     if routing:
         table = pd.concat(routing)

@@ -158,6 +158,7 @@ class InDomain(Record):
     auroc_by_domain: dict[str, float]  # against each kind of sound from outside
     accepted: dict[str, float]  # share of each domain's utterances above the threshold
     utterances: dict[str, int]
+    method: str = "base"  # whose transcripts it judges
 
 
 class Measure(Record):
