@@ -164,24 +164,23 @@ def warn_if_outside(job: Job) -> None:
             flagged.append(t("**{method}:** {flags}.", method=plain(texts.method(method)), flags=flags))
     if flagged:
         st.warning("\n\n".join(flagged), icon=":material/repeat:")
-    for transcript in job.transcripts.values():
-        if transcript.in_domain.get("verdict") is False:
-            reasons = t("; ").join(map(t, transcript.in_domain.get("reasons") or []))
-            st.warning(
-                t("**This does not sound like what the model was made for.** What it writes is likely to be invented.")
-                + (t(" Why: {reasons}.", reasons=reasons) if reasons else ""),
-                icon=":material/hearing_disabled:",
-            )
-        elif outside := transcript.in_domain.get("outside"):
-            spans = t(", ").join(f"{clock(start)}–{clock(end)}" for start, end in outside[:_MOST_SPANS])
-            st.info(
-                t(
-                    "{count} of {all} stretches do not sound like what the model was made for: {spans}", count=len(outside),
-                    all=len(job.segments), spans=spans + (" …" if len(outside) > _MOST_SPANS else ""),
-                ),
-                icon=":material/hearing_disabled:",
-            )  # fmt: skip
-        return
+    in_domain = job.judged.in_domain if job.judged else {}
+    if in_domain.get("verdict") is False:
+        reasons = t("; ").join(map(t, in_domain.get("reasons") or []))
+        st.warning(
+            t("**This does not sound like what the model was made for.** What it writes is likely to be invented.")
+            + (t(" Why: {reasons}.", reasons=reasons) if reasons else ""),
+            icon=":material/hearing_disabled:",
+        )
+    elif outside := in_domain.get("outside"):
+        spans = t(", ").join(f"{clock(start)}–{clock(end)}" for start, end in outside[:_MOST_SPANS])
+        st.info(
+            t(
+                "{count} of {all} stretches do not sound like what the model was made for: {spans}", count=len(outside),
+                all=len(job.segments), spans=spans + (" …" if len(outside) > _MOST_SPANS else ""),
+            ),
+            icon=":material/hearing_disabled:",
+        )  # fmt: skip
 
 
 def show_cards(job: Job, reference: str) -> None:

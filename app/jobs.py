@@ -221,6 +221,11 @@ class Job(Task):
         middles = [(one.offset + one.seconds + other.offset) / 2 for one, other in pairwise(self.encoded)]
         return list(pairwise([0.0, *middles, self.audio.seconds]))
 
+    @property
+    def judged(self) -> Transcript | None:
+        """The transcript whose in-domain score counts: that of the default method, else the first."""
+        return self.transcripts.get(self._asr.default) or next(iter(self.transcripts.values()), None)
+
     def gate(self, method: str) -> HDMoLEConfig | None:
         """The configuration of an HDMoLE adapter; None if the method is none."""
         return self._asr.gate(method) if method in self._asr.routed else None

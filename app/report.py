@@ -110,9 +110,8 @@ def html(
     cards = "".join(method_card(method, job.transcripts.get(method), reference, t("not transcribed")) for method in job.methods)
     title = t("{name}: who heard what, and which expert did the work", name=utterance.name)
     parts = [f"<h1>{escape(title)}</h1>"]
-    verdict = next(iter(job.transcripts.values())).in_domain
-    if verdict.get("verdict") is False:
-        reasons = t("; ").join(map(t, verdict.get("reasons") or []))
+    if job.judged and job.judged.in_domain.get("verdict") is False:
+        reasons = t("; ").join(map(t, job.judged.in_domain.get("reasons") or []))
         warning = t("This does not sound like what the model was made for. {reasons}", reasons=reasons)
         parts.append(f"<p class='warning'>{escape(warning)}</p>")
     for name, transcript in job.transcripts.items():

@@ -237,25 +237,29 @@ def verdicts(
 
 @bench.command("decode")
 def bench_decode(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Recordings to transcribe; without any, a sample is decoded.")
+    ] = None,
     model: Model = "demo",
     adapter: Adapters = None,
     revision: Revision = "",
     rounds: Annotated[int, typer.Option(help="How often everything is timed.", min=1)] = 20,
     as_json: Json = False,
 ) -> None:
-    """Time decoding a sample by every method of a model, on this machine."""
+    """Time every method of a model on this machine: decoding a sample, or transcribing recordings."""
     asr = load_model(model, adapter, revision)
+    from hdmole.speech.audio import decode
     from hdmole.study.bench import bench as time_decoding
 
     with errors.status("Timing ..."):
         try:
-            found = time_decoding(asr, rounds)
-        except ValueError as error:
+            found = time_decoding(asr, rounds, [decode(file) for file in files or []])
+        except (ValueError, UserError) as error:
             fail(error)
     if as_json:
         echo_json(found)
         return
-    typer.echo(f"Decoding a sample: median of {rounds}")
+    typer.echo(f"{f'{len(files)} recordings' if files else 'Decoding a sample'}: median of {rounds}")
     for name, times in found["transcription"].items():
         typer.echo(f"  {name:<26} {1000 * times['seconds']:9.2f} ms   x{times['ratio']:.2f}, {times['rtf']:.3f} x real time")
 

@@ -298,6 +298,20 @@ def test_bench_times_everything_side_by_side(tiny_model: Path) -> None:
     assert found["provenance"]["rounds"] == 1
 
 
+def test_bench_times_whole_transcriptions_of_recordings(tiny_model: Path, tmp_path: Path) -> None:
+    for k, seconds in enumerate((1.0, 1.5)):
+        soundfile.write(tmp_path / f"{k}.wav", speech_like(seconds), 16_000)
+    files = [tmp_path / "0.wav", tmp_path / "1.wav"]
+    status, output = run_here("bench", "decode", *files, "--model", tiny_model, "--rounds", 1, "--json")
+    assert status == 0
+    found = json.loads(output[output.index("{") :])
+    assert set(found["transcription"]) == {name for method in METHODS for name in (method, f"{method}, together")}
+    assert found["recordings"] == 2 and found["audio_seconds"] == 2.5
+    assert all(t["rtf"] == pytest.approx(t["seconds"] / 2.5, abs=1e-4) for t in found["transcription"].values())
+    status, output = run_here("bench", "decode", tmp_path / "absent.wav", "--model", tiny_model)
+    assert status == 1 and "absent.wav" in output
+
+
 def test_a_time_is_the_median_of_the_rounds_without_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two contenders by turns; their rounds last 9, 1, 5, 3 and 9, 2, 4, 12 seconds. The first round warms up."""
     now, lasts = [0.0], {"one": iter([9, 1, 5, 3]), "other": iter([9, 2, 4, 12])}

@@ -166,7 +166,7 @@ def test_the_special_tokens_are_those_of_the_folder(english_only: bool, tmp_path
     assert model.tokens.no_text == list(range(257, 264 if english_only else 268))  # three ids have no token
     assert model.tokens.stops == [13, 30, 0] and model.longest_segment == 6.0  # of 8 s
     (states,) = encode_all(model, clips(folder, 2.0))
-    ((ids, scores, _),) = model.decode(states[None], torch.ones(1, len(states), dtype=torch.bool))
+    ((ids, scores, *_),) = model.decode(states[None], torch.ones(1, len(states), dtype=torch.bool))
     assert ids and max(ids) <= END and np.isfinite(scores).all()
     plain: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     features, mask = torch.randn(1, 800, 12), torch.ones(1, 800, dtype=torch.bool)
@@ -175,7 +175,7 @@ def test_the_special_tokens_are_those_of_the_folder(english_only: bool, tmp_path
         ids = torch.tensor([[*model.prompt, 5, 9, END]])
         theirs = plain(input_features=features.transpose(1, 2), decoder_input_ids=ids).logits[:, len(model.prompt) - 1 :]
         first = plain(input_features=features.transpose(1, 2), decoder_input_ids=torch.tensor([[257]])).logits[0, 0]
-        odds = float(model.english(*model.encode(features, mask)))
+        odds = model.decode(*model.encode(features, mask))[0].english
     torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-4)
     assert odds == pytest.approx(1.0 if english_only else float(first[258:260].softmax(0)[1]), rel=1e-4)
 
@@ -192,7 +192,7 @@ def test_a_clip_gives_the_same_alone_and_in_a_batch(folder: Path, model: Any) ->
         (alone,) = encode_all(model, [clip])
         torch.testing.assert_close(alone, together[i], rtol=1e-4, atol=1e-4)
         valid = torch.ones(1, len(alone), dtype=torch.bool)
-        (ids, scores, times) = model.decode(alone[None], valid)[0]
+        ids, scores, times, _ = model.decode(alone[None], valid)[0]
         assert ids == heard[i][0] and times == heard[i][2]
         np.testing.assert_allclose(scores, heard[i][1], atol=1e-3)
         torch.testing.assert_close(
@@ -203,7 +203,7 @@ def test_a_clip_gives_the_same_alone_and_in_a_batch(folder: Path, model: Any) ->
 def test_decoding_scores_are_those_of_forward(folder: Path, model: Any) -> None:
     (states,) = encode_all(model, clips(folder, 2.0))
     mask = torch.ones(1, len(states), dtype=torch.bool)
-    ids, scores, times = model.decode(states[None], mask)[0]
+    ids, scores, times, _ = model.decode(states[None], mask)[0]
     logits = model(encoder_states=states[None], encoder_mask=mask, labels=torch.tensor([ids])).logits[0, :-1]
     never = [7, *range(END + 1, VOCABULARY)]
     logits[:, never] = -torch.inf
@@ -222,7 +222,7 @@ def test_no_speech_gives_no_text(folder: Path, model: Any, monkeypatch: pytest.M
     assert len(model.decode(states[None], mask)[0][0]) > 1
     monkeypatch.setattr("hdmole.models.whisper.NO_SPEECH", 0.0)
     monkeypatch.setattr("hdmole.models.whisper.UNSURE", 0.0)
-    ids, scores, times = model.decode(states[None], mask)[0]
+    ids, scores, times, _ = model.decode(states[None], mask)[0]
     assert ids == [END] and len(scores) == 1 and scores[0] < 0 and times == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from tiny_whisper import ACCENTS, END, LAYERS, WIDTH, tiny_adapters, tiny_whispe
 from hdmole.models import pretrained
 from hdmole.models.whisper import Whisper
 from hdmole.speech.asr import ASR
-from hdmole.speech.domain import DomainScorer
+from hdmole.speech.domain import DomainScorer, decoder_features
 from hdmole.speech.loading import ModelError, fetch_base
 from hdmole.study.evaluate import evaluate
 
@@ -202,15 +203,40 @@ def test_it_is_evaluated_with_its_routing(asr: ASR, tmp_path: Path) -> None:
 
 def test_the_probability_of_english_is_among_languages_and_its_score_is_taken(asr: ASR) -> None:
     (segment,) = asr.segment(tones(2.5))
-    base, mask = asr.models["base"], torch.ones(1, len(segment.states), dtype=torch.bool)
+    base, (heard,) = asr.models["base"], asr.decode_batch([segment], "base")
     with torch.no_grad():
         hidden, _ = base._decoder(torch.tensor([[END + 1]]), segment.states[None], None)
         odds = base.proj_out(hidden[0, 0]).softmax(-1)
     english, languages = odds[END + 2], odds[END + 2 : END + 101]  # of the 99 languages English is the first
-    assert float(base.english(segment.states[None], mask)[0]) == pytest.approx(float(english / languages.sum()), rel=1e-4)
-    features = asr.domain_features(segment, asr.decode_batch([segment], "base")[0])
-    asr.domain = DomainScorer(list(features), [0.0] * 8, [1.0] * 8, [0.0] * 16, -3.0, 0.5)
-    assert asr.transcribe(tones(2.5), "base").in_domain["verdict"] is False
+    assert heard.english == pytest.approx(float(english / languages.sum()), rel=1e-4)
+    assert asr.domain_features(segment, heard)["english"] == pytest.approx(np.log(heard.english), abs=1e-4)
+
+
+def test_each_method_is_judged_by_its_own_score_or_that_of_the_base(
+    folder: Path, cached: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a method has a score of its own, the base is not asked."""
+    model = shutil.copytree(folder, tmp_path / "model")
+    names = [*decoder_features(tones(1.0), "one", [-1.0], np.ones(2) / 2, 1.0)]
+    for at, intercept in ((model, -3.0), (model / "adapters" / "hdmole", 3.0)):
+        DomainScorer(names, [0.0] * 8, [1.0] * 8, [0.0] * 16, intercept, 0.5).save(at / "domain.json")
+    asr = ASR.load(model)
+    assert [asr.judge(method) for method in ("base", "lora", "hdmole")] == ["base", "base", "hdmole"]
+    calls: list[str] = []
+    decoded = ASR._decoded
+
+    def counted(self: ASR, segments: Any, method: str, *rest: Any) -> Any:
+        calls.append(method)
+        return decoded(self, segments, method, *rest)
+
+    monkeypatch.setattr(ASR, "_decoded", counted)
+    expected = {"base": 1 / (1 + np.exp(3)), "lora": 1 / (1 + np.exp(3)), "hdmole": 1 / (1 + np.exp(-3))}
+    for method, score in expected.items():
+        for heard in (asr.transcribe(tones(2.5), method), *asr.transcribe_all([tones(2.5)] * 2, method)):
+            assert heard.in_domain["score"] == pytest.approx(score, abs=1e-4)
+            assert heard.in_domain["verdict"] is (method == "hdmole")
+        assert set(calls) == {method, "base"} if method == "lora" else {method}
+        calls.clear()
 
 
 def test_where_nobody_speaks_it_is_said(asr: ASR) -> None:

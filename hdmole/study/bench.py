@@ -7,7 +7,7 @@ the rounds, and ratios to the first contender.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 
 from hdmole.method.tracing import trace
 from hdmole.speech.asr import ASR
-from hdmole.speech.audio import decode
+from hdmole.speech.audio import Audio, decode
+from hdmole.speech.transcript import AT_ONCE
 from hdmole.study.results import provenance
 
 
@@ -67,10 +68,39 @@ def transcription(asr: ASR, rounds: int) -> dict[str, Any]:
     return {name: {**times, "rtf": round(times["seconds"] / seconds, 4)} for name, times in found.items()}
 
 
-def bench(asr: ASR, rounds: int = 20) -> dict[str, Any]:
-    """All times, with where they were measured. Raises ValueError if the model has no samples."""
+def recordings(asr: ASR, audios: Sequence[Audio], rounds: int) -> dict[str, Any]:
+    """Time the transcription of recordings by every method, from samples to words and in-domain
+    score: one recording after the other, and all together, which `ASR.transcribe_all` does.
+
+    `rtf` is the time divided by the length of all recordings.
+    """
+    contenders: dict[str, Callable[[], Any]] = {}
+    for method in asr.methods:
+        contenders[method] = partial(_each, asr, audios, method)
+        contenders[f"{method}, together"] = partial(_together, asr, audios, method)
+    found, seconds = side_by_side(contenders, rounds), sum(audio.seconds for audio in audios)
+    return {name: {**times, "rtf": round(times["seconds"] / seconds, 4)} for name, times in found.items()}
+
+
+def _each(asr: ASR, audios: Sequence[Audio], method: str) -> None:
+    for audio in audios:
+        asr.transcribe(audio, method)
+
+
+def _together(asr: ASR, audios: Sequence[Audio], method: str) -> None:
+    for k in range(0, len(audios), AT_ONCE):
+        asr.transcribe_all(audios[k : k + AT_ONCE], method)
+
+
+def bench(asr: ASR, rounds: int = 20, audios: Sequence[Audio] = ()) -> dict[str, Any]:
+    """All times, with where they were measured.
+
+    Without recordings, one sample of the model is decoded. Raises ValueError if it has none.
+    """
     return {
-        "transcription": transcription(asr, rounds),
+        "transcription": recordings(asr, audios, rounds) if audios else transcription(asr, rounds),
+        "recordings": len(audios),
+        "audio_seconds": round(sum(audio.seconds for audio in audios), 1),
         "provenance": {
             **provenance(0, str(asr.device)).to_dict(), "rounds": rounds, "threads": torch.get_num_threads(),
         },
