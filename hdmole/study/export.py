@@ -1,4 +1,4 @@
-"""Write an HDMoLE adapter under a fixed accent posterior as a plain LoRA, and measure the difference.
+"""Write an HDMoLE adapter for one accent as a plain LoRA, and measure the difference.
 
 A LoRA is the same for all frames. An HDMoLE adapter with routing="global" is as well once the
 posterior is fixed, so the LoRA is equal to it. The paper's local router reads every frame. The LoRA
@@ -154,9 +154,9 @@ def export(
 
 
 def mean_gates(traces: Sequence[Trace]) -> tuple[dict[str, Tensor], float]:
-    """The mean gate (N,) of each layer over all frames of traces, and how much of the gate it misses.
+    """The mean gate (N,) of each layer over all frames of traces, and what it misses of the gate.
 
-    The latter is the sum of |G - its mean| over the sum of |G|, over all layers, frames and experts.
+    The latter is the sum of |G - its mean| over the sum of |G|, of all layers, frames and experts.
     """
     means, apart, whole = {}, 0.0, 0.0
     for layer in traces[0].layer_names if traces else ():

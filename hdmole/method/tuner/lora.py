@@ -1,4 +1,4 @@
-"""From plain LoRA to HDMoLE (`warm_start`), and from HDMoLE with a fixed posterior to LoRA (`export_lora`)."""
+"""From plain LoRA to HDMoLE (`warm_start`), and from one fixed posterior to LoRA (`export_lora`)."""
 
 from __future__ import annotations
 
