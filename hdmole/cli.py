@@ -221,6 +221,70 @@ def compare_command(
         fail(error)
 
 
+@app.command("export")
+def export_command(
+    out: Annotated[Path, typer.Option(help="Folder of the LoRA adapter.")],
+    accent: Annotated[str, typer.Option(help="Name of an accent, which then has probability 1.")] = "",
+    posterior: Annotated[
+        Path | None, typer.Option(help='JSON file with the probabilities of accents, such as {"german": 0.7, "scottish": 0.3}.')
+    ] = None,
+    speech: Annotated[
+        Path | None,
+        typer.Option(
+            help="Manifest of recordings over which gates are averaged; of --accent only those in this accent are taken."
+        ),
+    ] = None,
+    model: Model = "demo",
+    adapter: Adapters = None,
+    revision: Revision = "",
+    method: Annotated[str, typer.Option(help="An HDMoLE adapter of the model; by default hdmole, or the first.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write an HDMoLE adapter for one accent as a plain PEFT LoRA, for engines that serve LoRA.
+
+    It is equal to the adapter only if the gate does not change from frame to frame: with
+    routing="global", thresholds per layer, and this posterior for all utterances. The paper's local
+    router reads every frame, so there the LoRA is an approximation: each layer gets the mean of its
+    gate over the recordings of --speech. How far both are apart on these recordings is printed, and
+    written to export.json.
+    """
+    if bool(accent) == (posterior is not None):
+        fail("Give either --accent or --posterior.")
+    make_folder(out)
+    asr = load_model(model, adapter, revision)
+    from hdmole.speech.manifest import read_manifest
+    from hdmole.study.export import ExportError, export, one_hot, read_posterior
+
+    try:
+        asr.gate(method := method or asr.default)
+        pi = one_hot(asr, accent) if posterior is None else read_posterior(posterior, asr.accents)
+        lines = [line for line in read_manifest(speech) if accent in ("", line.accent)] if speech else []
+        if speech and not lines:
+            raise ExportError(
+                "export.other_speech", "{name} has no recording in the accent {accent}.", name=speech, accent=accent
+            )
+        with progress_bar("Exporting", 2 * len(lines)) as bar:
+            found = export(asr, method, pi, out, lines, lambda done: bar.update(TASK, completed=done))
+    except (ValueError, OSError) as error:
+        fail(error)
+    if as_json:
+        echo_json(found)
+        return
+    typer.echo(f"LoRA of rank {found['rank']} -> {out}")
+    if found["exact"]:
+        typer.echo("It is equal to the adapter under this posterior.")
+    else:
+        typer.echo(
+            f"It is an approximation: the mean gates of its layers miss {found['gate_missed']:.1f} % of the adapter's gate."
+        )
+    if lines:
+        typer.echo(
+            f"Recordings: {found['recordings']}. Their word error rate is {found['wer']['base']:.1f} % with the frozen base, "
+            f"{found['wer']['adapter']:.1f} % with the adapter under this posterior and {found['wer']['lora']:.1f} % with the LoRA. "
+            f"Adapter and LoRA differ in {found['words_differ']:.1f} % of the words."
+        )
+
+
 @app.command()
 def verdicts(
     folder: Annotated[Path, typer.Argument(help="Results folder that `hdmole compare` or `hdmole evaluate` wrote.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config
 from two_layers import ACCENTS, Two, adapted, posteriors
 
-from hdmole import HDMoLEConfig, export_lora, route
+from hdmole import HDMoLEConfig, export_lora, route, warm_start
 from hdmole.method.tuner import HDMoLELinear
 
 
@@ -33,8 +34,19 @@ def test_patterns_give_layers_ranks_and_scales_of_their_own(tmp_path: Path) -> N
     again = PeftModel.from_pretrained(Two(), tmp_path).eval()  # type: ignore[arg-type]
     with torch.no_grad(), route(posteriors(2)):
         assert torch.equal(again(x), expected)
-    with pytest.raises(ValueError, match="LoRA of one rank"):
-        export_lora(model, posteriors(1)[0], tmp_path / "lora")
+    with pytest.raises(ValueError, match="LoRAs of one rank"):
+        warm_start(model, {})
+
+
+def test_layers_of_several_ranks_become_one_lora_of_the_highest(tmp_path: Path) -> None:
+    base = Two().eval()
+    model = adapted(copy.deepcopy(base), rank_pattern={"second": 5}, alpha_pattern={"^first$": 3.0}, routing="global")
+    pi, x = posteriors(1), torch.randn(2, 4, 6)
+    export_lora(model, pi[0], tmp_path)
+    plain: Any = PeftModel.from_pretrained(base, tmp_path)
+    assert plain.peft_config["default"].r == 3 * 5
+    with torch.no_grad(), route(pi):
+        torch.testing.assert_close(plain(x[:1]), model(x[:1]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_rank_stabilised_scale() -> None:

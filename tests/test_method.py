@@ -491,6 +491,23 @@ def test_a_global_mixture_is_one_lora(tmp_path: Path, thresholds: str) -> None:
         export_lora(saved, pi, tmp_path)
 
 
+def test_a_gate_for_each_layer_and_the_shared_expert_are_one_lora(tmp_path: Path) -> None:
+    """Equal to the adapter with these gates; the shared expert's weight is 0.8 then, as P(general) is 0.2."""
+    base, x = Two().eval(), torch.randn(2, 3, 6)
+    model = adapted(copy.deepcopy(base), shared_expert_rank=2, general_class=True)
+    pi, held = torch.tensor([0.2, 0.1, 0.5, 0.2]), {"first": [0.5, 0.0, 0.2], "second": [0.0, 1.0, 0.3]}
+    export_lora(model, pi, tmp_path, gates={layer: torch.tensor(gate) for layer, gate in held.items()})
+    assert LoraConfig.from_pretrained(str(tmp_path)).r == 3 * 2 + 2
+    plain = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    of = {layer: intervene(model, layer, gate=gate) for layer, gate in held.items()}
+    with torch.no_grad(), route(pi[None].expand(2, -1)), of["first"], of["second"]:
+        torch.testing.assert_close(plain(x), model(x), rtol=1e-4, atol=1e-5)
+        with intervene(model, mask=["shared"]):
+            assert not torch.allclose(plain(x), model(x), atol=1e-2)
+    with pytest.raises(ValueError, match="no gate for the layer second"):
+        export_lora(model, pi, tmp_path, gates={"first": torch.ones(3)})
+
+
 def test_interventions_do_what_they_say_and_leave_no_mark() -> None:
     model, x, pi = adapted(), torch.randn(1, 4, 6), posteriors(1)
 

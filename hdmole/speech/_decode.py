@@ -27,20 +27,26 @@ import resource
 import signal
 import socket
 import struct
-from collections import deque
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
+# This file is run as a script. Its own package comes first while the rest of it is imported.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from hdmole.speech._clock import AAC_DELAY, LIVE, Plain, clock, links, placed
+
+del sys.path[0]
+
 REQUEST = struct.Struct("=4d")  # longest audio, time, memory, rate
 ENDED = struct.Struct("=i?")
 CLIPPED = 0.999  # of full scale; what reaches it counts as clipped
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
-LATE, EARLY = 0.015, 0.02  # seconds by which a frame may miss its time before silence is put in or an overlap cut out
-LIVE = 60.0  # seconds; a file that begins later than this is a piece of a longer stream, whose clock began before it
 MOST_CHUNKS = 1000  # of a WAV file that are looked at for the one that describes the samples
+NOISE = (0x38, 0x40)  # codings in a WAV file, of NMS and G.721, that FFmpeg takes for others
 MOST_FAILURES = 10_000  # reads of a packet in a row; then the rest of a file is given up
 STRETCH = 0.1  # seconds in which it is decided whether channels are in opposite phase
 
@@ -94,32 +100,9 @@ class Input:
     def tell(self) -> int:
         return self._at
 
-
-def links(size: int) -> list[tuple[int, int]]:
-    """Beginning and end of the recordings that follow each other in an Ogg file.
-
-    Any other file is one recording of all its bytes.
-    """
-    with open(0, "rb", buffering=0, closefd=False) as file:
-        found, at, headers = [], 0, False
-        while at + 27 <= size:
-            file.seek(at)
-            page = file.read(282) or b""
-            if page[:4] != b"OggS" or len(page) < 27 + page[26]:
-                if at == 0:
-                    break
-                at += 1  # damaged: on to the next page
-                file.seek(at)
-                step = (file.read(65536) or b"").find(b"OggS")
-                at += step if step >= 0 else 65533
-                continue
-            begins = bool(page[5] & 2)
-            if begins and not headers:
-                found.append(at)
-            headers = begins
-            at += 27 + page[26] + sum(page[27 : 27 + page[26]])
-    found = [0, *(start for start in found if start)]
-    return list(zip(found, [*found[1:], size], strict=True))
+    def again(self) -> Input:
+        """The same bytes, for another reader."""
+        return Input(self._start, self._end)
 
 
 def whole_words(source: Input) -> tuple[int, bytes]:
@@ -148,8 +131,10 @@ def whole_words(source: Input) -> tuple[int, bytes]:
                 break
             code, channels, _, _, align, bits, extra, _, _, kind = struct.unpack_from("<HHIIHHHHIH", layout.ljust(40, b"\0"))
             extensible = code == 0xFFFE and size >= 40
-            container = bits
-            if (kind if extensible else code) == 1 and channels and align % channels == 0 and bits <= align // channels * 8 <= 32:
+            container, code = bits, kind if extensible else code
+            if code in NOISE:
+                raise Refused("unknown_codec")
+            if code == 1 and channels and align % channels == 0 and bits <= align // channels * 8 <= 32:
                 container = align // channels * 8
             if extensible:
                 return at + chunk.size + 14, struct.pack("<HHH", container, max(extra, 22), container)
@@ -212,37 +197,11 @@ def mixed(data: np.ndarray) -> np.ndarray:
     return np.asarray((data * signs[:, None]).mean(axis=0))
 
 
-class Bytes:
-    """The time that damaged bytes of an MP3 stood for.
-
-    MP3 has no clock: FFmpeg counts the packets that it finds. Where bytes were passed over, as many
-    packets are missing as have that size on average.
-    """
-
-    def __init__(self) -> None:
-        self._sizes: deque[int] = deque(maxlen=50)
-        self._end = self._next = self._shift = 0
-
-    def place(self, packet: Any, frames: list[Any]) -> None:
-        """Move the frames of a packet to their time."""
-        if not frames or packet.pos is None or frames[0].pts is None or not packet.duration:
-            return
-        lost = packet.pos - self._end
-        if self._sizes and lost > 0:
-            missing = round(lost / float(np.mean(self._sizes))) * packet.duration
-            self._shift += max(0, missing - (packet.pts - self._next))
-        for frame in frames:
-            frame.pts += self._shift
-        self._end, self._next = packet.pos + packet.size, packet.pts + packet.duration
-        self._sizes.append(packet.size)
-
-
-def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
+def frames(container: Any, stream: Any, source: Input, times: Plain) -> Iterator[Any]:
     """Decoded frames.
 
     Packets that cannot be read or decoded are passed over, up to `MOST_FAILURES` in a row.
     """
-    lost = Bytes() if container.format.name == "mp3" else None
 
     def decoded(packet: Any) -> list[Any]:
         try:
@@ -259,10 +218,7 @@ def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
             for packet in container.demux(stream):
                 if packet.size:  # PyAV ends with a packet of nothing
                     failures = 0
-                    found = decoded(packet)
-                    if lost is not None:
-                        lost.place(packet, found)
-                    yield from found
+                    yield from times.take(packet, decoded(packet))
             ended = not source.astray
         except (av.FFmpegError, ValueError) as error:
             if getattr(error, "errno", 0) == errno.ENOMEM:
@@ -270,13 +226,13 @@ def frames(container: Any, stream: Any, source: Input) -> Iterator[Any]:
         if ended:
             break
         failures += 1  # and on to what lies behind the damage
-    yield from decoded(None)  # what the decoder still holds
+    yield from [*times.rest(), *decoded(None)]  # also what the decoder still holds
 
 
 def declared_seconds(container: Any, stream: Any, size: int) -> float:
     """The length in seconds that the file states, 0 where it states none.
 
-    Uncompressed audio cannot be longer than its bytes.
+    Audio of a constant bit rate cannot be longer than its bytes.
     """
     if container.format.name.split(",")[0] not in STATED.split(","):
         return 0.0
@@ -284,56 +240,10 @@ def declared_seconds(container: Any, stream: Any, size: int) -> float:
         seconds = float(stream.duration * stream.time_base)
     else:
         seconds = (container.duration or 0) / av.time_base
-    if stream.codec_context.name.startswith("pcm_") and stream.codec_context.bit_rate:
-        # a WAV written to a pipe declares hours
+    if stream.codec_context.name.startswith(("pcm_", "adpcm_", "gsm", "g72")) and stream.codec_context.bit_rate:
+        # a WAV written to a pipe declares hours, and Wave64 of libsndfile years
         seconds = min(seconds, size * 8 / stream.codec_context.bit_rate)
     return seconds
-
-
-def placed(found: Iterator[Any], begin: float, longest: float) -> Iterator[tuple[float, float, Any]]:
-    """Frames with the silence before each and what is to be cut off its beginning, both in seconds.
-
-    A frame stands at its own time. Where frames are missing there is silence. A jump forward counts
-    only where the next frame confirms it, and where it stays within `longest` seconds. A jump far
-    back is a clock that began anew.
-
-    Args:
-        found: decoded frames.
-        begin: time of the file's beginning in seconds.
-        longest: where the recording ends at the latest, in seconds.
-    """
-    clock, shift = begin, 0.0  # the end of what is placed; what is added to the times of frames
-
-    def late(frame: Any) -> float:
-        if frame.pts is None or not frame.time_base:
-            return 0.0
-        return float(frame.pts * frame.time_base) + shift - clock
-
-    def follows(frame: Any, other: Any) -> bool:
-        if other is None or other.pts is None:
-            return other is None
-        gap = (other.pts * other.time_base - frame.pts * frame.time_base) - frame.samples / frame.sample_rate
-        return bool(gap > -EARLY)
-
-    usable = (frame for frame in found if frame.samples and frame.sample_rate)
-    frame = next(usable, None)
-    if frame is not None and begin < 0:  # a time that a damaged packet gave, where nothing before 0 decodes
-        clock = begin = max(begin, min(0.0, begin + late(frame)))
-    while frame is not None:
-        coming = next(usable, None)
-        lateness, silence, overlap = late(frame), 0.0, 0.0
-        if lateness > LATE:
-            if clock + lateness - begin > longest:
-                shift -= lateness  # no such time: the clock is wrong or began anew
-            elif follows(frame, coming):
-                silence = lateness
-        elif lateness < -0.5:
-            shift -= lateness
-        elif lateness < -EARLY:
-            overlap = min(-lateness, frame.samples / frame.sample_rate)
-        clock += silence - overlap + frame.samples / frame.sample_rate
-        yield silence, overlap, frame
-        frame = coming
 
 
 class Resampler:
@@ -431,8 +341,8 @@ def decode(max_seconds: float, target: int) -> tuple[dict[str, Any], np.ndarray]
     """
     reason: Refused | None = None
     parts: list[tuple[dict[str, Any], np.ndarray]] = []
-    left = max_seconds
-    for start, end in links(os.fstat(0).st_size):
+    left, size = max_seconds, os.fstat(0).st_size
+    for start, end in links(Input(0, size), size):
         try:
             parts.append(decode_link(start, end, left, target))
         except Refused as refused:
@@ -490,11 +400,15 @@ def decode_track(
     if stated > max_seconds + 0.5:
         raise Refused("too_long")
     begin = (container.start_time or 0) / av.time_base
-    if 0 <= begin < LIVE and name not in ("mp3", "aac"):  # these have no clock; FFmpeg's begins after the encoder's delay
+    if name == "aac" and stream.codec_context.sample_rate:
+        begin = AAC_DELAY / stream.codec_context.sample_rate
+    elif 0 <= begin < LIVE and name != "mp3":  # which has no clock; FFmpeg's begins after the encoder's delay
         begin = 0.0
-    mixer = Mixer(target)
+    if (name, stream.codec_context.name) == ("caf", "alac"):  # FFmpeg would cut off the end a second time
+        stream.codec_context.options = {"flags2": "+skip_manual"}
+    mixer, times = Mixer(target), clock(container, stream, source.again(), size)
     longest = stated + 0.5 if stated and name == "flac" else max_seconds
-    for silence, overlap, frame in placed(frames(container, stream, source), begin, longest):
+    for silence, overlap, frame in placed(frames(container, stream, source, times), begin, longest):
         rate = frame.sample_rate
         mixer.silence(silence, rate)
         mixer.add(channels_first(frame)[:, round(overlap * rate) :], rate)

@@ -233,17 +233,17 @@ def load_models(folder: Path, device: torch.device, adapters: Sequence[Path] = (
         if adapter.name in models:
             sentence = "Two adapters have the name {name}; rename the folder {folder}, as the name is that of the method."
             raise ModelError("model.adapter_twice", sentence, name=repr(adapter.name), folder=adapter)
-        models[adapter.name] = adapted = _adapted(base, adapter, KINDS.get(adapter.name) if adapter in inside else None)
-        if not isinstance(adapted.base_model, HDMoLEModel):
+        models[adapter.name] = found = adapted(base, adapter, KINDS.get(adapter.name) if adapter in inside else None)
+        if not isinstance(found.base_model, HDMoLEModel):
             continue
-        if not adapted.base_model.hdmole_recogniser and not (folder / ACCENTS).is_dir():
+        if not found.base_model.hdmole_recogniser and not (folder / ACCENTS).is_dir():
             raise ModelError(
                 "model.no_recogniser",
                 "The HDMoLE adapter in {folder} carries no accent recogniser, so nothing says how to route; train it with "
                 "HDMoLEConfig(recogniser=recogniser.arguments) and set_recogniser.",
                 folder=adapter,
             )
-        experts.add(tuple(adapted.peft_config["default"].accents))
+        experts.add(tuple(found.peft_config["default"].accents))
     if len(experts) > 1:
         raise ModelError(
             "model.different_experts",
@@ -382,7 +382,7 @@ def _with_own(base: Any, changed: Iterable[str]) -> Any:
     return copy.deepcopy(base, shared)
 
 
-def _adapted(base: Any, folder: Path, kind: str | None) -> Any:
+def adapted(base: Any, folder: Path, kind: str | None = None) -> Any:
     """The base with a PEFT adapter. What the adapter changes is copied, the rest is shared.
 
     Raises ModelError if the adapter is not of the given kind, or if its weights do not fit the
