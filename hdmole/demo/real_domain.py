@@ -91,7 +91,7 @@ def _fitted(dev: pd.DataFrame, test: pd.DataFrame, method: str) -> tuple[DomainS
 
 
 def _features(asr: ASR, method: str, domains: Sequence[str], segments: Sequence[Encoded]) -> pd.DataFrame:
-    """The features of what a method hears in each sound; NaN if nobody speaks in it or no word is heard."""
+    """The features of what a method hears in each sound; NaN if nobody speaks or no word is heard."""
     rows: list[dict[str, Any]] = [{"domain": domain} for domain in domains]
     spoken = [k for k, segment in enumerate(segments) if segment.spoken]
     for part in together([segments[k] for k in spoken]):

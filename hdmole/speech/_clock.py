@@ -166,8 +166,8 @@ def mp3_start(source: Source) -> tuple[int, bool, int | None]:
     """Where the sound of an MP3 begins, whether what stands there can be read, and the delay it tells of.
 
     The sound begins behind the tags and behind a first frame without sound, which tells of the file
-    (Xing's and LAME's). The delay is in samples: the usual one where the beginning cannot be read, and
-    None where the file tells none.
+    (Xing's and LAME's). The delay is in samples: the usual one where the beginning cannot be read,
+    and None where the file tells none.
     """
     at = 0
     for _ in range(MOST_TAGS):
