@@ -145,7 +145,12 @@ def unpack(file: IO[bytes], folder: Path) -> Path:
                     "manifest.not_in_zip",
                     "The ZIP has no manifest; put a .jsonl file with audio, text and accent on each line into it.",
                 )
-            paths = {entry.filename: Path(archive.extract(entry, folder)) for entry in entries}
+            paths = {}
+            for entry in entries:
+                if (folder / entry.filename).exists():  # also where the disk takes A and a for the same
+                    sentence = "The ZIP holds two files with the name {name}; give each its own name."
+                    raise ManifestError("manifest.zip_same_name", sentence, name=entry.filename)
+                paths[entry.filename] = Path(archive.extract(entry, folder))
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "password" in str(error):
             raise ManifestError("manifest.zip_locked", "The ZIP is locked with a password; make one without.") from None

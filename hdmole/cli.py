@@ -43,6 +43,8 @@ app = typer.Typer(
 app.add_typer(demo, name="demo")
 models = typer.Typer(help="The families of models, and pretrained weights that models build on.", invoke_without_command=True)
 app.add_typer(models, name="models")
+accents = typer.Typer(help="Accent recognisers, which route.", no_args_is_help=True)
+app.add_typer(accents, name="accents")
 bench = typer.Typer(help="Speed on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
@@ -297,6 +299,40 @@ def verdicts(
         typer.echo(claim_lines(judge(folder)))
     except (ValueError, OSError) as error:
         fail(error)
+
+
+@accents.command("train")
+def accents_train(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with audio, text, accent and speaker; general is no accent.")],
+    out: Annotated[Path, typer.Option(help="Folder of the recogniser.")],
+    model: Model = "demo",
+    revision: Revision = "",
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train an accent recogniser on the frozen encoder of a model.
+
+    Of each accent, some speakers are held out: on some of them the recogniser is calibrated, on the
+    others accuracy and calibration are measured. These are printed and written to accents.json.
+    """
+    make_folder(out)
+    asr = load_model(model, revision=revision)
+    from hdmole.speech.manifest import read_manifest
+    from hdmole.study.accents import train_accents
+
+    try:
+        found = train_accents(asr, read_manifest(manifest), out, seed, lambda text: errors.print(text, markup=False))
+    except (ValueError, OSError) as error:
+        fail(error)
+    if as_json:
+        echo_json(found)
+        return
+    typer.echo(f"{'accent':<20} utterances speakers accuracy confidence calibration error")
+    for name, row in {**found["accents"], "all": found}.items():
+        typer.echo(
+            f"{name:<20} {row['utterances']:10} {row['speakers']:8} {100 * row['accuracy']:6.1f} % {100 * row['confidence']:8.1f} % "
+            f"{100 * row['ece']:15.1f} %"
+        )
 
 
 @bench.command("decode")

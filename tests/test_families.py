@@ -136,6 +136,19 @@ def test_every_frame_of_every_layer_is_routed_by_its_utterance(kind: str, place:
     assert reached == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_an_adapter_may_carry_a_recogniser_of_encoder_states(kind: str, folders: dict[str, Path]) -> None:
+    base, mel = loaded(kind, folders), features(kind, folders)[0][None]
+    heard: dict[str, Any] = dict(input_features=mel, attention_mask=torch.ones(1, mel.shape[1]).bool())
+    with torch.no_grad():
+        states, mask = base.encode(**heard)
+    recogniser = AccentRecogniser(["general", *ACCENTS], n_mels=states.shape[-1], channels=8, layers=1).eval()
+    config = HDMoLEConfig(accents=ACCENTS, r=2, target_modules=base.places["encoder"], recogniser=recogniser.arguments)
+    model: Any = get_peft_model(base, config).eval()
+    model.base_model.set_recogniser(recogniser)
+    torch.testing.assert_close(model.base_model.recognise((), heard), recogniser.posterior(states, mask), rtol=1e-4, atol=1e-5)
+
+
 def invoke(*arguments: object) -> str:
     done = CliRunner().invoke(hdmole.cli.app, list(map(str, arguments)))
     assert done.exit_code == 0, done.output

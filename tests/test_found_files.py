@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 import unicodedata
+import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import soundfile
 import torch
 from peft import get_peft_model
@@ -140,18 +142,103 @@ def test_names_are_spelt_as_the_manifest_has_them(tmp_path: Path, spelling: str,
     assert line.audio.name == name and line.audio.read_bytes() == b"1"
 
 
+@pytest.mark.parametrize(
+    ("files", "named", "found"),
+    [
+        (["A.wav"], "a.WAV", "A.wav"),
+        (["Set/Gr\u00dc\u00dfe.wav"], "set\\gr\u00fc\u00dfe.wav", "Gr\u00dc\u00dfe.wav"),
+        (["a.wav", "A.wav"], "A.wav", "A.wav"),  # the very name comes first
+        (["a.wav", "A.wav"], "a.WAV", None),
+        (["b.wav"], "a.wav", None),
+    ],
+)
+def test_names_that_differ_in_capitals_find_the_one_file_that_fits(
+    tmp_path: Path, files: list[str], named: str, found: str | None
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": named, "text": "one", "accent": "x"}))
+    for within in (None, [tmp_path]):
+        if found is not None:
+            assert read_manifest(tmp_path / "m.jsonl", within)[0].audio.name == found
+            continue
+        with pytest.raises(ManifestError) as error:
+            read_manifest(tmp_path / "m.jsonl", within)
+        assert error.value.code == ("manifest.several_cases" if len(files) > 1 else "manifest.no_such_audio")
+        assert len(files) == 1 or "(A.wav, a.wav)" in str(error.value)
+
+
+def test_a_link_in_other_capitals_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "secret.wav").touch()
+    (tmp_path / "set" / "A.wav").symlink_to(tmp_path / "secret.wav")
+    (tmp_path / "set" / "m.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "one", "accent": "x"}))
+    with pytest.raises(ManifestError) as error:
+        read_manifest(tmp_path / "set" / "m.jsonl", [tmp_path / "set"])
+    assert error.value.code == "manifest.no_such_audio"
+
+
+@pytest.mark.parametrize("second", ["a.wav", "\u0041\u030a.wav"])
+def test_two_files_of_one_name_in_a_zip_are_refused(tmp_path: Path, second: str) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of the second
+        for name in ("m.jsonl", unicodedata.normalize("NFC", second), second):
+            archive.writestr(name, json.dumps({"audio": "a.wav", "text": "x", "accent": "general"}))
+    packed.seek(0)
+    with pytest.raises(ManifestError) as error:
+        unpack(packed, tmp_path)
+    assert error.value.code == "manifest.zip_same_name"
+
+
 def test_the_uploader_takes_what_phones_and_messengers_send() -> None:
     assert {"oga", "aac", "caf", "mov", "mka", "mkv", "amr", "3gp", "aif", "aiff", "opus", "w64", "au"} <= set(UPLOADS)
 
 
-@pytest.mark.parametrize("apostrophe", "\u2019\u02bc\u2018\u00b4`\uff07\u2032\u201b\u02b9")
+@pytest.mark.parametrize("apostrophe", "\u2019\u02bc\u2018\u00b4`\uff07\u2032\u201b\u02b9\u275b\u275c")
 def test_every_apostrophe_is_the_same(apostrophe: str) -> None:
     assert normalise(f"At four O{apostrophe}Clock. {apostrophe}Yes{apostrophe}") == "at four o'clock yes"
 
 
-@pytest.mark.parametrize("character", "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202a\u2066\ufe0f\u034f\x00\x08\x80")
+@pytest.mark.parametrize(
+    "character", "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202a\u2066\ufe0f\u034f\x00\x08\x80\u2065\ufff5\U000e0002\u3164"
+)
 def test_what_shows_nothing_changes_nothing(character: str) -> None:
     assert normalise(f"{character}good mor{character}ning{character}") == "good morning"
+
+
+# Every quotation mark (Unicode's Quotation_Mark, and ornaments) that is no apostrophe, alone and in pairs
+MARKS = '"\u00ab\u00bb\u201a\u201c\u201d\u201e\u201f\u2039\u203a\u275d\u275e\u275f\u2760\u2e42\u300c\u300d\u301d\u301e\u301f\uff02\u2033\u2036'
+PAIRS = ["''", "``", "\u2018\u2018", "\u2019\u2019", "\u2032\u2032", "\u275b\u275b", "\u00b4\u00b4", "'\u200b'", "'''"]
+
+
+@pytest.mark.parametrize("mark", [*MARKS, *PAIRS])
+def test_quotation_marks_divide_words_and_are_no_letters(mark: str) -> None:
+    assert normalise(f"he said{mark}yes{mark} and {mark}no{mark}.") == "he said yes and no"
+
+
+# Every hyphen and dash, and every space, by Unicode's properties Dash, Hyphen and White_Space
+DASHES = [chr(code) for code in range(0x20000) if regex.match(r"\p{Dash}|(?!\u00ad)(?!\u30fb)(?!\uff65)\p{Hyphen}", chr(code))]
+SPACES = [chr(code) for code in range(0x20000) if regex.match(r"\p{White_Space}", chr(code))]
+
+
+def test_every_dash_and_every_space_divides_words() -> None:
+    assert len(DASHES) > 25 and len(SPACES) == 25
+    assert [normalise(f"rock{c}n{c}roll") for c in DASHES + SPACES] == ["rock n roll"] * len(DASHES + SPACES)
+
+
+def test_whatever_character_stands_in_a_text_normalising_it_again_changes_nothing() -> None:
+    """Every character inside a word and doubled, without the letters and symbols that nothing changes."""
+    same = ("Cs", "Cn", "Co", "Lo", "So")
+    characters = [
+        c for c in map(chr, range(0xE0200)) if unicodedata.category(c) not in same or not unicodedata.is_normalized("NFKC", c)
+    ]
+    assert len(characters) > 10_000
+    text = " ".join(f"a{c}b {c}{c}" for c in characters)
+    for part in (regex.sub(r"\p{Han}|\p{Hiragana}|\p{Katakana}", "", unicodedata.normalize("NFKC", text)), text):
+        once = normalise(part)
+        assert [ascii(pair) for pair in zip(once.split(), normalise(once).split(), strict=True) if pair[0] != pair[1]] == []
 
 
 def test_width_ligatures_and_composition_change_nothing() -> None:

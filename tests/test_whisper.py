@@ -258,6 +258,15 @@ def test_times_follow_the_attention() -> None:
     assert token_times(weights, 0) == []
 
 
+def test_a_recogniser_of_layers_reads_them_one_after_the_other(folder: Path, model: Any) -> None:
+    given = torch.randn(2, 40, model.config.num_mel_bins), torch.ones(2, 40, dtype=torch.bool)
+    layers, mask = model.encode_layers(*given)
+    found, valid = model.encoder_layers(*given)
+    width = layers[0].shape[-1]
+    assert torch.equal(valid, mask) and found.shape[-1] == len(layers) * width
+    assert all(torch.equal(found[..., k * width : (k + 1) * width], layer) for k, layer in enumerate(layers))
+
+
 def test_statistics_do_not_hear_padding(folder: Path, model: Any) -> None:
     features = clips(folder, 1.0, 2.0)
     with torch.no_grad():

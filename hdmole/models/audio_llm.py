@@ -168,6 +168,10 @@ class AudioLLM:
         audio: Tensor = self.get_submodule(self.projector)(states)  # type: ignore[attr-defined]
         return audio, mask
 
+    def encoder_layers(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder states (B, T, d) for an accent recogniser, and their mask (B, T) bool."""
+        return self.encode(input_features, attention_mask)
+
     # ----------------------------------------------------------------------------------------------
 
     def padded(self, features: Tensor, mask: Tensor, frames: int) -> Tensor:

@@ -65,6 +65,12 @@ class Family(Protocol):
     def encode(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder states and their mask."""
 
+    def encoder_layers(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What an accent recogniser reads (B, T, layers * d), and its mask.
+
+        These are outputs of encoder layers one after the other, or the encoder states alone.
+        """
+
     def decode(self, states: Tensor, mask: Tensor) -> list[Heard]:
         """What is heard in each utterance."""
 

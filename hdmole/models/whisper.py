@@ -170,6 +170,11 @@ class Whisper(WhisperForConditionalGeneration):
             layers.append(x)
         return [*layers[:-1], encoder.layer_norm(x)], valid
 
+    def encoder_layers(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What `encode_layers` gives, one after the other (B, T, (layers + 1) * d), and the mask."""
+        layers, mask = self.encode_layers(input_features, attention_mask)
+        return torch.cat(layers, -1), mask
+
     # -- decoder -----------------------------------------------------------------------------------
 
     @property

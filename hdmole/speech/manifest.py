@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hdmole.errors import UserError
@@ -134,7 +135,8 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
 
     Each line has `audio` (a path relative to the manifest), `text`, `accent`, and optionally
     `speaker`, `offset` and `duration` (seconds; the part of the file that is meant). A recording
-    without a speaker counts as a speaker of its own. Where the manifest is a stranger's, `within`
+    without a speaker counts as a speaker of its own. A name may differ from its file's in capitals,
+    where only one file fits. Where the manifest is a stranger's, `within`
     are the folders in which its recordings must lie, links followed.
 
     Raises:
@@ -143,6 +145,7 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
     """
     lines: list[Line] = []
     names: set[str] = set()  # each recording has a name of its own, also where several lie in one file
+    files = _Files(path.parent)
     for number, row in manifest_rows(path):
         spelt, said = _spelt(path.parent, row["audio"]), dict(number=number, name=path.name, audio=row["audio"])
         if within is not None and any(find_inside(file, within) is None for file in spelt):
@@ -151,7 +154,14 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
             )
             raise ManifestError("manifest.audio_elsewhere", sentence, **said)
         audio = next((file for file in spelt if file.is_file()), None)
-        if audio is None:
+        if audio is None and len(others := files.in_other_case(row["audio"])) > 1:
+            sentence = (
+                "Line {number} of {name} names {audio}, and files beside the manifest differ from it in capitals ({others}); "
+                "write the name as the file has it."
+            )
+            raise ManifestError("manifest.several_cases", sentence, **said, others=", ".join(sorted(f.name for f in others)))
+        audio = next(iter(others), None) if audio is None else audio
+        if audio is None or (within is not None and find_inside(audio, within) is None):
             sentence = "Line {number} of {name} names {audio}, which does not exist beside the manifest."
             raise ManifestError("manifest.no_such_audio", sentence, **said)
         speaker = row.get("speaker")
@@ -177,6 +187,37 @@ def _spelt(folder: Path, name: str) -> list[Path]:
     """
     composed = unicodedata.normalize("NFC", name)
     return [folder / spelt for spelt in (name, composed, unicodedata.normalize("NFD", name), composed.replace("\\", "/"))]
+
+
+class _Files:
+    """The files in a folder and below it, by names without capitals, as Windows and Macs take them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._listed: dict[Path, dict[str, list[Path]]] = {}
+
+    def in_other_case(self, name: str) -> list[Path]:
+        """The files whose name differs in capitals only from a name in a manifest."""
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if any(part in ("/", "..") for part in parts):
+            return []
+        found = [self._folder]
+        for part in parts:
+            found = [file for folder in found for file in self._list(folder).get(_folded(part), [])]
+        return [file for file in found if file.is_file()]
+
+    def _list(self, folder: Path) -> dict[str, list[Path]]:
+        if folder not in self._listed:
+            listed: dict[str, list[Path]] = {}
+            with contextlib.suppress(OSError):
+                for file in folder.iterdir():
+                    listed.setdefault(_folded(file.name), []).append(file)
+            self._listed[folder] = listed
+        return self._listed[folder]
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _part(number: int, name: str, row: dict[str, Any]) -> tuple[float, float | None]:

@@ -8,39 +8,27 @@ from collections.abc import Iterable
 from typing import Any
 
 import jiwer
+import regex
 from rapidfuzz.distance import Levenshtein
 
 # Characters written for an apostrophe: those that Unicode's table of confusables (UTS 39) maps to
-# U+0027, without letters.
+# U+0027, without letters, and the heavy ones of the dingbats, which it leaves out. Other quotation
+# marks, primes, dashes, hyphens and spaces are no letters to Unicode and divide words.
 _APOSTROPHES = dict.fromkeys(
     map(
         ord,
         "\u0060\u00b4\u0384\u02b9\u02bb\u02bc\u02bd\u02be\u02bf\u02c8\u02ca\u02cb\u02f4\u0374\u055a\u055d\u05f3\u07f4\u07f5"
-        "\u1fbd\u1fbf\u1fef\u1ffd\u1ffe\u2018\u2019\u201b\u2032\u2035\ua78b\ua78c\uff07\uff40",
+        "\u1fbd\u1fbf\u1fef\u1ffd\u1ffe\u2018\u2019\u201b\u2032\u2035\u275b\u275c\ua78b\ua78c\uff07\uff40",
     ),
     "'",
 )
 
-
 # a Chinese or Japanese character
 _HAN = r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
 
-
-def _invisible(character: str) -> bool:
-    """Whether a character shows nothing.
-
-    It has zero width, or is a soft hyphen, a mark of direction, a selector of a variant or a
-    control character that is no space.
-    """
-    code, category = ord(character), unicodedata.category(character)
-    return (
-        category == "Cf"
-        or (category == "Cc" and not character.isspace())
-        or code in (0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0)
-        or 0x180B <= code <= 0x180F
-        or 0xFE00 <= code <= 0xFE0F
-        or 0xE0100 <= code <= 0xE01EF
-    )
+# Characters that show nothing: Unicode's property Default_Ignorable_Code_Point, as the package
+# regex has it, and characters that control the text, except spaces.
+_INVISIBLE = regex.compile(r"[[\p{DI}\p{Cf}\p{Cc}]--\s]", regex.V1)
 
 
 def _letters(text: str) -> str:
@@ -52,11 +40,11 @@ def normalise(text: str) -> str:
 
     The same text gives the same words however it is encoded. Composed and decomposed letters, full
     and half width and ligatures are one (Unicode's NFKC), so are all characters for an apostrophe.
-    Characters that show nothing are left out. Digits are read as words (`spelt`), except in Chinese
+    Several apostrophes in a row are a quotation mark. Characters that show nothing are left out. Digits are read as words (`spelt`), except in Chinese
     and Japanese.
     """
-    text = "".join(c for c in text.translate(_APOSTROPHES) if not _invisible(c))
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _letters(text)).lower())
+    text = re.sub("''+", " ", _INVISIBLE.sub("", text.translate(_APOSTROPHES)))
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _letters(text)).lower()).translate(_APOSTROPHES)
     text = text if re.search(_HAN, text) else spelt(text)
     return " ".join(filter(None, (word.strip("'") for word in _letters(text).split())))
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hdmole.errors import UserError
 from hdmole.files import write_text, written
 from hdmole.method.recogniser import AccentRecogniser
-from hdmole.models.speech_llm import SpeechLLM
 from hdmole.names import GENERAL
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
@@ -97,12 +96,12 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
 
 
 @torch.no_grad()
-def encode_layers(corpus: Corpus, base: SpeechLLM, folder: Path, rows: list[int], report: Report) -> Corpus:
+def encode_layers(corpus: Corpus, base: Any, folder: Path, rows: list[int], report: Report) -> Corpus:
     """Outputs of all encoder layers in the place of mel features, for a recogniser that reads them.
 
     Args:
         corpus: the speech.
-        base: its frozen encoder is asked; the outputs are those of `SpeechLLM.encoder_layers`.
+        base: a model of a family, whose `encoder_layers` are the outputs.
         folder: where the outputs are kept; they are loaded if it has them.
         rows: the utterances that are encoded, without masks.
         report: called with each line about the progress.
@@ -112,29 +111,35 @@ def encode_layers(corpus: Corpus, base: SpeechLLM, folder: Path, rows: list[int]
     """
     if not (folder / "index.parquet").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        encoder = base.config.audio_config.encoder_config
-        width = (encoder.num_hidden_layers + 1) * encoder.hidden_size
-        most = int((corpus.index.frames.iloc[rows] // encoder.subsampling_factor + 2).sum())
-        states = np.lib.format.open_memmap(folder / "mels.npy", "w+", np.float16, (most, width))
-        spans, offset = np.zeros((len(corpus.index), 2), np.int64), 0
+        spans, offset, width = np.zeros((len(corpus.index), 2), np.int64), 0, 0
         batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)})
-        for n in range(len(batches)):
-            batch = batches[n]
-            with torch.autocast(base.device.type, torch.bfloat16, enabled=BF16):
-                mels, mask = (batch[name].to(base.device) for name in ("input_features", "attention_mask"))
-                layers, valid = base.encoder_layers(mels, mask)
-            for i, of, kept in zip(batch["rows"].tolist(), layers.half().cpu(), valid.cpu(), strict=True):
-                length = int(kept.sum())
-                states[offset : offset + length] = of[:length].numpy()
-                spans[i] = offset, length
-                offset += length
-            if n % 50 == 0:
-                report(f"layers: {n} of {len(batches)} batches")
-        states.flush()
+        with (folder / "mels.npy").open("wb") as file:
+            for n in range(len(batches)):
+                batch = batches[n]
+                with torch.autocast(base.device.type, torch.bfloat16, enabled=BF16):
+                    mels, mask = (batch[name].to(base.device) for name in ("input_features", "attention_mask"))
+                    layers, valid = base.encoder_layers(mels, mask)
+                if n == 0:
+                    width = layers.shape[-1]
+                    _header(file, 0, width)
+                for i, of, kept in zip(batch["rows"].tolist(), layers.half().cpu(), valid.cpu(), strict=True):
+                    length = int(kept.sum())
+                    file.write(of[:length].numpy().tobytes())
+                    spans[i] = offset, length
+                    offset += length
+                if n % 50 == 0:
+                    report(f"layers: {n} of {len(batches)} batches")
+            file.seek(0)
+            _header(file, offset, width)
         part = folder / "index.part"
         corpus.index.assign(offset=spans[:, 0], frames=spans[:, 1]).to_parquet(part)
         part.replace(folder / "index.parquet")
     return Corpus(folder)
+
+
+def _header(file: BinaryIO, frames: int, width: int) -> None:
+    """Write the header of an array (frames, width) float16; numpy leaves room for more frames."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (frames, width)})
 
 
 def recogniser_stages(rows: list[int]) -> list[Stage]:
@@ -447,33 +452,46 @@ def read_splits(files: Mapping[str, Path]) -> dict[str, list[Line]]:
 
 def _from_manifests(manifests: dict[str, list[Line]], asr: ASR, folder: Path, report: Report) -> None:
     accents = sorted({line.accent for line in manifests["train"]} - {GENERAL})
-    domains = {GENERAL: GENERAL, **dict.fromkeys(accents, "accent")}
-    if not (folder / "corpus" / "index.parquet").is_file():
-        rows, mels = [], []
-        lines = [(split, line) for split in SPLITS for line in manifests[split]]
-        for number, (split, line) in enumerate(lines):
-            if number % 100 == 0:
-                report(f"speech: {number} of {len(lines)} recordings read")
-            try:
-                audio = line.decode()
-            except AudioError as error:
-                raise SpeechError(
-                    "speech.not_read",
-                    "{reason} It is line {number} of the {split} manifest; mend or remove it.",
-                    reason=error,
-                    number=line.number,
-                    split=split,
-                ) from None
-            mels.append(stored_mel_features(asr.extractor, framed(audio.samples, spoken(audio.samples))[0]))
-            rows.append(
-                {"split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
-                 "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}
-            )  # fmt: skip
-        write_corpus(folder / "corpus", pd.DataFrame(rows), mels)
-    corpus = Corpus(folder / "corpus")
+    corpus = corpus_of(manifests, accents, asr.extractor, folder / "corpus", report)
     train = corpus.select("train")
     encode_corpus(corpus, asr.models["base"], folder / "states", train, 0, report)
     train_recogniser(
         corpus, [GENERAL, *accents], recogniser_stages(train), folder / "recogniser",
         rate=1.5e-3, seed=0, report=report, device=str(asr.device),
     )  # fmt: skip
+
+
+def corpus_of(
+    manifests: Mapping[str, Sequence[Line]], accents: Sequence[str], extractor: Any, folder: Path, report: Report
+) -> Corpus:
+    """Mel features of the recordings of each split, or those that the folder has already.
+
+    Speech in an accent that is not among `accents` is of the domain "unseen".
+
+    Raises SpeechError if a recording cannot be read.
+    """
+    if (folder / "index.parquet").is_file():
+        return Corpus(folder)
+    domains = {GENERAL: GENERAL, **dict.fromkeys(accents, "accent")}
+    rows, mels = [], []
+    lines = [(split, line) for split in SPLITS for line in manifests[split]]
+    for number, (split, line) in enumerate(lines):
+        if number % 100 == 0:
+            report(f"speech: {number} of {len(lines)} recordings read")
+        try:
+            audio = line.decode()
+        except AudioError as error:
+            raise SpeechError(
+                "speech.not_read",
+                "{reason} It is line {number} of the {split} manifest; mend or remove it.",
+                reason=error,
+                number=line.number,
+                split=split,
+            ) from None
+        mels.append(stored_mel_features(extractor, framed(audio.samples, spoken(audio.samples))[0]))
+        rows.append(
+            {"split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
+             "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}
+        )  # fmt: skip
+    write_corpus(folder, pd.DataFrame(rows), mels)
+    return Corpus(folder)
