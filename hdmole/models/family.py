@@ -19,7 +19,8 @@ class Heard(NamedTuple):
 
     ids: list[int]  # with the end token
     log_probs: list[float]  # of each id, in nats
-    # start and end in seconds of each text token from the beginning of the sound, where the model knows them
+    # start and end of each text token in seconds from the beginning of the sound, where they are
+    # known
     times: list[tuple[float, float]] | None = None
     english: float | None = None  # probability that English is spoken, where the model tells languages apart
 

@@ -40,8 +40,8 @@ def normalise(text: str) -> str:
 
     The same text gives the same words however it is encoded. Composed and decomposed letters, full
     and half width and ligatures are one (Unicode's NFKC), so are all characters for an apostrophe.
-    Several apostrophes in a row are a quotation mark. Characters that show nothing are left out. Digits are read as words (`spelt`), except in Chinese
-    and Japanese.
+    Several apostrophes in a row are a quotation mark. Characters that show nothing are left out.
+    Digits are read as words (`spelt`), except in Chinese and Japanese.
     """
     text = re.sub("''+", " ", _INVISIBLE.sub("", text.translate(_APOSTROPHES)))
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", _letters(text)).lower()).translate(_APOSTROPHES)
