@@ -86,7 +86,7 @@ def write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def disk_space(path: Path) -> Iterator[None]:
-    """If the disk is full in the block, OutputError says so.
+    """If the disk is full in the block, or takes no file so large, OutputError says so.
 
     The libraries that write files each raise something else.
     """
@@ -96,8 +96,8 @@ def disk_space(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if (
-            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            or "No space left on device" in str(error)
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            or any(reason in str(error) for reason in ("No space left on device", "File too large"))
             or _full(path)
         ):
             sentence = "There is no space left on the disk for {path}; make some and run the same command again, which goes on."

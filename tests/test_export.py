@@ -138,3 +138,15 @@ def test_a_posterior_that_is_none_is_refused(tmp_path: Path, content: str, sente
         read_posterior(tmp_path / "p.json", ["general", "a", "b"])
     (tmp_path / "p.json").write_text('{"b": 1}')
     assert read_posterior(tmp_path / "p.json", ["general", "a", "b"]).tolist() == [0, 0, 1]
+
+
+def test_the_table_in_the_docs_is_what_was_measured() -> None:
+    root = Path(__file__).resolve().parent.parent
+    found, text = json.loads((root / "assets" / "results" / "export.json").read_text()), (root / "docs" / "models.md").read_text()
+    for method in ("hdmole", "hdmole-extended"):
+        own = [one for one in found if one["method"] == method]
+        words = sum(one["words"] for one in own)
+        rates = [sum(one["wer"][of] * one["words"] for one in own) / words for of in ("base", "adapter", "lora")]
+        missed = sum(one["gate_missed"] for one in own) / len(own)
+        assert len(own) == 8 and f"{words} words in all" in text
+        assert f"| `{method}` | {missed:.0f} % | {rates[0]:.1f} % | {rates[1]:.1f} % | {rates[2]:.1f} % |" in text

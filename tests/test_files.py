@@ -57,7 +57,7 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error",
     [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)"),
-     OSError(errno.EDQUOT, "quota")],
+     OSError(errno.EDQUOT, "quota"), OSError(errno.EFBIG, "x"), RuntimeError("I/O error: File too large (os error 27)")],
 )  # fmt: skip
 def test_a_full_disk_is_a_sentence(tmp_path: Path, error: Exception) -> None:
     with (
