@@ -163,7 +163,7 @@ class Bytes(Plain):
 
 
 def mp3_start(source: Source) -> tuple[int, bool, int | None]:
-    """Where the sound of an MP3 begins, whether what stands there can be read, and the delay it tells of.
+    """Where the sound of an MP3 begins, whether that can be read, and the delay it tells of.
 
     The sound begins behind the tags and behind a first frame without sound, which tells of the file
     (Xing's and LAME's). The delay is in samples: the usual one where the beginning cannot be read,
