@@ -160,7 +160,9 @@ def chosen(asr: ASR, routing: bool = False) -> tuple[Path, Results] | None:
     if not widgets.get("results_given") and (
         name not in known or (routing and name in current and name not in routed and routed)
     ):
-        widgets.results_name = next(reversed(routed if routing and routed else list(readable)), None)
+        name = next(reversed(routed if routing and routed else list(readable)), None)
+    # said in each run, since a page that is opened may else begin with an empty choice
+    widgets.results_name = name
     with st.sidebar:
         name = st.selectbox(
             t("Results"), list(known), index=None, key="results_name", persist_state="session",

@@ -102,7 +102,7 @@ def paper_changes(data: pd.DataFrame) -> go.Figure:
     )
     return figure.update_layout(
         **LAYOUT,
-        height=130 + 18 * len(data),
+        height=130 + 16 * len(data),
         legend=dict(orientation="h", yanchor="bottom", y=0, yref="container", xanchor="left", x=0),
     )
 

@@ -322,7 +322,7 @@ def gate_heatmap(
     colours = accent_colours(accents)
     text = [f"{escape(accent_label(name), quote=False)} <span style='color:{colours[name]}'>■</span>" for name in accents]
     figure.update_yaxes(tickmode="array", tickvals=list(accents), ticktext=text)
-    return _over_time(figure, times, words, axis, span).update_layout(height=360)
+    return _over_time(figure, times, words, axis, span).update_layout(height=335)
 
 
 def word_heatmap(data: pd.DataFrame, most: float) -> go.Figure:
