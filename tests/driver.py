@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import pytest
 import soundfile
 from streamlit.testing.v1 import AppTest
 from tiny import speech_like
 
+from app import plots
 from app.session import Session
 
 
@@ -72,3 +74,14 @@ def wav(seconds: float = 1.5, seed: int = 0) -> bytes:
 def said(*words: str, confidence: float = 0.9) -> list[SimpleNamespace]:
     """Words of a transcript, one every half second."""
     return [SimpleNamespace(word=w, start=k * 0.5, end=k * 0.5 + 0.4, confidence=confidence) for k, w in enumerate(words)]
+
+
+def clicks(monkeypatch: pytest.MonkeyPatch, key: str, point: dict[str, object]) -> None:
+    """As if `point` were clicked in figures whose key begins with `key`; the driver cannot click in a figure."""
+    real = plots.show
+
+    def show(plot: object, name: str, data: object, reading: str, of: str, **more: object) -> object:
+        event = real(plot, name, data, reading, of, **more)  # type: ignore[arg-type]
+        return SimpleNamespace(selection=SimpleNamespace(points=[point])) if of.startswith(key) else event
+
+    monkeypatch.setattr(plots, "show", show)

@@ -269,10 +269,10 @@ def _hear(
                 {**about, "accent": line.accent, "method": method, "seed": seed, "reference": line.text,
                  **{name: values[k] for name, values in scored.items()}}
             )  # fmt: skip
-    for recording in recordings if judge else []:
-        if own := [i for i, owner in enumerate(owners) if owner.name == recording["utterance"]]:
-            found = asr.in_domain([segments[i] for i in own], judge, [judged[i] for i in own])
-            recording["in_domain"] = found["score"]
+    for recording in recordings:
+        own = [i for i, owner in enumerate(owners) if owner.name == recording["utterance"]]
+        if own and judge:
+            recording["in_domain"] = asr.in_domain([segments[i] for i in own], judge, [judged[i] for i in own])["score"]
     tables = {"utterances": pd.DataFrame(rows)} if rows else {}
     if routing:
         table = pd.concat(routing)

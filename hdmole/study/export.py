@@ -107,7 +107,7 @@ def export(
             method=method,
         )
     judge = copy.copy(asr)
-    judge.domain = None  # nobody asks for the in-domain score
+    judge.domain = {}  # nobody asks for the in-domain score
     judge.models = dict(asr.models)
     encoded, traces = [], []
     texts: dict[str, list[str]] = {"base": [], "adapter": [], "lora": []}
