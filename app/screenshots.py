@@ -95,6 +95,7 @@ def take(url: str, out: Path, themes: list[str], sizes: list[str], full_page: bo
                     page.locator(
                         ".cards, .js-plotly-plot, [data-testid='stImage'] img, [data-testid='stAlertContentInfo'], [data-testid='stFileUploader'], iframe"
                     ).first.wait_for(timeout=90_000)
+                    page.locator(".st-key-cancel").wait_for(state="hidden", timeout=90_000)  # all methods have heard it
                     page.wait_for_timeout(2_500)  # figures are drawn one after the other
                     if full_page:
                         page.set_viewport_size({"width": width, "height": _height(page)})
