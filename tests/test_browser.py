@@ -146,7 +146,8 @@ def test_every_page_works_by_keyboard_and_on_a_phone(page: Page, app_url: str) -
     for path in ("", "transcribe", "routing", "thresholds", "compare", "correspondence", "corpus", "report", "about"):
         page.goto(f"{app_url}/{path}")
         shown = {
-            "": "[data-testid=stImage] img", "correspondence": "[data-testid=stAlert]",  # these results hold no routing
+            "": "[data-testid=stImage] img", "transcribe": ".cards",
+            "correspondence": "[data-testid=stAlert]",  # these results hold no routing
             "corpus": "[data-testid=stFileUploader]", "report": "iframe",
         }  # fmt: skip
         expect(page.locator(shown.get(path, ".js-plotly-plot")).first).to_be_visible()

@@ -64,6 +64,7 @@ def do(page: Page, address: str, line: str) -> None:
         page.wait_for_timeout(1_000)  # scrolling closes an open menu
         box.click()
         page.get_by_role("option", name=named[1], exact=True).click()
+        page.locator("h1").first.click()  # an open menu hides the rest of the page from those who cannot see
     elif line == "You hear a voice.":
         page.wait_for_function("window.played")
     else:
