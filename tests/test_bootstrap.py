@@ -88,6 +88,16 @@ def test_a_difference_is_method_minus_against_with_a_paired_interval() -> None:
     assert second.interval[0] < -10 < second.interval[1] <= 0
 
 
+def test_methods_are_compared_over_the_seeds_that_both_have_and_the_base_over_all() -> None:
+    """a has 2 and 4 errors of 10 with its seeds, b 2 with its only one, the base 5; no speaker differs from another."""
+    rows = [{**r, "seed": seed} for seed, errors in ((0, 2), (1, 4)) for r in of_speakers("a", [errors] * 6)]
+    rows = table(*rows, *of_speakers("b", [2] * 6), *of_speakers("base", [5] * 6))
+    found = {(d.method, d.against): (d.points, d.interval) for d in differences(rows)}
+    assert found["a", "b"] == (0, (0, 0)) and found["a", "base"] == (-20, (-20, -20)) and found["b", "base"] == (-30, (-30, -30))
+    assert accent_differences(rows, "b", "a").points.tolist() == [0]
+    assert accent_differences(rows, "a", "base").points.tolist() == [-20]
+
+
 def test_a_relative_difference_is_in_percent_of_the_other_rate() -> None:
     """Every speaker has 3 errors in 90 words by the base and 2 by HDMoLE: 3.33 % and 2.22 %, a third less or half more."""
     rows = table(*(row(method, f"s{k}", errors, 90) for method, errors in (("base", 3), ("hdmole", 2)) for k in range(6)))

@@ -8,6 +8,8 @@ alike, and the interval of their difference is paired.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import permutations
 from statistics import fmean
 
@@ -94,25 +96,36 @@ def differences(rows: pd.DataFrame) -> list[Difference]:
     """Every method minus every other in each domain, in percentage points of WER.
 
     In the domain "accent" the means over accents are compared, in all others the rates over all
-    words. A difference below zero means that `method` makes fewer errors than `against`. The 95 %
-    intervals are paired. If one includes zero, no difference is established. `relative` has the
-    same in percent of the rate of `against`.
+    words. Two methods are compared over the training seeds that both have, and the frozen base,
+    which is not trained, over all seeds of the other. A difference below zero means that `method`
+    makes fewer errors than `against`. The 95 % intervals are paired. If one includes zero, no
+    difference is established. `relative` has the same in percent of the rate of `against`.
     """
-    found = []
-    for domain, of_domain in rows.groupby("domain", sort=False):
-        resampled = bootstrap_mean if domain == "accent" else bootstrap
-        by_method = {str(m): r for m, r in of_domain.groupby("method", sort=False)}
-        drawn = {m: resampled(r) for m, r in by_method.items()}
-        rates = {m: _mean_over_accents(r) if domain == "accent" else _wer(r) for m, r in by_method.items()}
-        found += [
-            Difference(
-                domain=str(domain), method=method, against=against, points=round(rates[method] - rates[against], 2),
-                interval=_interval(drawn[method] - drawn[against]),
-                relative=_relative((rates[method], drawn[method]), (rates[against], drawn[against])),
-            )
-            for method, against in permutations(by_method, 2)
-        ]  # fmt: skip
-    return found
+    return [difference for domain, of in rows.groupby("domain", sort=False) for difference in _differences_in(str(domain), of)]
+
+
+def _differences_in(domain: str, rows: pd.DataFrame) -> Iterator[Difference]:
+    seeds = {str(method): frozenset(of.seed) for method, of in rows.groupby("method", sort=False)}
+
+    @cache
+    def resampled(method: str, over: frozenset[int]) -> tuple[float, np.ndarray]:
+        """A method's rate over some seeds, and its resampled values."""
+        of = rows[(rows.method == method) & rows.seed.isin(over)]
+        return (_mean_over_accents(of), bootstrap_mean(of)) if domain == "accent" else (_wer(of), bootstrap(of))
+
+    for method, against in permutations(seeds, 2):
+        over = _seeds_compared(seeds, method, against)
+        mine, theirs = resampled(method, over[0]), resampled(against, over[1])
+        yield Difference(
+            domain=domain, method=method, against=against, points=round(mine[0] - theirs[0], 2),
+            interval=_interval(mine[1] - theirs[1]), relative=_relative(mine, theirs),
+        )  # fmt: skip
+
+
+def _seeds_compared(seeds: Mapping[str, frozenset[int]], method: str, against: str) -> tuple[frozenset[int], frozenset[int]]:
+    """The seeds of two methods over which they are compared, as `differences` says."""
+    common = seeds[method] & seeds[against]
+    return (common, common) if common and "base" not in (method, against) else (seeds[method], seeds[against])
 
 
 def _relative(mine: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray]) -> Relative | None:
@@ -142,9 +155,13 @@ def accent_differences(rows: pd.DataFrame, method: str, against: str) -> pd.Data
     """
     found = []
     for (domain, accent), of in rows[rows.method.isin([method, against])].groupby(["domain", "accent"], sort=False):
-        mine, theirs = of[of.method == method], of[of.method == against]
-        if not len(mine) or not len(theirs):
+        seeds = {str(name): frozenset(rows_of.seed) for name, rows_of in of.groupby("method")}
+        if len(seeds) < 2:
             continue
+        mine, theirs = (
+            of[(of.method == name) & of.seed.isin(over)]
+            for name, over in zip((method, against), _seeds_compared(seeds, method, against), strict=True)
+        )
         speakers = of.speaker.nunique()
         low, high = np.nan, np.nan
         if speakers >= FEW_SPEAKERS:
