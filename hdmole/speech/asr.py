@@ -347,7 +347,7 @@ class ASR:
             intervention: keywords of `hdmole.intervene`, for this call.
             encoded: segments of this audio, from `segment`, `segments` or the `encoded` of another
                 method's transcript. They are not encoded again. Those of a transcript already hold
-                what the base heard, which the in-domain score needs.
+                what the base heard, by which methods without an in-domain score are judged.
             progress: called after each segment with the share that is done, 0 to 1. An error that
                 it raises ends the work.
             heard: called after each segment with all words so far.
