@@ -164,9 +164,12 @@ def evaluate(
     """Measure word error rates of several methods on your recordings, with 95 % intervals.
 
     The exit status is 1 if a recording failed. Run the command again after an interruption, and it
-    continues.
+    continues. Under torchrun or accelerate launch, several processes share the recordings.
     """
     make_folder(out)
+    from hdmole.processes import team
+
+    team()  # the model is loaded on the GPU of this process
     asr = load_model(model, adapter, revision)
     from hdmole.study.evaluate import evaluate as run
     from hdmole.study.tables import accent_table, markdown_table
@@ -184,6 +187,8 @@ def evaluate(
         except KeyboardInterrupt:
             errors.print(f"Stopped; what was heard is kept in {out}, the same command goes on from there.", markup=False)
             raise typer.Exit(130) from None
+    if results is None:  # the first process has them
+        return
     for row in results.failed:
         errors.print(f"{row.audio}: {row.error}", markup=False)
     typer.echo(results.to_json() if as_json else f"{markdown_table(results)}\n\n{accent_table(results)}")

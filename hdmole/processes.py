@@ -10,9 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hdmole.files import OutputError, alone
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 POLL = 2.0  # seconds until a process that has nothing to do looks again
 TOLD = 60.0  # seconds between two lines that say so
@@ -122,3 +127,20 @@ def rank_and_count() -> tuple[int, int]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(local)] if visible else local
     return rank, count
+
+
+def team() -> PartialState:
+    """This process among those that `torchrun` or `accelerate launch` started, on its own GPU.
+
+    The processes share files, so that they need each other only to wait. They do so over gloo, for
+    as long as it takes: NCCL would give up on one whose speech takes ten minutes longer. Without a
+    launcher this process is alone.
+    """
+    import torch
+    from accelerate import PartialState
+
+    many = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    state = PartialState(cpu=many, timeout=timedelta(days=30))
+    if many and torch.cuda.is_available():
+        torch.cuda.set_device(state.local_process_index)
+    return state

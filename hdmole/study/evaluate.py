@@ -16,6 +16,7 @@ import pandas as pd
 
 from hdmole.files import alone, write_text, written
 from hdmole.names import GENERAL, accent_named
+from hdmole.processes import team
 from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
 from hdmole.speech.loading import ModelError
@@ -44,7 +45,7 @@ def evaluate(
     seed: int = 0,
     within: Sequence[Path] | None = None,
     progress: Callable[[float, int], None] = lambda done, total: None,
-) -> Results:
+) -> Results | None:
     """Transcribe every recording of a manifest with every method, and write the results to `out`.
 
     Words are compared without case and punctuation. Recordings whose accent is "general" belong to
@@ -59,6 +60,10 @@ def evaluate(
     Unfinished work is kept in `out`/unfinished. After an interruption the same call continues from
     there.
 
+    Processes that `torchrun` or `accelerate launch` started share the recordings, and must all see
+    `out`. The files are those of a single process, and their number may be another after an
+    interruption.
+
     Args:
         asr: the model.
         manifest: JSON lines, see `hdmole.speech.manifest.read_manifest`.
@@ -68,11 +73,12 @@ def evaluate(
         seed: training seed of the model, written into each row. It influences no result.
         within: the folders in which recordings must lie; see `read_manifest`.
         progress: called with the number of recordings that are done and the number of all. While
-            several are heard together, the former is a fraction. It may raise Cancelled.
+            several are heard together, the former is a fraction. What other processes still have to
+            do is not counted. It may raise Cancelled.
 
     Returns:
-        The results. Recordings that could not be read are left out for all methods and listed under
-        `failed`.
+        The results; None in all processes but the first. Recordings that could not be read are left
+        out for all methods and listed under `failed`.
 
     Raises:
         ManifestError: the manifest cannot be used, or none of its recordings can be read.
@@ -89,36 +95,47 @@ def evaluate(
         asr.check_method(method)
     asr.check_accent(accent)
     lines = [replace(line, accent=accent_named(line.accent, asr.accents)) for line in read_manifest(manifest, within)]
-    with alone(out):
+    with nullcontext() if team().process_index else alone(out):
         return _judge(asr, lines, methods, out, accent, seed, manifest.name, progress)
 
 
 def _judge(
     asr: ASR, lines: list[Line], methods: list[str], out: Path, accent: str, seed: int, name: str, progress: Callable[[float, int], None]
-) -> Results:  # fmt: skip
+) -> Results | None:  # fmt: skip
     """`evaluate` of lines that are read, from the manifest `name`."""
-    unfinished = _open_unfinished(out, asr, lines, methods, accent, seed)
+    processes = team()
+    unfinished = out / "unfinished"
+    if processes.is_main_process:
+        _open_unfinished(unfinished, asr, lines, methods, accent, seed)
+    processes.wait_for_everyone()
     traced = next((method for method in methods if method in asr.routed), "")
     routed = _routed(lines) if traced else set()
-    done = 0
+    batches = {f"{start:07d}.parquet": lines[start : start + BATCH] for start in range(0, len(lines), BATCH)}
+    missing = [number for number in batches if not (unfinished / f"recordings-{number}").is_file()]
+    processes.wait_for_everyone()  # each has seen the same batches missing, before the first is done
+    mine = missing[processes.process_index :: processes.num_processes]
+    done = len(lines) - sum(len(batches[number]) for number in missing)
+    total = done + sum(len(batches[number]) for number in mine)
     try:
-        progress(0, len(lines))
-        for start in range(0, len(lines), BATCH):
-            batch, number = lines[start : start + BATCH], f"{start:07d}.parquet"
-            if not (unfinished / f"recordings-{number}").is_file():
+        progress(done, total)
+        for number in mine:
+            batch = batches[number]
 
-                def breathe(share: float, start: int = start, size: int = len(batch)) -> None:
-                    progress(start + share * size, len(lines))
+            def breathe(share: float, done: int = done, size: int = len(batch)) -> None:
+                progress(done + share * size, total)
 
-                heard = _hear(asr, batch, methods, accent, seed, traced, routed, breathe)
-                for kind, table in heard.items():
-                    with written(unfinished / f"{kind}-{number}") as part:
-                        table.to_parquet(part, index=False)
-            done = start + len(batch)
-            progress(done, len(lines))
+            for kind, table in _hear(asr, batch, methods, accent, seed, traced, routed, breathe).items():
+                with written(unfinished / f"{kind}-{number}") as part:
+                    table.to_parquet(part, index=False)
+            done += len(batch)
+            progress(done, total)
     except Cancelled:
         if not done:
             raise
+    processes.wait_for_everyone()
+    if not processes.is_main_process:
+        return None
+    done = sum(len(batch) for number, batch in batches.items() if (unfinished / f"recordings-{number}").is_file())
     recordings = _gather(unfinished, "recordings")
     failed = recordings[recordings.error != ""]
     if len(failed) == len(recordings):
@@ -167,23 +184,22 @@ def _why(line: Line, said: str) -> AudioError | str:
     return said
 
 
-def _open_unfinished(out: Path, asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int) -> Path:
-    """The folder of unfinished work, emptied if that was a different evaluation."""
+def _open_unfinished(unfinished: Path, asr: ASR, lines: list[Line], methods: list[str], accent: str, seed: int) -> None:
+    """Make the folder of unfinished work, and empty it if that was a different evaluation."""
     files = [f for f in sorted(asr.folder.rglob("*")) if f.is_file()]
     question = {
         "lines": fingerprint(lines),
         "model": [[str(f.relative_to(asr.folder)), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
         "methods": methods, "accent": accent, "seed": seed, "batch": BATCH,
     }  # fmt: skip
-    asked, unfinished = sha256(json.dumps(question).encode()).hexdigest(), out / "unfinished"
-    if (out / "parts" / "of.txt").is_file() and not unfinished.exists():
-        (out / "parts").rename(unfinished)  # its name until version 0.1
+    asked, earlier = sha256(json.dumps(question).encode()).hexdigest(), unfinished.with_name("parts")
+    if (earlier / "of.txt").is_file() and not unfinished.exists():
+        earlier.rename(unfinished)  # its name until version 0.1
     known = unfinished / "of.txt"
     if not known.is_file() or known.read_text() != asked:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         write_text(known, asked)
-    return unfinished
 
 
 def _routed(lines: list[Line]) -> set[int]:
