@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING
 
 from app import access, clips
-from app.jobs import Stopped, Task
+from app.jobs import Task
 from app.texts import Text
 from hdmole.speech.manifest import ManifestError
-from hdmole.study.evaluate import Cancelled, evaluate
+from hdmole.study.evaluate import evaluate
 from hdmole.study.results import Results
 
 if TYPE_CHECKING:
@@ -70,22 +70,16 @@ class Evaluation(Task):
     def _progress(self, done: float, total: int) -> None:
         self.step = Text("{done} of {total} recordings heard", done=int(done), total=total)
         self._share = done / max(1, total)
-        if self.cancelled and done < total:
-            raise Cancelled
         self.long = total > 1
-        try:
+        if done < total:
+            self._go_on()
             self._let_others()
-        except Stopped:
-            raise Cancelled from None
 
     def _work(self) -> None:
         if not isinstance(self.source, Path):
             self.step = Text("Unpacking")
             self.source = unpack(self.source, self.folder / "speech")
-        try:
-            self.summary = evaluate(self._asr, self.source, self.methods, self.out, within=self.within, progress=self._progress)
-        except Cancelled:
-            raise Stopped from None
+        self.summary = evaluate(self._asr, self.source, self.methods, self.out, within=self.within, progress=self._progress)
 
 
 def forget_closed() -> None:

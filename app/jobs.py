@@ -32,6 +32,7 @@ from hdmole.errors import UserError
 from hdmole.names import method_label
 from hdmole.settings import settings
 from hdmole.speech.audio import Audio, decode
+from hdmole.speech.stopping import Cancelled, asking
 
 if TYPE_CHECKING:
     from hdmole.method.tuner import HDMoLEConfig
@@ -66,21 +67,18 @@ class Utterance:
         return sha256(self.data).hexdigest()[:16]
 
 
-class Stopped(Exception):
-    """The visitor cancelled."""
-
-
 class Task:
     """What all tasks share: the thread, its turn on the model, cancelling and errors.
 
     Attributes:
         name: name of what is worked on, for the sentence of an error.
-        patience: seconds for which the work goes on after its tab was closed.
+        patience: seconds for which the work goes on after its tab was closed. A connection that
+            was lost for a moment is back by then.
         error: what went wrong, in a sentence; empty if nothing did.
         step: what is being done.
     """
 
-    patience = 4.0
+    patience = 3.0
 
     def __init__(self, asr: ASR, name: str) -> None:
         self.name = name
@@ -110,7 +108,7 @@ class Task:
         return self._share
 
     def cancel(self) -> None:
-        """Stop before the next step or segment. What is done stays."""
+        """Stop before the next layer of the model. What is done stays."""
         self._stop.set()
 
     def wait(self, seconds: float) -> None:
@@ -119,15 +117,19 @@ class Task:
 
     def _advance(self, share: float) -> None:
         self._share = share
-        if self.cancelled and share < 1:  # a step that has just ended is kept
-            raise Stopped
+        if share < 1:  # a step that has just ended is kept
+            self._go_on()
         self._let_others()
+
+    def _go_on(self) -> None:
+        """Raise Cancelled if the work is not wanted any more: cancelled, or its tab was closed."""
+        if self._closed():
+            self.cancel()
+        if self.cancelled:
+            raise Cancelled
 
     def _let_others(self) -> None:
         """Give the turn to those who wait, between two segments or recordings."""
-        if self._closed():
-            self.cancel()
-            raise Stopped
         if TURNS.wanted:
             step = self.step
             self._end_turn()
@@ -166,9 +168,10 @@ class Task:
         try:
             TURNS.admit(self._visitor)
             self._take_turn()
-            if not self.cancelled:
+            with asking(self._go_on):
+                self._go_on()
                 self._work()
-        except Stopped:
+        except Cancelled:
             pass
         except UserError as error:
             self.error = Text(error.sentence, **without_folders(error))

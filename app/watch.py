@@ -140,7 +140,7 @@ def watch(task: Job | Trial | Worth | Evaluation, reference: str | None) -> None
     if not task.running:
         st.rerun()
     left, right = st.columns([6, 1], vertical_alignment="center")
-    left.progress(task.progress, text=t("Stopping after this step …") if task.cancelled else f"{t(task.step)} …")
+    left.progress(task.progress, text=t("Stopping …") if task.cancelled else f"{t(task.step)} …")
     if right.button(t("Cancel"), key="cancel", disabled=task.cancelled):
         task.cancel()
         if not isinstance(task, Evaluation):

@@ -66,9 +66,19 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def start_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def apps() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """The apps that run, by their addresses."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    yield running
+    for process in running.values():
+        process.terminate()
+    for process in running.values():
+        process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def start_app(tmp_path_factory: pytest.TempPathFactory, apps: dict[str, subprocess.Popen[bytes]]) -> Callable[[str], str]:
     """Starts the app on a model and gives its address."""
-    running: list[subprocess.Popen[bytes]] = []
 
     def start(model: str) -> str:
         with socket.socket() as free:
@@ -88,8 +98,8 @@ def start_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
         ]
         environment = {**os.environ, "HDMOLE_MODEL": model, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        running.append(process)
         address = f"http://127.0.0.1:{port}"
+        apps[address] = process
 
         def answers() -> bool:
             assert process.poll() is None, "the app ended: " + Path(log.name).read_text()[-2000:]
@@ -102,11 +112,7 @@ def start_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
         wait_until(answers)
         return address
 
-    yield start
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.wait(10)
+    return start
 
 
 @pytest.fixture(scope="session")

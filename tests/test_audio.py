@@ -19,6 +19,7 @@ from driver import wait_until
 
 from hdmole.speech import audio
 from hdmole.speech.audio import SAMPLE_RATE, Audio, AudioError, decode
+from hdmole.speech.stopping import Cancelled, asking
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
@@ -347,6 +348,26 @@ def test_a_decoder_that_hangs_or_crashes_leaves_the_process_alive(tmp_path: Path
             assert error.value.code == f"audio.{code}"
         server.close()
     assert decode(good).seconds == 0.5
+
+
+def test_decoding_ends_where_nobody_wants_the_file_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(CHILD.replace("INSTEAD", "while True: pass"))
+    server = audio._Server(script)
+    monkeypatch.setattr("hdmole.speech.audio._server", server)
+    before, asked = len(os.listdir("/proc/self/fd")), time.monotonic()
+
+    def wanted() -> None:
+        if time.monotonic() - asked > 0.5:
+            raise Cancelled
+
+    with asking(wanted), pytest.raises(Cancelled):
+        decode(wav(bytes(32_000)), timeout=60)
+    assert time.monotonic() - asked < 5 and len(os.listdir("/proc/self/fd")) == before + 1  # the socket of the server
+    assert server._process is not None
+    children = Path(f"/proc/{server._process.pid}/task/{server._process.pid}/children")
+    wait_until(lambda: not children.read_text(), 10)  # nor does anything go on there
+    server.close()
 
 
 def test_one_process_decodes_file_after_file_and_is_started_again_when_it_ends() -> None:

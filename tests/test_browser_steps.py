@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import soundfile
 from conftest import FLAGS
@@ -123,3 +126,41 @@ def test_a_refused_microphone_gets_a_plain_sentence(page: Page, app_url: str) ->
     page.get_by_text("Microphone", exact=True).click()
     page.get_by_role("button", name="Record").click()
     expect(page.locator(".mic[data-why=denied]")).to_be_visible()
+
+
+def test_the_job_of_a_closed_tab_is_gone_within_five_seconds(
+    browser: Browser, app_url: str, apps: dict[str, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    long = tmp_path / "long.wav"
+    soundfile.write(long, speech_like(900.0, 3), 16_000)
+    app = psutil.Process(apps[app_url].pid)
+
+    def share(seconds: float) -> float:
+        """The share of a core that the app takes in the next seconds."""
+        before, began = app.cpu_times(), time.monotonic()
+        time.sleep(seconds)
+        after = app.cpu_times()
+        return (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
+
+    expect.set_options(timeout=PATIENCE)
+    first, second = (browser.new_context(viewport={"width": 1280, "height": 800}) for _ in range(2))
+    tab = first.new_page()
+    tab.set_default_timeout(PATIENCE)
+    tab.goto(f"{app_url}/transcribe?sample=indian_1")
+    expect(tab.locator(".card .heard")).to_have_count(5)
+    tab.get_by_text("Upload", exact=True).click()
+    tab.locator("input[type=file]").set_input_files(long)
+    expect(tab.locator(".card .heard")).not_to_have_count(5)
+    expect(tab.get_by_text("is listening")).to_be_visible()
+    busy = share(2.0)
+    assert busy > 0.1
+    tab.close()
+    closed = time.monotonic()
+    while share(0.4) > busy / 4:
+        assert time.monotonic() - closed < 5
+    other = second.new_page()
+    other.set_default_timeout(PATIENCE)
+    other.goto(f"{app_url}/transcribe?sample=scottish_1")
+    expect(other.locator(".card .heard")).to_have_count(5)
+    first.close()
+    second.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driver import wait_until
+from tiny import speech_like
 
 from app import jobs
 from app.turns import HEAD_START, Ticket, Turns
@@ -103,3 +104,31 @@ def test_the_work_of_a_closed_tab_ends(tiny_model: Path, monkeypatch: pytest.Mon
     task.wait(60)
     assert not task.running and task.cancelled and not task.error and not task.transcripts
     assert not jobs.TURNS.wanted and jobs.TURNS._free == jobs.TURNS.count
+
+
+def test_cancelling_and_closing_a_tab_end_the_work_inside_a_segment(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer takes 0.2 s, so that a method needs many seconds for the only segment."""
+    sound = Audio(speech_like(3.0), 3.0, "a.wav", "wav", "pcm_s16le", 16_000, 1, 0.0)
+    monkeypatch.setattr(jobs, "decode", lambda data, name, max_seconds: sound)
+    monkeypatch.setattr(jobs, "session_id", lambda: "one")
+    open_tabs = {"one"}
+    monkeypatch.setattr(jobs, "session_open", open_tabs.__contains__)
+    asr, began = ASR.load(tiny_model), threading.Event()
+    real = asr.models["base"].language_model.model.layers[0].forward
+
+    def slow_layer(*given: object, **options: object) -> object:
+        began.set()
+        time.sleep(0.2)
+        return real(*given, **options)
+
+    monkeypatch.setattr(asr.models["base"].language_model.model.layers[0], "forward", slow_layer)
+    for end, seconds in ((lambda task: task.cancel(), 2), (lambda task: open_tabs.clear(), jobs.Job.patience + 2)):
+        began.clear()
+        task = jobs.Job(asr, jobs.Utterance("a.wav", b"1"))
+        assert began.wait(60)
+        ended = time.monotonic()
+        end(task)
+        task.wait(60)
+        assert time.monotonic() - ended < seconds
+        assert not task.running and task.cancelled and not task.error and not task.transcripts
+    assert jobs.TURNS._free == jobs.TURNS.count

@@ -23,6 +23,7 @@ from hdmole.models.whisper import Whisper
 from hdmole.speech.asr import ASR
 from hdmole.speech.domain import DomainScorer, decoder_features
 from hdmole.speech.loading import ModelError, fetch_base
+from hdmole.speech.stopping import Cancelled, asking
 from hdmole.study.evaluate import evaluate
 
 
@@ -50,6 +51,27 @@ def asr(folder: Path, cached: None) -> ASR:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         return ASR.load(folder)
+
+
+def test_whoever_wants_no_more_is_asked_at_each_layer_and_token(asr: ASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment, tokens, decoder = asr.segment(tones(2.5))[0], [], Whisper._decoder
+    monkeypatch.setattr(Whisper, "_decoder", lambda *given: tokens.append(1) or decoder(*given))
+    for method in asr.methods:
+        tokens.clear()
+        asked: list[int] = []
+        with asking(lambda found=asked: found.append(1)):
+            heard = asr.decode_batch([segment], method)[0]
+        own = asr.models["base"].config.encoder_layers if method in asr.own_encoder else 0
+        assert len(asked) == own + len(tokens) > 2  # the layers of its own encoder, and every token
+
+        def stop(found: list[int] = asked) -> None:
+            found.pop()
+            if len(found) == 1:
+                raise Cancelled
+
+        with asking(stop), pytest.raises(Cancelled):
+            asr.decode_batch([segment], method)
+        assert asr.decode_batch([segment], method)[0] == heard and len(asked) == 1  # outside nobody asks
 
 
 def test_every_method_transcribes(asr: ASR) -> None:

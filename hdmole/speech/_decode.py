@@ -24,11 +24,14 @@ import json
 import math
 import os
 import resource
+import select
 import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
 MOST_CHUNKS = 1000  # of a WAV file that are looked at for the one that describes the samples
 NOISE = (0x38, 0x40)  # codings in a WAV file, of NMS and G.721, that FFmpeg takes for others
 MOST_FAILURES = 10_000  # reads of a packet in a row; then the rest of a file is given up
+POLL = 0.5  # seconds until it is seen that nobody waits for a file any more
 STRETCH = 0.1  # seconds in which it is decided whether channels are in opposite phase
 
 # Only containers that hold one recording. Playlists (HLS, concat, DASH) stay out: they open other
@@ -460,16 +464,21 @@ def watch(request: bytes, audio: int, output: int, ended: int) -> None:
         answer(max_seconds, seconds, int(memory_mb), int(target))
         return
     os.close(output)
-    late = False
+    late, end = False, time.monotonic() + seconds
+    reader = select.poll()
+    reader.register(ended, 0)  # it tells only that nobody reads what is written there
 
-    def stop(*_: object) -> None:
+    def look(*_: object) -> None:
         nonlocal late
-        late = True
-        os.kill(child, signal.SIGKILL)
+        late = time.monotonic() >= end
+        if late or reader.poll(0):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, min(POLL, seconds), POLL)
     status = os.waitpid(child, 0)[1]
+    signal.setitimer(signal.ITIMER_REAL, 0)
     os.write(ended, ENDED.pack(os.waitstatus_to_exitcode(status), late))
 
 

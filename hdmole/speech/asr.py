@@ -41,6 +41,7 @@ from hdmole.speech.domain import PHRASES, UNSPOKEN, DomainScorer, decoder_featur
 from hdmole.speech.loading import ACCENTS, FULL, ModelError, find_model, load_models, load_scores, load_tokenizer, weights_folder
 from hdmole.speech.mel import mel_features
 from hdmole.speech.segments import LONG_PAUSE, Span, cut, framed, heard_whole, pauses, stretches
+from hdmole.speech.stopping import make_stoppable
 from hdmole.speech.transcript import Heard, Transcript, joined, together
 
 
@@ -51,6 +52,7 @@ class ASR:
         self.folder = folder
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.models = load_models(folder, self.device, adapters)
+        make_stoppable(self.models.values())
         base, weights = self.models["base"], weights_folder(folder)
         self.tokenizer = load_tokenizer(weights)
         self.extractor = base.extractor(weights)

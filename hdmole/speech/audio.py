@@ -21,15 +21,18 @@ import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from select import select
 from typing import IO
 
 import numpy as np
 
 from hdmole.errors import UserError
+from hdmole.speech.stopping import ask
 
 SAMPLE_RATE = 16_000  # Hz
 SHORTEST = 0.1  # seconds
 SILENCE = 10 ** (-60 / 20)  # peak amplitude, -60 dBFS
+POLL = 0.2  # seconds until somebody who waits for a file is asked again whether it is wanted
 
 # a request (longest audio in seconds, time in seconds, memory in MB, rate in Hz) and the end of an
 # answer (exit code, whether it took too long), as in _decode.py
@@ -90,6 +93,8 @@ class _Server:
                         socket.send_fds(connection, [REQUEST.pack(*limits)], [file.fileno(), *sent])
                 for number in sent:
                     os.close(number)
+                while not select([output], [], [], POLL)[0]:
+                    ask()  # an error closes the pipes, which ends the process that decodes
                 written = output.read()
                 if end := ended.read():
                     code, late = ENDED.unpack(end)

@@ -21,6 +21,7 @@ from hdmole.speech.asr import ASR
 from hdmole.speech.audio import AudioError
 from hdmole.speech.loading import ModelError
 from hdmole.speech.manifest import Line, ManifestError, fingerprint, read_manifest
+from hdmole.speech.stopping import Cancelled as Cancelled
 from hdmole.speech.transcript import together
 from hdmole.speech.words import score
 from hdmole.study.bootstrap import summarise
@@ -29,10 +30,6 @@ from hdmole.study.routing_table import NUMBERS, in_llm, routing_summary, routing
 
 BATCH = 16  # recordings decoded at once
 ROUTED = 500  # recordings of each accent whose routing is kept
-
-
-class Cancelled(Exception):
-    """Raised by a `progress` callback to end an evaluation early. What is done is kept."""
 
 
 def evaluate(
