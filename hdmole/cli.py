@@ -1,7 +1,7 @@
 """The command line; `hdmole --help` lists the commands.
 
 torch is imported only by the commands that need it. What commands share is in `hdmole/console.py`,
-and `hdmole demo` in `hdmole/cli_demo.py`.
+`hdmole demo` in `hdmole/cli_demo.py`, and `hdmole data` in `hdmole/cli_data.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from hdmole.cli_data import data
 from hdmole.cli_demo import demo
 from hdmole.console import (
     TASK,
@@ -41,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(demo, name="demo")
+app.add_typer(data, name="data")
 models = typer.Typer(help="The families of models, and pretrained weights that models build on.", invoke_without_command=True)
 app.add_typer(models, name="models")
 accents = typer.Typer(help="Accent recognisers, which route.", no_args_is_help=True)

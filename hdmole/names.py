@@ -44,12 +44,14 @@ def accent_named(name: str, accents: Sequence[str]) -> str:
 
     A name that means none of them stays as it is.
     """
+    known = {plain_accent(accent): accent for accent in accents}
+    plain = plain_accent(name)
+    return known.get(plain) or known.get(ACCENT_ALIASES.get(plain, "")) or name
 
-    def plain(text: str) -> str:
-        return " ".join(text.casefold().replace("_", " ").replace("-", " ").removesuffix(" accent").split())
 
-    known = {plain(accent): accent for accent in accents}
-    return known.get(plain(name)) or known.get(ACCENT_ALIASES.get(plain(name), "")) or name
+def plain_accent(name: str) -> str:
+    """An accent's name as names are compared: in small letters, without underscores and hyphens."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").removesuffix(" accent").split())
 
 
 def method_label(name: str) -> str:

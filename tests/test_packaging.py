@@ -21,9 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRA_OF = {  # what each folder may import: the packages of its extra; of the others only those of the tuner
     "speech": "study", "training": "study", "study": "study", "cli.py": "study", "cli_demo.py": "study", "console.py": "study",
+    "corpora": "study", "cli_data.py": "study",
     "demo": "demo", "figures": "app", "app": "app", "pages": "app",
 }  # fmt: skip
-LATER = {"hdmole/method/tracing.py": {"pandas", "pyarrow"}}  # imported only where a trace becomes a table
+LATER = {  # imported only where a trace becomes a table, and where several processes work together
+    "hdmole/method/tracing.py": {"pandas", "pyarrow"},
+    "hdmole/processes.py": {"accelerate"},
+}
 
 ALONE = """
 import sys

@@ -17,6 +17,7 @@ ROOMS = {
     "method": set(),
     "models": {"method"},
     "speech": {"method", "models"},
+    "corpora": {"speech"},
     "training": {"method", "models", "speech"},
     "study": {"method", "models", "speech", "training"},
     "figures": {"study"},

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,9 @@ from hdmole.errors import UserError
 from hdmole.speech.audio import SAMPLE_RATE, SHORTEST, Audio, AudioError, decode
 from hdmole.speech.words import normalise
 
-LARGEST = 100_000_000  # bytes of a manifest
+LARGEST = 2_000_000_000  # bytes of a manifest; a million lines have about 200 MB
+_STRANGER = 100_000_000  # bytes of a stranger's manifest
+_LONG = 21_600.0  # seconds of a file of which lines name parts
 
 
 class ManifestError(UserError):
@@ -40,14 +43,19 @@ class Line:
     offset: float = 0.0  # seconds into the file at which the recording begins
     duration: float | None = None  # its length in seconds; None for all that follows
     first_channel: bool = False  # whether the line means the first channel only
+    long: bool = False  # whether the file may be up to six hours long
 
     def decode(self) -> Audio:
-        """The recording's sound. Raises AudioError."""
-        audio = decode(self.audio)
+        """The recording's sound. Raises AudioError.
+
+        The file that was decoded last is kept, so that a long file is decoded once for lines in a
+        row that name its parts.
+        """
+        audio = decode(self.audio) if not self.is_part else _decode_whole(self.audio, _state(self.audio), self.long)
         if self.first_channel and audio.channels > 1:
             sentence = "{name} has {count} channels, of which the manifest names one; give a file with this channel only."
             raise AudioError("audio.one_channel", sentence, name=audio.source, count=audio.channels)
-        if not self.offset and self.duration is None:
+        if not self.is_part:
             return audio
         first = round(self.offset * SAMPLE_RATE)
         last = len(audio.samples) if self.duration is None else first + round(self.duration * SAMPLE_RATE)
@@ -57,7 +65,26 @@ class Line:
                 "{name} is {length} s long and has nothing at the offset {offset} s that the manifest names; mend the line."
             )
             raise AudioError("audio.no_such_part", sentence, name=audio.source, length=f"{audio.seconds:.2f}", offset=self.offset)
-        return replace(audio, samples=samples, seconds=len(samples) / SAMPLE_RATE)
+        return replace(audio, samples=samples.copy(), seconds=len(samples) / SAMPLE_RATE)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the recording is a part of its file."""
+        return bool(self.offset) or self.duration is not None
+
+
+@lru_cache(maxsize=1)
+def _decode_whole(file: Path, state: tuple[int, int], long: bool) -> Audio:
+    """A file of which lines name parts. `state` tells whether it has changed since."""
+    return decode(file, max_seconds=_LONG, timeout=600, memory_mb=8192) if long else decode(file)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:  # `decode` says what is wrong
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 # Fields of other toolkits that would change what a line means, without "_" and capitals, and the
@@ -73,8 +100,12 @@ _UNKNOWN = dict.fromkeys(
 ) | dict.fromkeys(("channels", "speed", "tempo", "speedfactor", "volume"), 1)  # fmt: skip
 
 
-def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent")) -> Iterator[tuple[int, dict[str, Any]]]:
+def manifest_rows(
+    path: Path, needed: Sequence[str] = ("audio", "text", "accent"), largest: int | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a JSON-lines file, each with its line number from 1. Empty lines are left out.
+
+    The file is read line by line. `largest` is the largest file accepted, in bytes.
 
     Raises:
         ManifestError: there is no such file, it is not text in UTF-8, or a line is not a JSON
@@ -86,33 +117,38 @@ def manifest_rows(path: Path, needed: Sequence[str] = ("audio", "text", "accent"
             "There is no manifest {name}; give a JSON-lines file with audio, text and accent on each line.",
             name=path,
         )
-    if path.stat().st_size > LARGEST:
+    largest = LARGEST if largest is None else largest
+    if path.stat().st_size > largest:
         sentence = "{name} is larger than {size} MB, so it is no manifest; a manifest is a JSON-lines file."
-        raise ManifestError("manifest.too_large", sentence, name=path.name, size=LARGEST // 10**6)
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        sentence = "{name} is not text in UTF-8; a manifest is a JSON-lines file."
-        raise ManifestError("manifest.not_text", sentence, name=path.name) from None
-    for number, text in enumerate(content.split("\n"), 1):
-        if not text.strip():
-            continue
+        raise ManifestError("manifest.too_large", sentence, name=path.name, size=largest // 10**6)
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            sentence = "Line {number} of {name} is not valid JSON."
-            raise ManifestError("manifest.not_json", sentence, number=number, name=path.name) from None
-        missing = [name for name in needed if not isinstance(row, dict) or not isinstance(row.get(name), str)]
-        if missing:
-            raise ManifestError(
-                "manifest.incomplete",
-                "Line {number} of {name} has no {missing}; each line needs {needed}.",
-                number=number,
-                name=path.name,
-                missing=" and no ".join(missing),
-                needed=f"{', '.join(needed[:-1])} and {needed[-1]}",
-            )
-        yield number, row
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield number, _row(number, path.name, text, needed)
+        except UnicodeDecodeError:
+            sentence = "{name} is not text in UTF-8; a manifest is a JSON-lines file."
+            raise ManifestError("manifest.not_text", sentence, name=path.name) from None
+
+
+def _row(number: int, name: str, text: str, needed: Sequence[str]) -> dict[str, Any]:
+    """A line of JSON as an object with every key in `needed` as text. Raises ManifestError."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        sentence = "Line {number} of {name} is not valid JSON."
+        raise ManifestError("manifest.not_json", sentence, number=number, name=name) from None
+    missing = [key for key in needed if not isinstance(row, dict) or not isinstance(row.get(key), str)]
+    if missing or not isinstance(row, dict):
+        raise ManifestError(
+            "manifest.incomplete",
+            "Line {number} of {name} has no {missing}; each line needs {needed}.",
+            number=number,
+            name=name,
+            missing=" and no ".join(missing),
+            needed=f"{', '.join(needed[:-1])} and {needed[-1]}",
+        )
+    return row
 
 
 def find_inside(path: Path, folders: Sequence[Path]) -> Path | None:
@@ -131,7 +167,23 @@ def find_inside(path: Path, folders: Sequence[Path]) -> Path | None:
 
 
 def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line]:
-    """The recordings of a manifest.
+    """The recordings of a manifest, as `manifest_lines` gives them.
+
+    Raises:
+        ManifestError: the manifest cannot be read or is empty, a line lacks something, or a
+            recording lies elsewhere or does not exist.
+    """
+    lines = list(manifest_lines(path, within))
+    if not lines:
+        sentence = "{name} is empty; give a JSON-lines file with audio, text and accent on each line."
+        raise ManifestError("manifest.empty", sentence, name=path.name)
+    return lines
+
+
+def manifest_lines(
+    path: Path, within: Sequence[Path] | None = None, wrong: Callable[[ManifestError], None] | None = None
+) -> Iterator[Line]:
+    """The recordings of a manifest, one after the other.
 
     Each line has `audio` (a path relative to the manifest), `text`, `accent`, and optionally
     `speaker`, `offset` and `duration` (seconds; the part of the file that is meant). A recording
@@ -139,45 +191,58 @@ def read_manifest(path: Path, within: Sequence[Path] | None = None) -> list[Line
     where only one file fits. Where the manifest is a stranger's, `within`
     are the folders in which its recordings must lie, links followed.
 
+    Args:
+        path: the manifest.
+        within: see above.
+        wrong: called with the error of each line whose recording cannot be used; such lines are
+            then left out.
+
     Raises:
-        ManifestError: the manifest cannot be read or is empty, a line lacks something, or a
+        ManifestError: the manifest cannot be read or, without `wrong`, a line lacks something, or a
             recording lies elsewhere or does not exist.
     """
-    lines: list[Line] = []
     names: set[str] = set()  # each recording has a name of its own, also where several lie in one file
     files = _Files(path.parent)
-    for number, row in manifest_rows(path):
-        spelt, said = _spelt(path.parent, row["audio"]), dict(number=number, name=path.name, audio=row["audio"])
-        if within is not None and any(find_inside(file, within) is None for file in spelt):
-            sentence = (
-                "Line {number} of {name} names {audio}, which is no file that belongs to the manifest; name one in its folder."
-            )
-            raise ManifestError("manifest.audio_elsewhere", sentence, **said)
-        audio = next((file for file in spelt if file.is_file()), None)
-        if audio is None and len(others := files.in_other_case(row["audio"])) > 1:
-            sentence = (
-                "Line {number} of {name} names {audio}, and files beside the manifest differ from it in capitals ({others}); "
-                "write the name as the file has it."
-            )
-            raise ManifestError("manifest.several_cases", sentence, **said, others=", ".join(sorted(f.name for f in others)))
-        audio = next(iter(others), None) if audio is None else audio
-        if audio is None or (within is not None and find_inside(audio, within) is None):
-            sentence = "Line {number} of {name} names {audio}, which does not exist beside the manifest."
-            raise ManifestError("manifest.no_such_audio", sentence, **said)
+    for number, row in manifest_rows(path, largest=None if within is None else _STRANGER):
+        try:
+            audio = _audio(path, number, row, within, files)
+            offset, duration = part(number, path.name, row)
+        except ManifestError as error:
+            if wrong is None:
+                raise
+            wrong(error)
+            continue
         speaker = row.get("speaker")
         if speaker in (None, ""):
             speaker = f"line-{number}"
-        offset, duration = _part(number, path.name, row)
         name = row["audio"] if not offset else f"{row['audio']} from {offset:g} s"
         if name in names:
             name = f"{name} (line {number})"
         names.add(name)
         first = row.get("channel") not in (None, "")
-        lines.append(Line(number, name, audio, normalise(row["text"]), row["accent"], str(speaker), offset, duration, first))
-    if not lines:
-        sentence = "{name} is empty; give a JSON-lines file with audio, text and accent on each line."
-        raise ManifestError("manifest.empty", sentence, name=path.name)
-    return lines
+        yield Line(
+            number, name, audio, normalise(row["text"]), row["accent"], str(speaker), offset, duration, first, within is None
+        )
+
+
+def _audio(path: Path, number: int, row: dict[str, Any], within: Sequence[Path] | None, files: _Files) -> Path:
+    """The file of a line. Raises ManifestError."""
+    spelt, said = _spelt(path.parent, row["audio"]), dict(number=number, name=path.name, audio=row["audio"])
+    if within is not None and any(find_inside(file, within) is None for file in spelt):
+        sentence = "Line {number} of {name} names {audio}, which is no file that belongs to the manifest; name one in its folder."
+        raise ManifestError("manifest.audio_elsewhere", sentence, **said)
+    audio = next((file for file in spelt if file.is_file()), None)
+    if audio is None and len(others := files.in_other_case(row["audio"])) > 1:
+        sentence = (
+            "Line {number} of {name} names {audio}, and files beside the manifest differ from it in capitals ({others}); "
+            "write the name as the file has it."
+        )
+        raise ManifestError("manifest.several_cases", sentence, **said, others=", ".join(sorted(f.name for f in others)))
+    audio = next(iter(others), None) if audio is None else audio
+    if audio is None or (within is not None and find_inside(audio, within) is None):
+        sentence = "Line {number} of {name} names {audio}, which does not exist beside the manifest."
+        raise ManifestError("manifest.no_such_audio", sentence, **said)
+    return audio
 
 
 def _spelt(folder: Path, name: str) -> list[Path]:
@@ -220,7 +285,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _part(number: int, name: str, row: dict[str, Any]) -> tuple[float, float | None]:
+def part(number: int, name: str, row: dict[str, Any]) -> tuple[float, float | None]:
     """Offset and duration of a line in seconds.
 
     Raises ManifestError where a field cannot be obeyed.
