@@ -208,11 +208,19 @@ def compare_command(
     revision: Revision = "",
     readme: Annotated[Path | None, typer.Option(help="Bring the comparison's table in this README up to date.")] = None,
     processes: Annotated[int, typer.Option(help="How many runs are trained at once; they share cores and GPU.", min=1)] = 1,
+    together: Annotated[
+        bool, typer.Option("--together", help="Under torchrun or accelerate launch, all processes train each run together.")
+    ] = False,
+    accumulation: Annotated[
+        int, typer.Option(help="Parts of a batch that are computed one after the other, to need less memory.", min=1)
+    ] = 1,
 ) -> None:
     """Train methods from one frozen base over several seeds, and compare them.
 
     The results say which method is better, by how much, and with what interval.
     """
+    if together and processes > 1:
+        fail("--together is for the processes of torchrun or accelerate launch; leave out --processes.")
     make_folder(out)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from hdmole.study.compare import compare
@@ -220,8 +228,9 @@ def compare_command(
 
     try:
         results = compare(
-            config, out, lambda text: errors.print(text, markup=False), processes, model=model, revision=revision or None
-        )
+            config, out, lambda text: errors.print(text, markup=False), processes, model=model, revision=revision or None,
+            together=together, accumulation=accumulation,
+        )  # fmt: skip
         if results is not None:
             typer.echo(f"{markdown_table(results)}\n\n{claim_lines(results.claims)}")
             if readme is not None:

@@ -129,6 +129,19 @@ def rank_and_count() -> tuple[int, int]:
     return rank, count
 
 
+def train_together(rank: int, count: int) -> PartialState:
+    """From now on transformers' Trainer spreads a training over all processes.
+
+    `rank_and_count` gave the arguments, and left each process its own GPU, which is the first that
+    it sees.
+    """
+    import torch
+    from accelerate import PartialState
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0"}
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+
+
 def team() -> PartialState:
     """This process among those that `torchrun` or `accelerate launch` started, on its own GPU.
 

@@ -8,7 +8,8 @@ All methods are trained from one frozen base, with several seeds, and judged on 
 Each step writes a file to `out/work` and is skipped if the file is there. An interrupted comparison
 therefore goes on where it stopped. The results of all finished runs are written now and then, so
 that they can be looked at early. Several processes share the steps, and each of them trains whole
-runs (`--processes`, or `accelerate launch`). All of them must be able to read and write `out`.
+runs (`--processes`, `torchrun` or `accelerate launch`). With `--together` they train each run
+together, and the first of them does all else. All of them must be able to read and write `out`.
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hdmole.files import alone, write_text, written
 from hdmole.names import GENERAL
-from hdmole.processes import Task, others, rank_and_count, share
+from hdmole.processes import Task, others, rank_and_count, share, train_together
 from hdmole.speech.words import score
 from hdmole.study import analyses
 from hdmole.study.bench import side_by_side
@@ -43,6 +46,7 @@ from hdmole.study.results import Attribution, FrontierPoint, Results, Routing, T
 from hdmole.training.adapt import Adaptation, Around, Speech, adapt, equal_rank, hear, load_base, trainable, with_adapter
 from hdmole.training.preparation import speech_digest, speech_of
 
+T = TypeVar("T")
 CURVE_POINTS = 8
 PUBLISHING = 10  # results so far are written again after as many times the seconds that this took
 SPEED_ROUNDS = 5  # rounds of decoding when speed is measured; their median counts
@@ -120,13 +124,17 @@ class Runner:
         extra: further test sets, by domain.
         report: called with each line about the progress.
         rank: number of this process, from 0. Only the first one writes results.
+        together: the processes, where they train each run together.
+        accumulation: as in `hdmole.training.loop.fit`.
     """
 
     def __init__(
         self, comparison: Comparison, out: Path, speech: Speech, extra: dict[str, Speech], report: Callable[[str], None],
-        rank: int = 0,
+        rank: int = 0, together: PartialState | None = None, accumulation: int = 1,
     ) -> None:  # fmt: skip
         self.comparison, self.out, self.speech, self.extra = comparison, out, speech, extra
+        self.together, self.accumulation = together, accumulation
+        self.judges = together is None or rank == 0  # the others only train
         self.work, self.rank, self.report = out / "work", rank, report
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.started = time.time()
@@ -150,18 +158,29 @@ class Runner:
             kept["posteriors"] = sha256(self.speech.recognised(adaptation.recogniser)[1].tobytes()).hexdigest()[:16]
         return {**kept, "epochs": epochs, "rate": rate, "seed": seed, "speech": self.digest}
 
+    def first(self, do: Callable[[], T]) -> T:
+        """What `do` returns; of processes that train together, only the first one does it."""
+        return do() if self.together is None else broadcast_object_list([do() if self.judges else None])[0]
+
+    def adapted(self, step: Step, method: Adaptation, callbacks: Sequence[TrainerCallback] = ()) -> nn.Module:
+        """Train the model of a step."""
+        epochs, rate, seed = (step.settings[name] for name in ("epochs", "rate", "seed"))
+        model: nn.Module = adapt(
+            self.speech, method, step.folder / "adapter", epochs=epochs, rate=rate, seed=seed, report=self.report,
+            callbacks=callbacks if self.judges else (), device=self.device, accumulation=self.accumulation,
+        )  # fmt: skip
+        return model
+
     # -- learning rates -----------------------------------------------------------------------------------------------
 
     def trial(self, family: str, rate: float) -> None:
         """Train a method with one learning rate and measure it on dev speech."""
         method, step = self.methods[family], self.trial_step(family, rate)
-        if step.begin(self.report):
-            model = adapt(
-                self.speech, method, step.folder / "adapter", epochs=self.comparison.trial_epochs, rate=rate, seed=0,
-                report=self.report, device=self.device,
-            )  # fmt: skip
-            _write(step.done, {"method": family, "rate": rate, **self.dev(model, method)})
-            _remove(step.folder / "adapter", step.folder / "adapter-training")
+        if self.first(lambda: step.begin(self.report)):
+            model = self.adapted(step, method)
+            if self.judges:
+                _write(step.done, {"method": family, "rate": rate, **self.dev(model, method)})
+                _remove(step.folder / "adapter", step.folder / "adapter-training")
 
     def trial_step(self, family: str, rate: float) -> Step:
         settings = self.settings(self.methods[family], self.comparison.trial_epochs, rate, 0)
@@ -232,23 +251,23 @@ class Runner:
 
         Only the first process writes results.
         """
-        step, method, started = self.run_step(name, seed), self.methods[name], time.time()
+        step, method, started = self.first(lambda: self.run_step(name, seed)), self.methods[name], time.time()
         folder = step.folder
-        if not step.begin(self.report):
+        if not self.first(lambda: step.begin(self.report)):
             return
-        if twin := self._twin(step):
-            shutil.copytree(twin.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(step.result))
-            self._finish(step, pd.read_parquet(twin.done).assign(method=name))
+        if twin := self.first(lambda: self._twin(step)):
+            if self.judges:
+                shutil.copytree(twin.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(step.result))
+                self._finish(step, pd.read_parquet(twin.done).assign(method=name))
             return
         clock = _Clock(folder / "seconds.json")
         callbacks: list[TrainerCallback] = [clock]
         if name in self.comparison.watched and seed == self.comparison.seeds[name][0]:
             holder: list[nn.Module] = []
             callbacks += [_Watch(holder), _Curve(folder / "curve.json", lambda: self.dev(holder[0], method, every=2))]
-        model = adapt(
-            self.speech, method, folder / "adapter", epochs=self.comparison.epochs, rate=step.settings["rate"], seed=seed,
-            report=self.report, callbacks=callbacks, device=self.device,
-        )  # fmt: skip
+        model = self.adapted(step, method, callbacks)
+        if not self.judges:
+            return
         tables = [self.errors(self.speech, model, method, self.test_rows())]
         for domain, speech in self.extra.items():
             rows = list(range(len(speech.corpus.index)))
@@ -314,7 +333,7 @@ class Runner:
     def analyse(self, kind: str) -> None:
         """Run one of `analyses.ANALYSES` on the first HDMoLE run."""
         file = self.analysed / f"{kind}.json"
-        if not file.is_file():
+        if self.judges and not file.is_file():
             model, adaptation = self.trained("hdmole", self.analysed), self.methods["hdmole"]
             subject = analyses.Subject(
                 model, self.speech, self.extra,
@@ -387,7 +406,12 @@ class Runner:
 
     def everything(self) -> Results | None:
         """Do all tasks that are missing. The first process returns the results, others None."""
-        share(self.tasks(), self.work / "locks", self.report)
+        if self.together is None:
+            share(self.tasks(), self.work / "locks", self.report)
+        else:
+            for task in self.tasks():  # in this order each is ready when its turn comes
+                if not self.first(task.finished):
+                    task.run()
         return None if self.rank else self.publish()
 
     # -- results ------------------------------------------------------------------------------------------------------
@@ -489,8 +513,9 @@ def _remove(*folders: Path) -> None:
 
 
 def compare(
-    config: Path, out: Path, report: Callable[[str], None], processes: int = 1, model: str = "", revision: str | None = None
-) -> Results | None:
+    config: Path, out: Path, report: Callable[[str], None], processes: int = 1, model: str = "", revision: str | None = None,
+    together: bool = False, accumulation: int = 1,
+) -> Results | None:  # fmt: skip
     """Run a comparison.
 
     Args:
@@ -500,6 +525,10 @@ def compare(
         processes: number of processes on this machine that share the work, and its GPU if it has
             one.
         model, revision: as in `read_config`.
+        together: whether the processes of `torchrun` or `accelerate launch` train each run
+            together, in place of a run each. The results are those of one process, but for
+            rounding, and for dropout, which is drawn anew for each part of a batch.
+        accumulation: as in `hdmole.training.loop.fit`.
 
     Returns:
         The results in the first process, None in the others.
@@ -511,7 +540,11 @@ def compare(
     """
     rank, count = rank_and_count()
     comparison = read_config(config, model, revision)
-    command = ["compare", "--config", str(config), "--out", str(out), "--model", model, "--revision", revision or ""]
+    command = ["compare", "--config", str(config), "--out", str(out), "--model", model, "--revision", revision or "",
+               "--accumulation", str(accumulation)]  # fmt: skip
+    if together and rank:
+        report = lambda text: None  # noqa: E731
     with nullcontext() if rank else alone(out), others(command, processes if count == 1 else 1):
         speech, extra = speech_of(comparison.data, comparison.model, comparison.manifests, out / "work", report, rank)
-        return Runner(comparison, out, speech, extra, report, rank).everything()
+        all_ = train_together(rank, count) if together and count > 1 else None
+        return Runner(comparison, out, speech, extra, report, rank, all_, accumulation).everything()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -378,6 +379,7 @@ def adapt(
     report: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
     device: str = "cpu",
+    accumulation: int = 1,
 ) -> Any:
     """Load the adapted model from `folder`, or train it and save it there.
 
@@ -397,6 +399,7 @@ def adapt(
         report: called with each line about the progress, such as the loss.
         callbacks: callbacks of transformers' Trainer.
         device: where the model is trained.
+        accumulation: as in `fit`.
 
     Returns:
         The adapted model, ready for decoding.
@@ -437,6 +440,7 @@ def adapt(
             muon=adaptation.muon,
             seed=seed,
             callbacks=callbacks,
+            accumulation=accumulation,
         )
 
     if adaptation.warm_share:
@@ -446,12 +450,15 @@ def adapt(
     run(replace(adaptation, true_accent=by_accent), "training", 1 - adaptation.warm_share)
     if llm:
         llm.set_attn_implementation(attention)
-    with written(folder) as part:
-        if adaptation.kind == "full":
-            part.mkdir()
-            save_file({n: p.detach().contiguous() for n, p in named}, part / "model.safetensors")
-        else:
-            model.save_pretrained(part)
+    processes = PartialState()
+    if processes.is_main_process:
+        with written(folder) as part:
+            if adaptation.kind == "full":
+                part.mkdir()
+                save_file({n: p.detach().contiguous() for n, p in named}, part / "model.safetensors")
+            else:
+                model.save_pretrained(part)
+    processes.wait_for_everyone()
     return model.eval()
 
 

@@ -115,7 +115,10 @@ class Batches(Dataset[dict[str, torch.Tensor]]):
         return len(self.batches)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        rows = self.batches[number]
+        return self.of(self.batches[number])
+
+    def of(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """The batch of these utterances."""
         items = [self.fetch(i) for i in rows]
         batch: dict[str, torch.Tensor] = {}
         for name in items[0]:
@@ -128,6 +131,27 @@ class Batches(Dataset[dict[str, torch.Tensor]]):
             batch[name] = torch.from_numpy(padded)
             batch["encoder_mask" if name == "encoder_states" else "attention_mask"] = torch.from_numpy(mask)
         return {**batch, **self.extra(rows)}
+
+
+class Parts(Dataset[dict[str, torch.Tensor]]):
+    """Batches in parts, which several processes share or whose gradients are accumulated.
+
+    Item `parts * n + k` is part k of batch n. It holds its `share` of the batch's tokens: the
+    losses of the parts, weighted so, sum to the loss of the batch. A part for which no utterance is
+    left has the batch's first one, with share 0, as every process computes a gradient in each step.
+    """
+
+    def __init__(self, batches: Batches, parts: int) -> None:
+        self.batches, self.parts = batches, parts
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.parts
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        rows = self.batches.batches[number // self.parts]
+        part = rows[number % self.parts :: self.parts]
+        of, all_ = (int((self.batches.extra(some)["labels"] >= 0).sum()) if some else 0 for some in (part, rows))
+        return {**self.batches.of(part or rows[:1]), "share": torch.tensor(of / all_)}
 
 
 def _up(length: int, multiple: int) -> int:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hdmole.files import disk_space
-from hdmole.training.data import Batches
+from hdmole.training.data import Batches, Parts
 
 Batch = dict[str, Tensor]
 Objective = Callable[[Any, Batch], Tensor]  # (model, batch) -> scalar loss
@@ -29,6 +32,23 @@ ATTENTION = "sdpa" if torch.cuda.is_available() else "eager"
 # emulates them, and a training step then takes about twenty times as long as in float32. On a GPU,
 # matrices of these sizes are multiplied as fast in TF32, without a kernel for each cast.
 BF16 = not torch.cuda.is_available() and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class _PartByPart(Sampler[int]):
+    """The parts of each batch one after the other, and batches in the order of a single process."""
+
+    def __init__(self, dataset: Parts, seed: int) -> None:
+        self.parts, self.sampler = dataset.parts, SeedableRandomSampler(dataset.batches, data_seed=seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.parts * len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self.sampler:
+            yield from range(self.parts * number, self.parts * (number + 1))
 
 
 class _Batch(Trainer):
@@ -41,6 +61,20 @@ class _Batch(Trainer):
         with self.accelerator.autocast():
             loss = self.objective(model, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+
+class _Part(_Batch):
+    """A `_Batch` whose dataset is `Parts`."""
+
+    loss_is_scaled_for_ga = True
+    train_dataset: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> _PartByPart:
+        return _PartByPart(self.train_dataset, self.args.seed)
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        share = inputs.pop("share") * self.args.world_size  # as DDP averages gradients that are to be summed
+        return share * super().compute_loss(model, inputs)
 
 
 class _Report(TrainerCallback):
@@ -176,8 +210,12 @@ def fit(
     warmup: float = 0.05,
     last: float = 0.01,
     callbacks: Sequence[TrainerCallback] = (),
+    accumulation: int = 1,
 ) -> None:
     """Train `model` in place, with a `cosine` schedule.
+
+    Where transformers' Trainer finds several processes, they share every batch (DDP). The steps are
+    those of a single process, but for rounding.
 
     In bf16 autocast where the processor computes bf16 itself (`BF16`), in TF32 on a GPU, otherwise
     in float32.
@@ -198,6 +236,9 @@ def fit(
         warmup: share of the steps for the warm-up.
         last: lowest learning rate after the warm-up, as a share of the peak.
         callbacks: callbacks of transformers' Trainer.
+        accumulation: number of parts of a batch, or of a process's share of it, whose gradients are
+            computed one after the other and added, so that they need less memory. `Batches` can be
+            divided, other batches cannot.
 
     Raises:
         OutputError: the disk is full. The last checkpoint is whole.
@@ -227,18 +268,25 @@ def fit(
         report_to=[],
         disable_tqdm=True,
         seed=seed,
+        gradient_accumulation_steps=accumulation,
     )
-    trainer = _Batch(
+    dataset: Any = batches
+    if (parts := arguments.world_size * accumulation) > 1:
+        assert isinstance(batches, Batches)
+        dataset = Parts(batches, parts)
+    trainer = (_Part if parts > 1 else _Batch)(
         model=model,
         args=arguments,
-        train_dataset=batches,
+        train_dataset=dataset,
         data_collator=lambda items: items[0],
         optimizers=(optimizer, schedule),
         callbacks=[_Report(report, folder.name, batches), *callbacks],
     )
     trainer.objective = objective
+    with PartialState().main_process_first():
+        checkpoint = last_checkpoint(folder)
     with disk_space(folder), tf32() if gpu else fast_on_cpu(model):
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
     model.eval()
 
 
