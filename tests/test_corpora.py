@@ -302,6 +302,166 @@ def test_an_audiofolder(tmp_path: Path) -> None:
         list(read_corpus("huggingface", tmp_path / "af" / "train" / "clips"))
 
 
+# --- corpora by name --------------------------------------------------------------------------
+
+
+def test_common_voice(tmp_path: Path) -> None:
+    head = "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale segment"
+    rows = [
+        ["c1", "common_voice_en_1.mp3", "5f", 'He said "no', "", "2", "0", "", "", "England English,Lancashire", "", "en", ""],
+        ["c2", "common_voice_en_2.mp3", "60", "One.", "", "2", "0", "", "", "Texas", "", "en", "Singleword"],
+        ["c3", "common_voice_en_2.mp3", "61", "Two.", "", "2", "0", "", "", "", "", "en", ""],
+    ]  # fmt: skip
+    write(tmp_path / "en" / "train.tsv", *map("\t".join, [head.split(), *rows]))
+    for name in ("common_voice_en_1.mp3", "common_voice_en_2.mp3"):
+        sound(tmp_path / "en" / "clips" / name, format="MP3")
+    table = write(tmp_path / "accents.csv", "from,to", "england english,British", "*,other")
+    lines, found = imported("commonvoice", tmp_path / "en", split="train", accents=table)
+    assert [(line["text"], line["accent"], line["speaker"]) for line in lines] == [
+        ('He said "no', "British", "c1"),
+        ("One.", "other", "c2"),
+    ]
+    assert lines[0]["audio"].endswith("en/clips/common_voice_en_1.mp3") and found.left_out == {"no accent": 1}
+
+
+def test_kespeech(tmp_path: Path) -> None:
+    for part, speaker in (("train_phase1", "1001"), ("train_phase2", "1002"), ("test", "1003")):
+        name = f"{speaker}_5f3a"
+        audio = sound(tmp_path / "k" / "Audio" / speaker / "phase1" / f"{name}.wav")
+        folder = tmp_path / "k" / "Tasks" / "ASR" / part
+        write(folder / "wav.scp", f"{name} {audio.relative_to(tmp_path / 'k')}")
+        write(folder / "text", f"{name} \u6253\u5f00<SPOKEN_NOISE>\u7a97\u6237")
+        write(folder / "utt2spk", f"{name} {speaker}")
+        write(folder / "utt2subdialect", f"{name} {'Mandarin' if part == 'test' else 'Ji-Lu'}")
+    lines, _ = imported("kespeech", tmp_path / "k", split="train")  # both phases
+    assert [(line["speaker"], line["accent"]) for line in lines] == [("1001", "Ji-Lu"), ("1002", "Ji-Lu")]
+    assert lines[0]["text"] == "\u6253\u5f00 \u7a97\u6237"
+    assert imported("kespeech", tmp_path / "k", split="test")[1].accents == {"Mandarin": 1}
+    assert imported("kespeech", tmp_path / "k", split="train_phase2")[0][0]["speaker"] == "1002"
+
+
+def test_aishell_1(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "data_aishell"
+    for part, name in (("train", "BAC009S0002W0122"), ("dev", "BAC009S0724W0121"), ("test", "BAC009S0764W0121")):
+        sound(folder / "wav" / part / name[6:11] / f"{name}.wav")
+    write(
+        folder / "transcript" / "aishell_transcript_v0.8.txt",
+        "BAC009S0002W0122 \u800c \u697c\u5e02",
+        "BAC009S0724W0121 \u5e7f\u5dde",
+        "BAC009S0764W0121 \u751a\u81f3",
+    )
+    for place in (tmp_path / "a", folder):
+        lines, _ = imported("aishell", place, split="train")
+        assert [(line["text"], line["accent"], line["speaker"]) for line in lines] == [("\u800c\u697c\u5e02", "general", "S0002")]
+        assert "duration" not in lines[0] and lines[0]["audio"].endswith("wav/train/S0002/BAC009S0002W0122.wav")
+    with pytest.raises(CorpusError, match=r"AISHELL-1 in .* cannot be read .*docs/data.md"):
+        imported("aishell", tmp_path, split="train")
+
+
+def test_aishell_2(tmp_path: Path) -> None:
+    for part, name in (("data", "IC0001W0001"), ("dev", "ID0012W0002"), ("test", "IT0055W0013")):
+        folder = tmp_path / "a" / "AISHELL-2" / "iOS" / part
+        sound(folder / "wav" / name[1:6] / f"{name}.wav")
+        write(folder / "trans.txt", f"{name}\t\u542cbeat it")
+    lines, _ = imported("aishell2", tmp_path / "a", split="train")
+    assert [(line["text"], line["accent"], line["speaker"]) for line in lines] == [("\u542cBEAT IT", "general", "C0001")]
+    assert imported("aishell2", tmp_path / "a", split="test")[0][0]["audio"].endswith("iOS/test/wav/T0055/IT0055W0013.wav")
+
+
+def test_wenetspeech(tmp_path: Path) -> None:
+    path = "audio/train/youtube/B00000/Y0000000000.opus"
+    sound(tmp_path / "w" / path, 4, rate=48_000, format="OGG", subtype="OPUS")
+    parts = [
+        {"sid": "Y0_S0", "begin_time": 0.5, "end_time": 2.25, "confidence": 1.0, "subsets": ["L", "S"], "text": "\u4f60\u597d"},
+        {"sid": "Y0_S1", "begin_time": 2.5, "end_time": 3.0, "confidence": 0.95, "subsets": ["L"], "text": "\u55ef"},
+    ]
+    about = {
+        "audios": [{"aid": "Y0", "path": path, "duration": 4.0, "md5": "0", "source": "youtube", "tags": [], "segments": parts}]
+    }
+    write(tmp_path / "w" / "WenetSpeech.json", json.dumps(about))
+    lines, _ = imported("wenetspeech", tmp_path / "w", split="S")
+    assert [(line["text"], line["accent"], line["offset"], line["duration"]) for line in lines] == [
+        ("\u4f60\u597d", "general", 0.5, 1.75)
+    ]
+    assert len(imported("wenetspeech", tmp_path / "w", split="L")[0]) == 2
+
+
+def test_l2_arctic(tmp_path: Path) -> None:
+    for speaker, name in (("ABA", "arctic_a0001"), ("YKWK", "arctic_a0001"), ("suitcase_corpus", "aba")):
+        sound(tmp_path / "l2" / speaker / "wav" / f"{name}.wav", rate=44_100)
+        write(tmp_path / "l2" / speaker / "transcript" / f"{name}.txt", "Author of the danger trail")
+    lines, _ = imported("l2arctic", tmp_path / "l2", split="read")
+    assert {(line["speaker"], line["accent"]) for line in lines} == {("aba", "Arabic"), ("ykwk", "Korean")}
+    lines, _ = imported("l2arctic", tmp_path / "l2", split="suitcase")
+    assert [(line["speaker"], line["accent"]) for line in lines] == [("aba", "Arabic")]
+
+
+def test_edacc(tmp_path: Path) -> None:
+    folder = tmp_path / "e" / "edacc_v1.0"
+    sound(folder / "data" / "EDACC-C06.wav", 3, rate=32_000)
+    write(
+        folder / "dev" / "segments",
+        "EDACC-C06-000 EDACC-C06 0.00 0.89",
+        "EDACC-C06-001 EDACC-C06 1.5 3",
+        "EDACC-C06-002 EDACC-C06 1 2",
+    )
+    write(
+        folder / "dev" / "text",
+        "EDACC-C06-000 <laugh> C ELEVEN",
+        "EDACC-C06-001 HELLO",
+        "EDACC-C06-002 IGNORE_TIME_SEGMENT_IN_SCORING",
+    )
+    write(folder / "dev" / "utt2spk", "EDACC-C06-000 EDACC-C06-A", "EDACC-C06-001 EDACC-C06-B", "EDACC-C06-002 EDACC-C06-A")
+    write(folder / "dev" / "conv.list", "EDACC-C06")
+    questions = [
+        "PARTICIPANT_ID", "What is your gender?", "What\u2019s your ethnic background? ", "What is your higher level of education?",
+        "How would you describe your accent in English? (e.g. Italian, Glaswegian)",
+        "Do you speak any second languages? separate them with commas  (e.g., Mandarin,Catalan,French )",
+        "What\u2019s your year of birth? (e.g., 1992)", "What year did you start learning English? (e.g., 1999)",
+    ]  # fmt: skip
+    answers = ['EDACC-C06-A,Male,Asian,MSc,Indonesian ,"Malay,Dutch",1992,1999', "EDACC-C06-B,Female,White,BSc,,,1990,"]
+    write(folder / "linguistic_background.csv", ",".join(f'"{question}"' for question in questions), *answers)
+    files = sorted(folder.rglob("*"))
+    lines, found = imported("edacc", tmp_path / "e", split="dev")
+    assert lines == [
+        {"audio": str(folder / "data" / "EDACC-C06.wav"), "text": "C ELEVEN", "accent": "Indonesian", "speaker": "EDACC-C06-A", "duration": 0.89}
+    ]  # fmt: skip
+    assert found.left_out == {"no accent": 1, "no text": 1} and sorted(folder.rglob("*")) == files  # nothing is written into it
+
+
+def test_speechocean762(tmp_path: Path) -> None:
+    sound(tmp_path / "s" / "WAVE" / "SPEAKER0001" / "000010011.WAV", format="WAV")
+    write(tmp_path / "s" / "train" / "wav.scp", "000010011\tWAVE/SPEAKER0001/000010011.WAV")
+    write(tmp_path / "s" / "train" / "text", "000010011\tWE CALL IT BEAR")
+    write(tmp_path / "s" / "train" / "utt2spk", "000010011\t0001")
+    lines, _ = imported("speechocean762", tmp_path / "s", split="train")
+    audio = str(tmp_path / "s" / "WAVE" / "SPEAKER0001" / "000010011.WAV")
+    assert lines == [{"audio": audio, "text": "WE CALL IT BEAR", "accent": "Mandarin", "speaker": "0001"}]
+
+
+@pytest.mark.parametrize("spelt", [str.upper, str.lower])
+def test_timit(tmp_path: Path, spelt: Any) -> None:
+    for part, region, speaker in (
+        ("TRAIN", "DR1", "FCJF0"),
+        ("TEST", "DR8", "MPAM0"),
+        ("TEST", "DR2", "FDRW0"),
+        ("TEST", "DR6", "FJDM0"),
+    ):
+        file = tmp_path / "t" / spelt(f"{part}/{region}/{speaker}/SX127.WAV")
+        sound(file, format="NIST", subtype="PCM_16")
+        write(file.with_suffix(spelt(".TXT")), "0 48128 The emperor had a mean temper.")
+        write(file.with_suffix(spelt(".PHN")), "0 48128 h#")
+        sound(file.with_name(f"{file.name}.wav"))  # what some copies have beside it
+    found = {split: imported("timit", tmp_path / "t", split=split)[0] for split in KINDS["timit"].splits}
+    assert {split: sorted(line["speaker"] for line in lines) for split, lines in found.items()} == {
+        "train": ["fcjf0"], "test": ["fdrw0", "fjdm0", "mpam0"], "dev": ["fdrw0"], "core": ["mpam0"],
+    }  # fmt: skip
+    [line] = found["train"]
+    assert line["text"] == "The emperor had a mean temper." and line["accent"] == "New England"
+    decoded = read_manifest(tmp_path / "made" / "manifest.jsonl")[0].decode()
+    assert decoded.format == "nistsphere" and decoded.seconds == 0.5 and found["core"][0]["accent"] == "Army Brat"
+
+
 # --- accents ----------------------------------------------------------------------------------
 
 

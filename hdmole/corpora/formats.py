@@ -161,8 +161,7 @@ def table(
     paths, fields = Paths(audio or file.parent), None
     for number, row in enumerate(table_rows(file, quoted), 2):
         fields = fields or find_fields(row, columns, file.name)
-        # Common Voice gives the length of the sentence's prompt and other things; it has no parts
-        offset, duration = part(number, file.name, row) if quoted else (0.0, None)
+        offset, duration = part(number, file.name, row)
         accent, speaker = (row.get(fields.get(what, ""), "").strip() for what in ("accent", "speaker"))
         yield Row(paths.find(row[fields["audio"]]), row[fields["text"]], accent, speaker, offset, duration)
 
