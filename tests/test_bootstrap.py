@@ -157,6 +157,16 @@ def test_five_speakers_are_enough_for_an_interval(speakers: int, enough: bool) -
     assert np.isnan(accent_differences(rows, "hdmole", "base").low[0]) != enough
 
 
+def test_a_rate_of_characters_is_named() -> None:
+    rows = table(*of_speakers("base", [2] * 5), *of_speakers("hdmole", [1] * 5))
+    assert summarise(rows, ORIGIN).rate_name is None and "rate_name" not in summarise(rows, ORIGIN).to_dict()
+    results = summarise(rows.assign(reference="\u6253\u5f00\u706f"), ORIGIN)
+    assert results.to_dict()["rate_name"] == "CER"
+    assert markdown_table(results).startswith("| Method (CER in %) |") and accent_table(results).startswith(
+        "| Accent (CER in %) |"
+    )
+
+
 def test_few_speakers_are_those_of_the_method_that_has_fewest() -> None:
     results = summarise(
         table(*of_speakers("base", [1] * 9), *of_speakers("lora", [1] * 3), *of_speakers("full", [1] * 4)), ORIGIN

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hdmole.speech.manifest import ManifestError, fingerprint, manifest_rows, read_manifest
-from hdmole.speech.words import character_disagreement, count_errors, normalise, score
+from hdmole.speech.words import character_disagreement, count_errors, normalise, rate_name, score
 
 
 def test_normalisation_by_hand() -> None:
@@ -20,10 +20,58 @@ def test_normalisation_by_hand() -> None:
     assert normalise("Cafe\u0301 \u00dcber %") == "caf\u00e9 \u00fcber" and normalise(" ?! ") == ""
 
 
-def test_digits_are_read_as_words_but_in_chinese() -> None:
+def test_digits_are_read_as_words_and_in_chinese_as_numbers() -> None:
     assert normalise("Room 205, at 4!") == "room two zero five at four"
-    assert normalise("2024\u5e74") == "2024\u5e74"
+    assert normalise("2024\u5e74") == "\u4e8c\u96f6\u4e8c\u56db\u5e74"
+    assert normalise("2024\u5e74\u306b") == "2024\u5e74\u306b"  # Japanese
     assert score(["call seven five"], ["Call 7-5."])["errors"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2024年5月1日", "二零二四年五月一日"),
+        ("二〇二四年", "二零二四年"),
+        ("涨了３．５％。", "涨了百分之三点五"),
+        ("共1,200人", "共一千二百人"),
+        ("2个人，12个人", "两个人 十二个人"),
+        ("气温-5℃", "气温负五摄氏度"),
+        ("第7-5号", "第七 五号"),
+        ("1/2的", "二分之一的"),
+        ("房间0012", "房间零零一二"),
+        ("打13800138000", "打一三八零零一三八零零零"),
+        ("听MP3和Beat It", "听mp三和beat it"),
+        ("ＡＢ型", "ab型"),
+    ],
+)
+def test_chinese_numbers_and_widths_by_hand(written: str, read: str) -> None:
+    assert normalise(written) == read == normalise(read)
+
+
+@given(st.text(st.sampled_from("0123456789.,-/%年月日个点元℃٣²½中ab ")))
+def test_chinese_with_numbers_is_normalised_once(text: str) -> None:
+    once = normalise("中" + text)
+    assert normalise(once) == once and not any(digit in once for digit in "0123456789")
+
+
+def test_characters_count_one_by_one_and_latin_words_whole() -> None:
+    assert count_errors("听beat it吧", "听 beat 吧") == (1, 4)
+    assert count_errors("𫖯一", "头一") == (1, 2) and count_errors("一𫖯", "一") == (1, 2)
+    assert score(["二零二四年"], ["2024年！"])["errors"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (["turn on the lights"], "WER"),
+        (["打开灯", "一二三四五六七八 ok"], "CER"),  # 11 of 12
+        (["我们 meeting 见"], "MER"),  # 3 of 4
+        (["one two three four five six seven eight nine 你"], "WER"),  # 1 of 10
+        ([""], "WER"),
+    ],
+)
+def test_what_the_rate_is_called(texts: list[str], name: str) -> None:
+    assert rate_name(texts) == name
 
 
 @given(st.text())

@@ -16,6 +16,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
+from hdmole.speech.words import rate_name
 from hdmole.study.results import FEW_SPEAKERS, Difference, DomainRate, Interval, MethodResult, Provenance, Rate, Relative, Results
 
 RESAMPLES = 1000  # of speakers, for word error rates
@@ -89,7 +90,10 @@ def summarise(rows: pd.DataFrame, provenance: Provenance) -> Results:
         str(method): MethodResult(domains={str(domain): domain_rate(of) for domain, of in found.groupby("domain", sort=False)})
         for method, found in rows.groupby("method", sort=False)
     }
-    return Results(methods=methods, differences=differences(rows), provenance=provenance)
+    results = Results(methods=methods, differences=differences(rows), provenance=provenance)
+    if (name := rate_name(rows.reference.drop_duplicates())) != "WER":
+        results.rate_name = name
+    return results
 
 
 def differences(rows: pd.DataFrame) -> list[Difference]:

@@ -5,9 +5,9 @@ A results folder holds two files, which `save` writes:
 - `summary.json`: a `Results` record. Every table and figure of the project is made from it.
 - `utterances.parquet`: one row per utterance, method and training seed, with the columns `COLUMNS`.
 
-All word error rates (WER) and their intervals are in percent. Differences are in percentage points
-of WER. They are below zero if the first method makes fewer errors. All intervals are 95 % bootstrap
-intervals over speakers.
+All word error rates (WER) and their intervals are in percent. In Chinese each character counts as a
+word, and `rate_name` says so. Differences are in percentage points of WER. They are below zero if
+the first method makes fewer errors. All intervals are 95 % bootstrap intervals over speakers.
 
 `VERSION` is the version of the layout of `summary.json`. Files of version 1, which hold no version,
 and of version 2 can be read too. Their claims are left out, because they took an interval that
@@ -278,6 +278,8 @@ class Results(Record):
 
     methods: dict[str, MethodResult]
     differences: list[Difference]
+    # by `hdmole.speech.words.rate_name` where characters are counted; None for WER
+    rate_name: Literal["CER", "MER"] | None = None
     decoding_time: dict[str, float] = {}  # method -> multiple of the frozen base's
     claims: list[Claim] = []
     trials: list[Trial] = []

@@ -16,14 +16,16 @@ def markdown_table(results: Results, labels: Mapping[str, str] | None = None) ->
 
     It shows trained parameters, WER in % with its 95 % interval for each domain, and decoding time
     as a multiple of the base's. For the domain "accent" the WER is the mean over accents. `labels`
-    are the names of the methods; by default those of the results.
+    are the names of the methods; by default those of the results. If characters are counted, the
+    first head says CER or MER.
     """
     labels = labels or results.labels
     domains = results.domains
     full = results.methods["full"].trainable if "full" in results.methods else None
     times = results.decoding_time
     heads = [*(DOMAIN_LABELS.get(d, d) for d in domains), *(["Decoding time"] if times else [])]
-    lines = ["| Method | Trainable | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
+    first = f"Method ({results.rate_name} in %)" if results.rate_name else "Method"
+    lines = [f"| {first} | Trainable | " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(heads)]
     for method, entry in results.methods.items():
         share = f" ({100 * entry.trainable / full:.1f} %)" if entry.trainable and full else ""
         count = f"{entry.trainable:,}{share}" if entry.trainable is not None else ""
@@ -41,7 +43,8 @@ def accent_table(results: Results) -> str:
     The last row is the general domain.
     """
     methods = results.methods
-    lines = ["| Accent | " + " | ".join(results.labels.values()) + " |", "|---|" + "---:|" * len(methods)]
+    head = f"Accent ({results.rate_name} in %)" if results.rate_name else "Accent"
+    lines = [f"| {head} | " + " | ".join(results.labels.values()) + " |", "|---|" + "---:|" * len(methods)]
     first = next(iter(methods.values())).domains
     for domain in ("accent", GENERAL):
         for accent in first[domain].accents if domain in first else ():
