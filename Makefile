@@ -2,7 +2,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help app test lint format fuzz kills load audit mutation screenshots
+.PHONY: help app test lint format fuzz kills load scale audit mutation screenshots
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 20
@@ -33,6 +33,9 @@ kills: .venv/installed-dev ## kill a tiny job at random points and compare what 
 
 load: .venv/installed-dev ## start the app and let many visitors in at once: 50, or e.g. visitors=10 sessions=200
 	$(BIN)/python tests/load.py $(or $(visitors),50) $(or $(sessions),1000)
+
+scale: .venv/installed-dev ## measure memory and time by hours of speech for docs/scaling.md; e.g. hours="1 10"
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/scale.py $(hours)
 
 audit: .venv/bin/python ## look the pinned packages up in the database of known weaknesses (needs the network)
 	$(BIN)/python -m venv build/audit

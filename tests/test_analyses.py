@@ -26,7 +26,7 @@ def speech_of(folder: Path, rows: list[tuple[str, str, str]], posteriors: np.nda
     index = pd.DataFrame(rows, columns=["accent", "speaker", "text"])
     index = index.assign(split="test", domain=["general" if a == "general" else "accent" for a in index.accent])
     index = index.assign(utterance=[f"u{i}" for i in range(len(rows))], seconds=1.0)
-    write_corpus(folder, index, [np.zeros((1, 80), np.float16)] * len(rows))
+    write_corpus(folder, ((row, np.zeros((1, 80), np.float16)) for row in index.to_dict("records")))
     spans = np.array([[[i, 1] for i in range(len(rows))]])
     recogniser = AccentRecogniser(["general", "a", "b"], channels=4)
     return Speech(Corpus(folder), States(np.zeros((len(rows), 2), np.float16), spans), None, folder, recogniser, posteriors)

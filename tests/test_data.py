@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny import tiny_corpus
 
-from hdmole.training.data import Batches, mel_batches, spec_augment
+from hdmole.training.data import Batches, Parts, frames_written, mel_batches, spec_augment
 
 
 def test_spec_augment_zeroes_two_bands_and_some_stretches() -> None:
@@ -58,3 +59,26 @@ def test_batches_hold_so_many_frames_and_rows_padding_included() -> None:
             expected = torch.arange(padded)[None] < torch.tensor([lengths[i] for i in of])[:, None]
             assert torch.equal(batches[number]["attention_mask"], expected)
             assert torch.equal(batches[number]["x"], expected[..., None].expand(-1, -1, 2).float())
+
+
+def test_frames_are_appended_to_the_bytes_of_one_array(tmp_path: Path) -> None:
+    parts = [np.full((2, 3), 1, np.float16), np.zeros((0, 3), np.float16), np.full((4, 3), 2, np.float16)]
+    with frames_written(tmp_path / "frames.npy") as append:
+        assert [append(part) for part in parts] == [0, 2, 2]
+        assert not (tmp_path / "frames.npy").exists()
+    np.save(tmp_path / "whole.npy", np.concatenate(parts))
+    assert (tmp_path / "frames.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_parts_of_a_batch_hold_their_share_of_its_tokens() -> None:
+    """Utterances 0, 1 and 2 have 1, 2 and 3 tokens; a fourth part gets none, and no share."""
+    lengths = np.array([5, 6, 7])
+
+    def extra(rows: list[int]) -> dict[str, torch.Tensor]:
+        return {"labels": torch.tensor([[k if k <= row else -100 for k in range(3)] for row in rows])}
+
+    batches = Batches([0, 1, 2], lambda i: {"encoder_states": np.full((lengths[i], 1), i)}, lengths, 100, extra)
+    order, parts = batches.batches[0], Parts(batches, 4)
+    found = [parts[k] for k in range(len(parts))]
+    assert [part["share"].item() for part in found] == pytest.approx([*((row + 1) / 6 for row in order), 0])
+    assert [part["encoder_states"][:, 0, 0].tolist() for part in found] == [[row] for row in [*order, order[0]]]

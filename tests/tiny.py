@@ -162,7 +162,7 @@ def tiny_corpus(folder: Path, rows: list[tuple[str, str, str]], frames: int = 40
     """A corpus of (split, domain, accent); every feature of utterance i is i + 1."""
     index = pd.DataFrame(rows, columns=["split", "domain", "accent"])
     index = index.assign(text="one two", speaker="s", utterance=[f"u{i}" for i in range(len(rows))], seconds=1.0)
-    write_corpus(folder, index, [np.full((frames, 80), i + 1, np.float16) for i in range(len(rows))])
+    write_corpus(folder, ((row, np.full((frames, 80), i + 1, np.float16)) for i, row in enumerate(index.to_dict("records"))))
     return Corpus(folder)
 
 

@@ -260,4 +260,4 @@ def make(jobs: list[dict[str, Any]], folder: Path) -> Iterator[float]:
             yield (number + 1) / len(chunks)
     index = pd.DataFrame(rows)
     index.insert(0, "utterance", [f"{row.domain}-{i:06d}" for i, row in enumerate(index.itertuples())])
-    write_corpus(folder, index, mels)
+    write_corpus(folder, zip(index.to_dict("records"), mels, strict=True))

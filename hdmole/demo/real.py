@@ -154,7 +154,7 @@ class Build:
                         )
                         mels.append(features)
                     self.report(f"corpus: {len(rows)} of {len(jobs)} utterances")
-            write_corpus(folder, pd.DataFrame(rows), mels)
+            write_corpus(folder, zip(rows, mels, strict=True))
         corpus = Corpus(folder)
         counts = corpus.index.groupby(["split", "domain"]).seconds.agg(["size", "sum"])
         self.report("corpus\n" + counts.rename(columns={"size": "utterances", "sum": "seconds"}).round().to_string())

@@ -214,8 +214,10 @@ class Speech:
             size: a batch holds at most `size` times 80 s and `size` times 24 utterances.
         """
         index = self.corpus.index
-        texts = self.tokenizer(list(index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
-        ids = {i: [*text, self.tokenizer.eos_token_id] for i, text in zip(rows, texts, strict=True)}
+
+        def labels(rows: list[int]) -> Tensor:
+            texts = self.tokenizer(list(index.text.iloc[rows]), add_special_tokens=False)["input_ids"]
+            return pad([[*text, self.tokenizer.eos_token_id] for text in texts])
 
         def fetch(i: int) -> dict[str, np.ndarray]:
             if mels:
@@ -228,7 +230,7 @@ class Speech:
             fetch,
             index.frames.to_numpy() if mels else self.states.spans[0, :, 1],
             size * (8_000 if mels else 1_000),
-            lambda rows: {"labels": pad([ids[i] for i in rows]), **extra(rows)},
+            lambda rows: {"labels": labels(rows), **extra(rows)},
             seed=seed,
             max_rows=size * 24,
         )

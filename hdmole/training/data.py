@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,7 @@ class Corpus:
     def __init__(self, folder: Path) -> None:
         self.index = pd.read_parquet(folder / "index.parquet")
         self.mels = np.load(folder / "mels.npy", mmap_mode="r")
-        self._spans = list(zip(self.index.offset, self.index.frames, strict=True))
+        self._spans = self.index[["offset", "frames"]].to_numpy()
 
     def features(self, i: int) -> np.ndarray:
         offset, frames = self._spans[i]
@@ -38,20 +40,46 @@ class Corpus:
         return list(np.flatnonzero(keep))
 
 
-def write_corpus(folder: Path, index: pd.DataFrame, mels: list[np.ndarray]) -> None:
-    """Write a corpus as `index.parquet` and `mels.npy`.
+@contextmanager
+def frames_written(path: Path) -> Iterator[Callable[[np.ndarray], int]]:
+    """Gives a function that appends frames (T, width) to a file, and returns how many it had before.
+
+    `np.load` reads the file as one array. So an array can be written that does not fit into memory.
+    """
+    count, first = 0, np.zeros((0, 0), np.float16)
+
+    def head(file: BinaryIO) -> None:  # numpy leaves room for more frames
+        about = {"descr": first.dtype.str, "fortran_order": False, "shape": (count, first.shape[1])}
+        np.lib.format.write_array_header_1_0(file, about)
+
+    with written(path) as part, part.open("wb") as file:
+
+        def append(frames: np.ndarray) -> int:
+            nonlocal count, first
+            if file.tell() == 0:
+                first = frames[:0].copy()
+                head(file)
+            file.write(frames.tobytes())
+            count += len(frames)
+            return count - len(frames)
+
+        yield append
+        file.seek(0)
+        head(file)
+
+
+def write_corpus(folder: Path, rows: Iterable[tuple[Mapping[Any, Any], np.ndarray]]) -> None:
+    """Write a corpus as `index.parquet` and `mels.npy`. One utterance is in memory at a time.
 
     Args:
         folder: the corpus folder; made if it does not exist.
-        index: one row per utterance, with the columns split, domain, accent, text, speaker,
-            utterance and seconds.
-        mels: mel features (T, n_mels) of each utterance.
+        rows: of each utterance what the index holds, with the keys split, domain, accent, text,
+            speaker, utterance and seconds, and its mel features (T, n_mels).
     """
-    frames = np.array([len(m) for m in mels])
-    with written(folder / "mels.npy") as part:
-        np.save(part, np.concatenate(mels))
+    with frames_written(folder / "mels.npy") as append:
+        index = [{**row, "frames": len(mels), "offset": append(mels)} for row, mels in rows]
     with written(folder / "index.parquet") as part:  # last, because it says that the corpus is there
-        index.assign(frames=frames, offset=frames.cumsum() - frames).to_parquet(part)
+        pd.DataFrame(index).to_parquet(part)
 
 
 class States:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from hdmole.speech.manifest import Line, fingerprint, read_manifest
 from hdmole.speech.mel import stored_mel_features
 from hdmole.speech.segments import framed, spoken
 from hdmole.training.adapt import Speech
-from hdmole.training.data import Corpus, States, mel_batches, write_corpus
+from hdmole.training.data import Corpus, States, frames_written, mel_batches, write_corpus
 from hdmole.training.loop import BF16, fit
 
 
@@ -76,21 +76,18 @@ def encode_corpus(corpus: Corpus, encoder: Any, folder: Path, train: list[int], 
         return out.last_hidden_state, out.attention_mask
 
     spans = np.zeros((2, len(corpus.index), 2), np.int64)
-    parts, offset = [], 0
     rest = [i for i in range(len(corpus.index)) if corpus.index.split[i] != "train"]
-    for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
-        batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, int(change), 0.05)
-        batches.epoch = view
-        for n in range(len(batches) if rows else 0):
-            batch = batches[n]
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=BF16):
-                states, valid = encode(batch["input_features"].to(device), batch["attention_mask"].to(device))
-            for i, state, length in zip(batch["rows"].tolist(), states, valid.sum(1).tolist(), strict=True):
-                parts.append(state[:length].half().cpu().numpy())
-                spans[view, i] = offset, length
-                offset += length
-        report(f"states: view {view} of {len(rows)} utterances done")
-    _save(folder / "states.npy", np.concatenate(parts))
+    with frames_written(folder / "states.npy") as append:
+        for view, rows, change in ((0, train, True), (1, train, True), (0, rest, False)):
+            batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)}, seed, int(change), 0.05)
+            batches.epoch = view
+            for n in range(len(batches) if rows else 0):
+                batch = batches[n]
+                with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=BF16):
+                    states, valid = encode(batch["input_features"].to(device), batch["attention_mask"].to(device))
+                for i, state, length in zip(batch["rows"].tolist(), states, valid.sum(1).tolist(), strict=True):
+                    spans[view, i] = append(state[:length].half().cpu().numpy()), length
+            report(f"states: view {view} of {len(rows)} utterances done")
     _save(folder / "spans.npy", spans)
     return States.load(folder)
 
@@ -111,35 +108,23 @@ def encode_layers(corpus: Corpus, base: Any, folder: Path, rows: list[int], repo
     """
     if not (folder / "index.parquet").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        spans, offset, width = np.zeros((len(corpus.index), 2), np.int64), 0, 0
+        spans = np.zeros((len(corpus.index), 2), np.int64)
         batches = mel_batches(corpus, rows, 40_000, lambda rows: {"rows": torch.tensor(rows)})
-        with (folder / "mels.npy").open("wb") as file:
+        with frames_written(folder / "mels.npy") as append:
             for n in range(len(batches)):
                 batch = batches[n]
                 with torch.autocast(base.device.type, torch.bfloat16, enabled=BF16):
                     mels, mask = (batch[name].to(base.device) for name in ("input_features", "attention_mask"))
                     layers, valid = base.encoder_layers(mels, mask)
-                if n == 0:
-                    width = layers.shape[-1]
-                    _header(file, 0, width)
                 for i, of, kept in zip(batch["rows"].tolist(), layers.half().cpu(), valid.cpu(), strict=True):
                     length = int(kept.sum())
-                    file.write(of[:length].numpy().tobytes())
-                    spans[i] = offset, length
-                    offset += length
+                    spans[i] = append(of[:length].numpy()), length
                 if n % 50 == 0:
                     report(f"layers: {n} of {len(batches)} batches")
-            file.seek(0)
-            _header(file, offset, width)
         part = folder / "index.part"
         corpus.index.assign(offset=spans[:, 0], frames=spans[:, 1]).to_parquet(part)
         part.replace(folder / "index.parquet")
     return Corpus(folder)
-
-
-def _header(file: BinaryIO, frames: int, width: int) -> None:
-    """Write the header of an array (frames, width) float16; numpy leaves room for more frames."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (frames, width)})
 
 
 def recogniser_stages(rows: list[int]) -> list[Stage]:
@@ -473,25 +458,27 @@ def corpus_of(
     if (folder / "index.parquet").is_file():
         return Corpus(folder)
     domains = {GENERAL: GENERAL, **dict.fromkeys(accents, "accent")}
-    rows, mels = [], []
     lines = [(split, line) for split in SPLITS for line in manifests[split]]
-    for number, (split, line) in enumerate(lines):
-        if number % 100 == 0:
-            report(f"speech: {number} of {len(lines)} recordings read")
-        try:
-            audio = line.decode()
-        except AudioError as error:
-            raise SpeechError(
-                "speech.not_read",
-                "{reason} It is line {number} of the {split} manifest; mend or remove it.",
-                reason=error,
-                number=line.number,
-                split=split,
-            ) from None
-        mels.append(stored_mel_features(extractor, framed(audio.samples, spoken(audio.samples))[0]))
-        rows.append(
-            {"split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
-             "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds}
-        )  # fmt: skip
-    write_corpus(folder, pd.DataFrame(rows), mels)
+
+    def rows() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        for number, (split, line) in enumerate(lines):
+            if number % 100 == 0:
+                report(f"speech: {number} of {len(lines)} recordings read")
+            try:
+                audio = line.decode()
+            except AudioError as error:
+                raise SpeechError(
+                    "speech.not_read",
+                    "{reason} It is line {number} of the {split} manifest; mend or remove it.",
+                    reason=error,
+                    number=line.number,
+                    split=split,
+                ) from None
+            row: dict[str, Any] = {
+                "split": split, "domain": domains.get(line.accent, "unseen"), "accent": line.accent,
+                "text": line.text, "speaker": line.speaker, "utterance": line.name, "seconds": audio.seconds,
+            }  # fmt: skip
+            yield row, stored_mel_features(extractor, framed(audio.samples, spoken(audio.samples))[0])
+
+    write_corpus(folder, rows())
     return Corpus(folder)
