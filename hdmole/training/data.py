@@ -42,7 +42,7 @@ class Corpus:
 
 @contextmanager
 def frames_written(path: Path) -> Iterator[Callable[[np.ndarray], int]]:
-    """Gives a function that appends frames (T, width) to a file, and returns how many it had before.
+    """Gives a function that appends frames (T, width) to a file and returns how many it had.
 
     `np.load` reads the file as one array. So an array can be written that does not fit into memory.
     """
