@@ -100,7 +100,10 @@ def mapping(file: Path, needed: bool = True) -> dict[str, str]:
 def _plain_file(name: str, value: str) -> str:
     """The value of a recording in wav.scp, if it is a file. Raises CorpusError."""
     if "|" in (value[-1:], value[:1]):
-        sentence = "The recording {name} in wav.scp is a command ({value}), which is never run here; write its output to a file and name that. SPHERE files are read as they are."
+        sentence = (
+            "The recording {name} in wav.scp is a command ({value}), which is never run here; write its output to a file and "
+            "name that. SPHERE files are read as they are."
+        )
         raise CorpusError("corpus.command", sentence, name=name, value=value)
     if value.rpartition(":")[2].isdigit() and ":" in value[2:]:
         sentence = "The recording {name} in wav.scp lies in an archive ({value}), which is not read here; name a file of its own."
