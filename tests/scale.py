@@ -59,7 +59,7 @@ def measured(into: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=10)
         into["seconds"] = round(time.monotonic() - started, 1)
         into["mb"] = round(into["mb"], 1)
 

@@ -26,15 +26,17 @@ from hdmole.study.evaluate import BATCH, evaluate
 from hdmole.training import preparation
 from hdmole.training.adapt import Adaptation, adapt
 
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.timeout(450)  # two processes import torch
 
 
 def torchrun(*command: object) -> str:
     """Run a program in two processes of one thread each; what they wrote to standard output."""
+    found = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tests"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
         [*launcher, *map(str, command)], capture_output=True, text=True, timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "PYTHONPATH": found, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
