@@ -159,9 +159,10 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_bytes(tiny_model: Path
     files = sorted(f.name for f in (tmp_path / "whole").iterdir())
     assert files == ["recordings.parquet", "routing.parquet", "summary.json", "utterances.parquet"]
     assert sorted(f.name for f in (tmp_path / "killed").iterdir()) == files
-    for name in files[:2] + files[3:]:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     one, other = (json.loads((tmp_path / out / "summary.json").read_text()) for out in ("whole", "killed"))
+    assert one["failed"] == other["failed"] == []
+    for name in files[:2] + files[3:]:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     for out, summary in (("whole", one), ("killed", other)):
         assert summary["provenance"].pop("command").endswith(f" {out}")  # each names its own folder
         del summary["provenance"]["date"]
