@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import struct
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import soundfile
 from driver import wait_until
+from tiny import speech_like
 
 from hdmole.speech import audio
 from hdmole.speech.audio import SAMPLE_RATE, Audio, AudioError, decode
@@ -446,3 +450,17 @@ def test_neither_hdmole_audio_nor_the_decoder_imports_torch(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=60)
     code = f"import sys, runpy; runpy.run_path({str(root / 'hdmole' / 'speech' / '_decode.py')!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path, timeout=60)
+
+
+def test_a_process_with_many_open_files_decodes(tmp_path: Path) -> None:
+    """Files and pipes then have numbers that select() does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1500:
+        pytest.skip("this machine allows fewer open files")
+    soundfile.write(tmp_path / "a.wav", speech_like(0.5, 1), 16_000)
+    with open(os.devnull) as nothing, ExitStack() as opened:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1500, hard))
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1100):
+            opened.callback(os.close, os.dup(nothing.fileno()))
+        assert decode(tmp_path / "a.wav").seconds == pytest.approx(0.5)

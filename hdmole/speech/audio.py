@@ -21,7 +21,7 @@ import threading
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from select import select
+from select import POLLIN, poll
 from typing import IO
 
 import numpy as np
@@ -93,7 +93,9 @@ class _Server:
                         socket.send_fds(connection, [REQUEST.pack(*limits)], [file.fileno(), *sent])
                 for number in sent:
                     os.close(number)
-                while not select([output], [], [], POLL)[0]:
+                answer = poll()  # select() takes no number above 1,023
+                answer.register(output, POLLIN)
+                while not answer.poll(1000 * POLL):
                     ask()  # an error closes the pipes, which ends the process that decodes
                 written = output.read()
                 if end := ended.read():
